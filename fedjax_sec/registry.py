@@ -1,0 +1,139 @@
+"""Name -> component class: the only mutable module-level state of the package.
+
+A component is one file in one of the folders below, found by its import: dropping the file in is
+all it takes to have it in configurations, in `fedjax-sec list` and `show`, and in the contract
+tests. Modules whose names begin with an underscore are helpers and are not imported.
+"""
+
+import dataclasses
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Mapping
+
+import jax
+
+from fedjax_sec import schema
+from fedjax_sec.schema import ConfigError
+
+
+class Registry:
+    """Components of one kind, discovered in the given packages on first use."""
+
+    def __init__(self, kind: str, *packages: str):
+        self.kind = kind
+        self._packages = packages
+        self._entries: dict[str, type] = {}
+        self._discovered = False
+
+    def register(self, name: str):
+        """Class decorator: makes a frozen dataclass pytree of the class and files it under `name`.
+
+        Fields declared `schema.static` become part of the pytree's structure, all others leaves.
+        """
+
+        def decorate(cls):
+            known = self._entries.get(name)
+            if known is not None and known.__qualname__ != cls.__qualname__:
+                raise ValueError(
+                    f"{self.kind} {name!r} is already registered by {known.__module__}; "
+                    f"rename one of the two."
+                )
+            cls = jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True)(cls))
+            cls.registered_name = name
+            self._entries[name] = cls
+            return cls
+
+        return decorate
+
+    def _discover(self) -> None:
+        if self._discovered:
+            return
+        for package_name in self._packages:
+            package = importlib.import_module(package_name)
+            for module in pkgutil.iter_modules(package.__path__):
+                if not module.name.startswith("_"):
+                    importlib.import_module(f"{package_name}.{module.name}")
+        self._discovered = True
+
+    def names(self) -> tuple[str, ...]:
+        """All registered names, sorted."""
+        self._discover()
+        return tuple(sorted(self._entries))
+
+    def get(self, name: str, path: str = "") -> type:
+        """The class registered as `name`; `ConfigError` with the nearest name where there is none."""
+        if name not in self.names():
+            at = f"{path}: " if path else ""
+            raise ConfigError(
+                f"{at}unknown {self.kind} {name!r}.{schema.suggestion(name, self.names())} "
+                f"Known: {', '.join(self.names())}."
+            )
+        return self._entries[name]
+
+    def build(self, spec, path: str = ""):
+        """Builds a component from its name or from a mapping with `name` and fields.
+
+        >>> defenses.build({"name": "krum", "num_byzantine": 2}).num_byzantine
+        2
+        """
+        path = path or self.kind
+        if dataclasses.is_dataclass(spec) and not isinstance(spec, type):
+            self.get(getattr(spec, "registered_name", type(spec).__name__), path)
+            return spec
+        if isinstance(spec, str):
+            spec = {"name": spec}
+        if not isinstance(spec, Mapping):
+            raise ConfigError(
+                f"{path}: expected the name of a {self.kind} or a mapping with 'name', "
+                f"got {spec!r}."
+            )
+        if "name" not in spec:
+            raise ConfigError(
+                f"{path}: 'name' is missing. Known {self.kind} names: {', '.join(self.names())}."
+            )
+        fields = dict(spec)
+        cls = self.get(fields.pop("name"), f"{path}.name")
+        return schema.build(cls, fields, path, builders())
+
+
+datasets = Registry("dataset", "fedjax_sec.datasets")
+partitions = Registry("partition", "fedjax_sec.partitions")
+models = Registry("model", "fedjax_sec.models")
+clients = Registry("client", "fedjax_sec.clients")
+attacks = Registry("attack", "fedjax_sec.attacks.data", "fedjax_sec.attacks.update")
+defenses = Registry("defense", "fedjax_sec.defenses")
+
+KINDS = {
+    registry.kind: registry
+    for registry in (datasets, partitions, models, clients, attacks, defenses)
+}
+
+
+def builders() -> dict:
+    """kind -> function that builds a component of that kind from its specification."""
+    # Optimizers are optax's own, pipelines are lists: neither is a registry.
+    from fedjax_sec import optimizers, pipeline
+
+    return {kind: registry.build for kind, registry in KINDS.items()} | {
+        "optimizer": optimizers.build,
+        "attack pipeline": pipeline.Attack.build,
+        "defense pipeline": pipeline.Defense.build,
+    }
+
+
+def find(name: str) -> tuple[Registry, type]:
+    """The registry and class of `name`, whatever its kind.
+
+    Raises `ConfigError` with the nearest name when no kind has it.
+    """
+    for registry in KINDS.values():
+        if name in registry.names():
+            return registry, registry.get(name)
+    everything = [n for registry in KINDS.values() for n in registry.names()]
+    raise ConfigError(f"Nothing is called {name!r}.{schema.suggestion(name, everything)}")
+
+
+def summary(cls) -> str:
+    """The first line of a component's docstring."""
+    return inspect.getdoc(cls).splitlines()[0]

@@ -1,0 +1,177 @@
+"""Core types: aliases, views and protocols. Imports nothing of this package.
+
+Symbols, here and everywhere: `N` registered clients, `K` clients in a round, `M` examples of a
+client after padding, `B` batch size, `D` parameters.
+"""
+# ruff: noqa: F722, F821
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+State = Any  # a pytree of arrays whose structure, shapes and dtypes never change
+Metrics = dict[str, jax.Array]  # the same keys every round
+Updates = Float[Array, "K D"]  # local parameters minus global parameters, raveled
+
+
+class Model(NamedTuple):
+    """A network as two pure functions.
+
+    `init(key) -> variables`; `apply(variables, x [B, ...], *, train, key) -> logits [B, C]`.
+    """
+
+    init: Callable
+    apply: Callable
+
+
+class Task(NamedTuple):
+    """What is learned, on flat parameters: shared by clients, adversary and evaluation.
+
+    `logits(params [D], x [B, ...], train=False, key=None) -> [B, C]` takes images in pixel units
+    in [0, 1]; the data set's normalisation is applied inside, at the model's entry.
+    `loss(params, x, y [B], mask [B], train=False, key=None)` is the mean cross-entropy over the
+    masked examples. `example(i) -> (x, y)` is training example `i` of the source's own order.
+    """
+
+    logits: Callable
+    loss: Callable
+    example: Callable
+    unravel: Callable
+    dim: int
+    num_classes: int
+
+
+class ServerView(NamedTuple):
+    """What an honest server may use. The true malicious mask is deliberately absent."""
+
+    params: Float[Array, "D"]
+    weights: Float[Array, "K"]  # example counts as the clients report them
+    client_ids: Int[Array, "K"]  # indexes histories of size [N, ...]
+    valid: Bool[Array, "K"]  # False: the row holds NaN or infinity, or a stage excluded it
+    round: Int[Array, ""]
+    with_kept: bool = True  # False: nobody reads `kept`, so a rule may leave it out (None)
+
+
+class AttackerView(NamedTuple):
+    """What the adversary sees: the threat model itself.
+
+    Rows of the stack outside `visible` are zero when an attack receives it, and its output is
+    merged into the rows `malicious` only. `sample(key, num) -> (x, y)` draws training examples of
+    the visible clients; it and `task` are None outside an experiment.
+    """
+
+    malicious: Bool[Array, "K"]
+    visible: Bool[Array, "K"]
+    params: Float[Array, "D"]
+    client_ids: Int[Array, "K"]
+    round: Int[Array, ""]
+    task: Task | None = None
+    sample: Callable | None = None
+
+
+class LocalData(NamedTuple):
+    """One client's data inside the round.
+
+    `fetch(positions [B]) -> (x [B, ...], y [B])` gathers its examples, `0 <= position < count`, in
+    pixel units and poisoned where the client is malicious and the attack poisons data. `capacity`
+    is M, the same Python integer for every client.
+    """
+
+    count: Int[Array, ""]
+    capacity: int
+    round: Int[Array, ""]
+    fetch: Callable
+
+
+class ClientUpdate(Protocol):
+    """Local training of one client; the round vmaps it over the client axis.
+
+    `apply` is called with unbatched `params`, so work done before the first local step ends is
+    shared by all clients. `keeps_state` says whether `state` outlives the round.
+    """
+
+    keeps_state: bool
+
+    def init(self, dim: int) -> State: ...
+
+    def apply(
+        self, key: PRNGKeyArray, params: Float[Array, "D"], state: State, local: LocalData,
+        task: Task,
+    ) -> tuple[Float[Array, "D"], State, Metrics]: ...  # fmt: skip
+
+
+class Aggregator(Protocol):
+    """`stage = "aggregate"`: [K, D] -> [D]. Metrics hold `kept [K]`, each client's share in [0, 1].
+
+    `kept` says how much of a client's update took part: 1 for every client under the mean, one-hot
+    under Krum, the share of coordinates under a trimmed mean.
+    """
+
+    stage: str
+
+    def init(self, num_clients: int, dim: int) -> State: ...
+
+    def apply(
+        self, key: PRNGKeyArray, updates: Updates, state: State, view: ServerView
+    ) -> tuple[Float[Array, "D"], State, Metrics]: ...
+
+
+class BeforeAggregation(Protocol):
+    """`stage = "before"`: reshapes the stack; may change the number of rows, weights or `valid`."""
+
+    stage: str
+
+    def init(self, num_clients: int, dim: int) -> State: ...
+
+    def apply(
+        self, key: PRNGKeyArray, updates: Updates, state: State, view: ServerView
+    ) -> tuple[Updates, ServerView, State, Metrics]: ...
+
+
+class AfterAggregation(Protocol):
+    """`stage = "after"`: changes the aggregate; sees the stack that was aggregated."""
+
+    stage: str
+
+    def init(self, num_clients: int, dim: int) -> State: ...
+
+    def apply(
+        self,
+        key: PRNGKeyArray,
+        aggregate: Float[Array, "D"],
+        updates: Updates,
+        state: State,
+        view: ServerView,
+    ) -> tuple[Float[Array, "D"], State, Metrics]: ...
+
+
+class UpdateAttack(Protocol):
+    """`stage = "update"`: rewrites the adversary's rows of the stack."""
+
+    stage: str
+
+    def init(self, num_clients: int, dim: int) -> State: ...
+
+    def apply(
+        self, key: PRNGKeyArray, updates: Updates, state: State, view: AttackerView
+    ) -> tuple[Updates, State, Metrics]: ...
+
+
+class DataAttack(Protocol):
+    """`stage = "data"`: poisons a malicious client's batch, and defines the backdoor's success.
+
+    `examples` are what an attacker trains a backdoor on, `probes` what success is measured on:
+    `(x, target, include)`, inputs, the attacker's labels and which of them count.
+    """
+
+    stage: str
+
+    def poison(
+        self, key: PRNGKeyArray, x: Array, y: Array, position: Array, task: Task
+    ) -> tuple[Array, Array]: ...
+
+    def examples(self, key: PRNGKeyArray, view: AttackerView) -> tuple[Array, Array]: ...
+
+    def probes(self, x: Array, y: Array, task: Task) -> tuple[Array, Array, Array]: ...
