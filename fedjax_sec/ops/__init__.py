@@ -1,0 +1,21 @@
+"""Numerical kernels on the stack of client updates ``[K, D]``.
+
+Everything that reduces over the client axis lives here, once, in a form that is fast on CPU
+(where XLA's own sorts and column reductions are slow) and on accelerators, next to the plain
+version it is tested against.
+
+===================  ==========================================================================
+module               contents
+===================  ==========================================================================
+``sorting``          `sort_clients`, and `map_columns` which keeps a whole rule inside the cache
+``coordinatewise``   `median`, `trimmed_mean`, `mean_near_median`, `kmeans_mean`
+``moments``          `weighted_mean`, `mean_and_std`, `row_norms`
+``distances``        `squared_distances`, `krum_scores`, `krum_sequence`
+``reference``        the same signatures in plain ``jnp``: slow and obviously right
+===================  ==========================================================================
+
+Shared rules. ``valid`` (bool ``[K]``, may be traced) marks the rows that exist: the others may
+hold anything, NaN and infinity included, and the result is that of the valid rows alone. Counts
+that depend on the number ``n`` of valid rows are floored so that no mean is over nothing. With no
+valid row at all the result is zero. Valid rows must not hold NaN, except for the distances.
+"""

@@ -1,0 +1,116 @@
+# ruff: noqa: F821
+"""Means, standard deviations and norms of client updates."""
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float
+
+from fedjax_sec.ops.sorting import map_columns_pair, split_rows, tree_sum, unrolled
+
+
+def weighted_mean(updates: Float[Array, "K D"], weights: Float[Array, "K"]) -> Float[Array, "D"]:
+    """Weighted mean of the clients, ``sum_i w_i u_i / sum_i w_i``.
+
+    Rows of weight zero do not take part, whatever they hold. Weights are normalised before they
+    are multiplied, so huge finite rows do not overflow. Zero when all weights are zero.
+
+    Args:
+        updates: stack of client updates.
+        weights: non-negative and finite, of any scale.
+
+    >>> x = jnp.array([[0.0, 2.0], [4.0, 6.0], [jnp.nan, jnp.inf]])
+    >>> weighted_mean(x, jnp.array([1.0, 3.0, 0.0])).tolist()
+    [3.0, 5.0]
+    """
+    weights = weights.astype(updates.dtype)
+    largest = jnp.max(jnp.abs(weights))
+    weights = weights / jnp.where(largest > 0, largest, 1.0)
+    total = weights.sum()
+    weights = weights / jnp.where(total != 0, total, 1.0)
+
+    def dot(rows):
+        return jnp.dot(weights, rows, precision=lax.Precision.HIGHEST)
+
+    # Blanking rows copies the whole stack, which costs more than the product itself.
+    used = weights != 0
+    return lax.cond(
+        jnp.all(used), dot, lambda rows: dot(jnp.where(used[:, None], rows, 0.0)), updates
+    )
+
+
+def finite_rows(updates: Float[Array, "K D"]) -> Bool[Array, "K"]:
+    """Which clients' updates hold neither NaN nor infinity.
+
+    >>> finite_rows(jnp.array([[1.0, 1e30], [jnp.nan, 0.0], [jnp.inf, 0.0]])).tolist()
+    [True, False, False]
+    """
+    # A finite sum of squares proves it at a third of the cost; huge rows need the exact test.
+    squares = jnp.isfinite(jnp.sum(updates * updates, axis=1))
+    return lax.cond(
+        jnp.all(squares), lambda rows: squares, lambda rows: jnp.isfinite(rows).all(axis=1), updates
+    )
+
+
+def mean_and_std(
+    updates: Float[Array, "K D"], mask: Bool[Array, "K"], ddof: int = 0
+) -> tuple[Float[Array, "D"], Float[Array, "D"]]:
+    """Mean and standard deviation of every coordinate over the rows where `mask` is true.
+
+    ``std = sqrt(sum (u - mean)^2 / max(n - ddof, 1))`` in two passes, corrected for the rounding
+    of the mean (Chan, Golub and LeVeque 1983, equation 1.7). Squares overflow beyond 1e19.
+
+    Args:
+        updates: stack of client updates; rows outside the mask may hold anything.
+        mask: rows that take part; none gives zeros.
+        ddof: subtracted from the number of rows; 1 for the unbiased variance.
+
+    >>> x = jnp.array([[1.0], [3.0], [jnp.nan]])
+    >>> mean, std = mean_and_std(x, jnp.array([True, True, False]))
+    >>> mean.tolist(), std.tolist()
+    ([2.0], [1.0])
+    """
+    dtype = updates.dtype
+    n = mask.sum()
+    count = jnp.maximum(n, 1).astype(dtype)
+    freedom = jnp.maximum(n - ddof, 1).astype(dtype)
+
+    def block_rule(block):
+        if unrolled(block.shape[0]):
+            # One elementwise loop over the rows; XLA's column reductions are slow on CPU.
+            terms = [(mask[i], row) for i, row in enumerate(split_rows(block))]
+            mean = tree_sum([jnp.where(m, row / count, 0.0) for m, row in terms])
+            deviations = [jnp.where(m, row - mean, 0.0) for m, row in terms]
+            error = tree_sum(deviations)
+            square = tree_sum([d * d for d in deviations])
+        else:
+            mean = jnp.where(mask[:, None], block / count, 0.0).sum(axis=0, keepdims=True)
+            deviation = jnp.where(mask[:, None], block - mean, 0.0)
+            error = deviation.sum(axis=0, keepdims=True)
+            square = (deviation * deviation).sum(axis=0, keepdims=True)
+        variance = jnp.maximum(square - error * error / count, 0.0) / freedom
+        return mean + error / count, jnp.sqrt(variance)
+
+    mean, std = map_columns_pair(block_rule, updates)
+    return mean[0], std[0]
+
+
+def row_norms(updates: Float[Array, "K D"]) -> Float[Array, "K"]:
+    """Euclidean norm of every client's update, ``m |u / m|`` with ``m = max |u|``.
+
+    The division keeps squares of huge (1e30) and tiny (1e-30) values in range. A row with NaN or
+    infinity has norm NaN or infinity.
+
+    >>> row_norms(jnp.array([[3.0, 4.0], [3e30, 4e30], [0.0, 0.0]])).tolist()[::2]
+    [5.0, 0.0]
+    """
+    squares = jnp.sum(updates * updates, axis=1)
+    limits = jnp.finfo(updates.dtype)
+
+    def rescaled():
+        largest = jnp.maximum(jnp.max(updates, axis=1), -jnp.min(updates, axis=1))
+        scale = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1.0)
+        return scale * jnp.sqrt(jnp.sum((updates / scale[:, None]) ** 2, axis=1))
+
+    # The second pass is four times as expensive and rarely needed.
+    in_range = (squares > limits.tiny / limits.eps) & (squares < jnp.inf)
+    return lax.cond(jnp.all(in_range), lambda: jnp.sqrt(squares), rescaled)
