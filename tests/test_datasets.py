@@ -1,0 +1,433 @@
+"""Sources, their labels, the reader of prepared folders, its cache and its error messages."""
+
+import io
+import json
+import logging
+import os
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedjax_sec import registry
+from fedjax_sec.datasets import MissingDataError, Source, _tfds, take
+from fedjax_sec.datasets.digits import MEAN, STD, Digits
+
+TEST_DATA = os.environ.get("FEDJAX_SEC_TEST_DATA")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    """No test reads or writes the user's cache."""
+    monkeypatch.setenv("FEDJAX_SEC_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture(scope="session")
+def real_data(tmp_path_factory):
+    """load(name) from prepared real data, with a cache shared by the tests of this run."""
+    folder = Path(TEST_DATA or "", "tfds")
+    if not TEST_DATA or not folder.is_dir():
+        pytest.skip("FEDJAX_SEC_TEST_DATA names no folder with tfds/ inside: no prepared data")
+    pytest.importorskip("tensorflow_datasets")
+    cache = tmp_path_factory.mktemp("cache")
+
+    def load(name):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("FEDJAX_SEC_CACHE", str(cache))
+            if not (folder / name).is_dir():
+                pytest.skip(f"{name} is not among the data of FEDJAX_SEC_TEST_DATA")
+            return registry.datasets.get(name)().load(str(folder), download=False)
+
+    return load
+
+
+def toy(train=6, test=3, official=(6, 3)):
+    x = np.arange((train + test) * 4, dtype=np.uint8).reshape(-1, 2, 2, 1)
+    y = np.arange(train + test, dtype=np.int32) % 2
+    arrays = x[:train], y[:train], x[train:], y[train:]
+    return Source("toy", *arrays, 2, 255.0, (0.5,), (0.5,), official, "test")
+
+
+@pytest.fixture
+def prepared(tmp_path):
+    """A folder as tfds prepares it, with 5 + 3 random images of MNIST's shape, in record groups."""
+    tfds = pytest.importorskip("tensorflow_datasets")
+    pytest.importorskip("array_record")
+    from array_record.python.array_record_module import ArrayRecordWriter
+    from PIL import Image
+
+    folder = tmp_path / "tfds" / "mnist" / "3.0.1"
+    folder.mkdir(parents=True)
+    features = tfds.features.FeaturesDict(
+        {
+            "image": tfds.features.Image(shape=(28, 28, 1)),
+            "label": tfds.features.ClassLabel(num_classes=10),
+        }
+    )
+    features.save_config(folder)
+    rng = np.random.default_rng(0)
+    truth = {}
+    for split, size in (("train", 5), ("test", 3)):
+        x = rng.integers(0, 256, (size, 28, 28, 1), np.uint8)
+        y = rng.integers(0, 10, size).astype(np.int32)
+        truth[split] = x, y
+        file = folder / f"mnist-{split}.array_record-00000-of-00001"
+        writer = ArrayRecordWriter(str(file), "group_size:2")  # 1 would not log the message
+        for image, label in zip(x, y, strict=True):
+            png = io.BytesIO()
+            Image.fromarray(image[..., 0]).save(png, "png")
+            png.seek(0)
+            writer.write(features.serialize_example({"image": png, "label": int(label)}))
+        writer.close()
+    splits = [
+        {
+            "name": split,
+            "numBytes": "1",
+            "shardLengths": [str(len(y))],
+            "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
+        }
+        for split, (_, y) in truth.items()
+    ]
+    info = {"name": "mnist", "version": "3.0.1", "fileFormat": "array_record", "splits": splits}
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    return folder, truth
+
+
+def load_mnist(folder, **kwargs):
+    return registry.datasets.get("mnist")().load(str(folder.parent.parent), **kwargs)
+
+
+def assert_holds(source, truth):
+    for split, (x, y) in truth.items():
+        np.testing.assert_array_equal(getattr(source, f"x_{split}"), x)
+        np.testing.assert_array_equal(getattr(source, f"y_{split}"), y)
+
+
+def forbid_decoding(monkeypatch):
+    def fail(*args):
+        raise AssertionError("decoded the records although a cache was there")
+
+    monkeypatch.setattr(_tfds, "_decode", fail)
+
+
+# --- Source and take ----------------------------------------------------------------------------
+
+
+def test_a_whole_source_is_called_by_its_name():
+    source = toy()
+    assert not source.is_subset
+    assert source.describe() == {
+        "name": "toy",
+        "label": "toy",
+        "train": 6,
+        "test": 3,
+        "official_train": 6,
+        "official_test": 3,
+        "subset": False,
+    }
+
+
+@pytest.mark.parametrize("official", [(7, 3), (6, 4)])
+def test_a_subset_says_so(official):
+    source = toy(official=official)
+    assert source.is_subset and source.describe()["subset"] is True
+    expected = f"toy (subset: 6 of {official[0]} train, 3 of {official[1]} test)"
+    assert source.label == source.describe()["label"] == expected
+
+
+def test_take_keeps_the_first_examples_and_labels_the_rest_as_missing():
+    source = toy()
+    part = take(source, max_train=2, max_test=1)
+    assert_holds(
+        part,
+        {
+            "train": (source.x_train[:2], source.y_train[:2]),
+            "test": (source.x_test[:1], source.y_test[:1]),
+        },
+    )
+    assert part.label == "toy (subset: 2 of 6 train, 1 of 3 test)"
+    assert_holds(
+        take(source),
+        {"train": (source.x_train, source.y_train), "test": (source.x_test, source.y_test)},
+    )
+    assert not take(source, max_train=6).is_subset
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "available"), [("max_train", 0, 6), ("max_train", 7, 6), ("max_test", 4, 3)]
+)
+def test_take_names_the_field_the_value_and_the_range(field, value, available):
+    with pytest.raises(ValueError, match=rf"{field} .*between 1 and {available}.*got {value}"):
+        take(toy(), **{field: value})
+
+
+# --- The registered data sets -------------------------------------------------------------------
+
+
+def test_every_data_set_is_registered_with_its_official_sizes():
+    expected = {
+        "mnist": (60000, 10000),
+        "fashion_mnist": (60000, 10000),
+        "cifar10": (50000, 10000),
+        "cifar100": (50000, 10000),
+        "digits": (1437, 360),
+    }
+    found = {name: registry.datasets.get(name)().official_sizes for name in expected}
+    assert found == expected
+
+
+def test_digits_are_whole_disjoint_and_balanced():
+    from sklearn.datasets import load_digits
+
+    source = Digits().load()
+    assert not source.is_subset and source.sizes == (1437, 360)
+    assert (source.x_train.dtype, source.y_train.dtype) == (np.uint8, np.int32)
+    raw = load_digits()
+    together = np.concatenate([source.x_train, source.x_test]).reshape(-1, 64)
+    labelled = np.column_stack([together, np.concatenate([source.y_train, source.y_test])])
+    original = np.column_stack([raw.data, raw.target]).astype(int)
+    assert sorted(map(tuple, labelled.tolist())) == sorted(map(tuple, original.tolist()))
+    shares = np.bincount(source.y_test) / np.bincount(raw.target)
+    assert np.all(np.abs(shares - 0.2) < 0.01)
+
+
+def test_digits_normalisation_is_that_of_the_training_part():
+    source = Digits().load()
+    pixels = source.x_train / source.scale
+    assert pixels.max() == 1.0
+    assert source.mean == (MEAN,) and source.std == (STD,)
+    np.testing.assert_allclose([MEAN, STD], [pixels.mean(), pixels.std()], atol=1e-4)
+
+
+def test_digits_split_never_changes():
+    # Results on digits are compared across versions: changing this list makes them incomparable.
+    assert Digits().load().y_train[:10].tolist() == [8, 2, 6, 6, 7, 1, 9, 8, 5, 2]
+
+
+# --- Reading prepared folders -------------------------------------------------------------------
+
+
+def test_reads_what_was_prepared(prepared):
+    folder, truth = prepared
+    source = load_mnist(folder, download=False)
+    assert_holds(source, truth)
+    assert (source.x_train.dtype, source.y_train.dtype) == (np.uint8, np.int32)
+    assert source.origin == "tfds mnist/3.0.1"
+    assert source.label == "mnist (subset: 5 of 60000 train, 3 of 10000 test)"
+
+
+def test_reading_is_quiet_but_only_about_harmless_messages(prepared, caplog, capfd):
+    absl = logging.getLogger("absl")
+    filters_before = list(absl.filters)
+    with caplog.at_level(logging.WARNING):
+        load_mnist(prepared[0])
+        assert caplog.messages == []
+        assert capfd.readouterr() == ("", "")  # no progress bar where there is no terminal
+        with _tfds._without_harmless_messages():
+            absl.error("File %s was created with group size %s. Grain requires", "f", 2)
+            absl.error("Something that matters")
+    assert caplog.messages == ["Something that matters"]
+    assert absl.filters == filters_before
+
+
+def test_second_read_comes_from_the_cache_and_is_identical(prepared, own_cache, monkeypatch):
+    folder, truth = prepared
+    load_mnist(folder)
+    assert [p.suffix for p in own_cache.iterdir()] == [".npz"]  # and no temporary file is left
+    forbid_decoding(monkeypatch)
+    source = load_mnist(folder)
+    assert_holds(source, truth)
+    assert (source.x_train.dtype, source.y_train.dtype) == (np.uint8, np.int32)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "garbage", "empty", "flipped", "other"])
+def test_a_damaged_cache_is_read_again_and_repaired(
+    prepared, own_cache, monkeypatch, caplog, damage
+):
+    folder, truth = prepared
+    load_mnist(folder)
+    (file,) = own_cache.iterdir()
+    content = file.read_bytes()
+    middle = len(content) // 2
+    if damage == "other":  # readable, but not our arrays
+        np.savez(file, x_train=np.zeros((2, 2)))
+    else:
+        file.write_bytes(
+            {
+                "truncated": content[:middle],
+                "garbage": b"not a cache",
+                "empty": b"",
+                "flipped": content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :],
+            }[damage]
+        )
+    assert_holds(load_mnist(folder), truth)
+    assert "damaged cache" in caplog.text
+    forbid_decoding(monkeypatch)
+    assert_holds(load_mnist(folder), truth)
+
+
+def test_an_unwritable_cache_is_no_error(prepared, tmp_path, monkeypatch, caplog):
+    folder, truth = prepared
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("FEDJAX_SEC_CACHE", str(tmp_path / "file" / "cache"))  # cannot be made
+    assert_holds(load_mnist(folder), truth)
+    assert "FEDJAX_SEC_CACHE" in caplog.text
+
+
+def test_changed_record_files_are_read_again(prepared, own_cache):
+    folder, truth = prepared
+    load_mnist(folder)
+    record = next(folder.glob("*train.array_record*"))
+    os.utime(record, (1, 1))
+    assert_holds(load_mnist(folder), truth)
+    assert len(list(own_cache.iterdir())) == 2
+
+
+def test_the_cache_is_never_beside_the_prepared_data(prepared, own_cache):
+    folder, _ = prepared
+    before = sorted(folder.parent.rglob("*"))
+    load_mnist(folder)
+    assert sorted(folder.parent.rglob("*")) == before
+
+
+def test_where_the_cache_is(monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", "xdg")
+    monkeypatch.setenv("FEDJAX_SEC_CACHE", "ours")
+    assert _tfds.cache_folder() == Path("ours")
+    monkeypatch.delenv("FEDJAX_SEC_CACHE")
+    assert _tfds.cache_folder() == Path("xdg", "fedjax_sec")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert _tfds.cache_folder() == Path.home() / ".cache" / "fedjax_sec"
+
+
+def test_tfds_data_dir_is_the_default_and_an_argument_wins(prepared, tmp_path, monkeypatch):
+    folder, truth = prepared
+    monkeypatch.setenv("TFDS_DATA_DIR", str(folder.parent.parent))
+    mnist = registry.datasets.get("mnist")()
+    assert_holds(mnist.load(), truth)
+    with pytest.raises(MissingDataError):
+        mnist.load(str(tmp_path / "elsewhere"), download=False)
+
+
+def test_the_newest_version_is_read_and_unfinished_ones_are_not(prepared):
+    folder, _ = prepared
+    for version in ("3.0.0", "3.0.2.incomplete4XY", "10.0.0"):
+        (folder.parent / version).mkdir()
+    (folder.parent / "3.0.0" / "dataset_info.json").write_text("{}")
+    (folder.parent / "3.0.2.incomplete4XY" / "dataset_info.json").write_text("{}")
+    assert _tfds._prepared_folder(folder.parent.parent, "mnist") == folder
+    (folder.parent / "10.0.0" / "dataset_info.json").write_text("{}")
+    assert _tfds._prepared_folder(folder.parent.parent, "mnist").name == "10.0.0"
+
+
+# --- What users read when data is missing -------------------------------------------------------
+
+
+def assert_says_how_to_get(message, name, folder):
+    for part in (name, str(folder), "data.data_dir", "--data-dir", "TFDS_DATA_DIR", "'digits'"):
+        assert part in message
+    assert len(message.splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "cifar10", "cifar100"])
+def test_missing_data_says_how_to_get_it(tmp_path, name):
+    with pytest.raises(MissingDataError) as caught:
+        registry.datasets.get(name)().load(str(tmp_path / "none"), download=False)
+    assert_says_how_to_get(str(caught.value), name, tmp_path / "none" / name)
+    assert isinstance(caught.value, FileNotFoundError) and isinstance(caught.value, ValueError)
+
+
+def test_without_a_network_downloading_fails_quickly(tmp_path, monkeypatch):
+    pytest.importorskip("tensorflow_datasets")
+    requests = pytest.importorskip("requests")
+
+    def refuse(url, timeout):
+        assert timeout <= 5
+        raise requests.ConnectionError("no route to host")
+
+    monkeypatch.setattr(requests, "head", refuse)
+    start = time.monotonic()
+    with pytest.raises(MissingDataError, match="no answer from http") as caught:
+        registry.datasets.get("mnist")().load(str(tmp_path / "none"))
+    assert time.monotonic() - start < 10  # tfds's own retries take minutes
+    assert_says_how_to_get(str(caught.value), "mnist", tmp_path / "none" / "mnist")
+    assert isinstance(caught.value.__cause__.__cause__, requests.ConnectionError)
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_download_is_prepared_in_the_data_folder_and_read(prepared, tmp_path, monkeypatch):
+    folder, truth = prepared
+    requests = pytest.importorskip("requests")
+    import tensorflow_datasets as tfds
+
+    refused = requests.Response()
+    refused.status_code = 405  # a server that does not answer HEAD is still a network
+    monkeypatch.setattr(requests, "head", lambda url, timeout: refused)
+
+    def prepare(builder, file_format):
+        assert file_format == "array_record"
+        shutil.copytree(folder, builder.data_dir)
+
+    monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", prepare)
+    source = registry.datasets.get("mnist")().load(str(tmp_path / "new"))
+    assert_holds(source, truth)
+    assert (tmp_path / "new" / "mnist" / "3.0.1").is_dir()
+
+
+def test_a_failing_proxy_counts_as_no_network(tmp_path, monkeypatch):
+    pytest.importorskip("tensorflow_datasets")
+    requests = pytest.importorskip("requests")
+    response = requests.Response()
+    response.status_code = 502
+    monkeypatch.setattr(requests, "head", lambda url, timeout: response)
+    with pytest.raises(MissingDataError, match="no answer from http"):
+        registry.datasets.get("cifar10")().load(str(tmp_path / "none"))
+
+
+def test_an_incomplete_folder_is_named(prepared):
+    folder, _ = prepared
+    next(folder.glob("*test.array_record*")).unlink()
+    with pytest.raises(MissingDataError, match="cannot be read") as caught:
+        load_mnist(folder)
+    assert str(folder) in str(caught.value) and caught.value.__cause__ is not None
+
+
+def test_a_folder_in_another_format_is_named(prepared):
+    folder, _ = prepared
+    for file in folder.glob("*array_record*"):
+        file.unlink()
+    (folder / "dataset_info.json").write_text('{"fileFormat": "tfrecord"}')
+    with pytest.raises(MissingDataError, match=r"'tfrecord'.*array_record"):
+        load_mnist(folder)
+
+
+# --- Real data ----------------------------------------------------------------------------------
+
+
+@pytest.mark.data
+def test_real_mnist(real_data, capfd):
+    source = real_data("mnist")
+    assert source.label == "mnist"
+    assert np.bincount(source.y_train).tolist() == [
+        5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949,
+    ]  # fmt: skip
+    pixels = source.x_train / source.scale
+    np.testing.assert_allclose([pixels.mean(), pixels.std()], [0.1307, 0.3081], atol=1e-4)
+    assert capfd.readouterr().err == ""
+    again = real_data("mnist")
+    assert_holds(
+        again, {"train": (source.x_train, source.y_train), "test": (source.x_test, source.y_test)}
+    )
+
+
+@pytest.mark.data
+def test_real_cifar10_is_labelled_when_it_is_a_subset(real_data):
+    source = real_data("cifar10")
+    assert source.x_train.shape[1:] == (32, 32, 3)
+    assert set(source.y_test.tolist()) == set(range(10))
+    sizes = source.sizes
+    expected = f"cifar10 (subset: {sizes[0]} of 50000 train, {sizes[1]} of 10000 test)"
+    assert source.label == ("cifar10" if sizes == (50000, 10000) else expected)

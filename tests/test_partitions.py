@@ -1,0 +1,186 @@
+"""Partitioners: exact accounting, reproducibility, label skew, padding and error messages."""
+
+import numpy as np
+import pytest
+
+from fedjax_sec import registry
+from fedjax_sec.datasets.packing import Partition, check_partition, materialize, pack_lists
+from fedjax_sec.partitions.by_label import ByLabel
+from fedjax_sec.partitions.iid import Iid
+
+PARTITIONERS = {
+    "iid": Iid(),
+    "iid_equal": Iid(equal=True),
+    "by_label": ByLabel(),
+    "by_label_3": ByLabel(shards_per_client=3),
+}
+
+
+def rng(seed=0):
+    return np.random.default_rng(seed)
+
+
+def some_labels(total, seed=1):
+    return rng(seed).integers(0, 10, total).astype(np.int32)
+
+
+def owned(partition):
+    """The positions each client holds, counted out by hand."""
+    index, counts, _ = partition
+    return [row[:count].tolist() for row, count in zip(index, counts, strict=True)]
+
+
+@pytest.mark.parametrize("name", PARTITIONERS)
+@pytest.mark.parametrize("num_clients", [1, 2, 3, 7, 10, 31, 51, 97, 100, 333])
+def test_every_example_is_used_once_or_counted(name, num_clients):
+    total = 1009  # prime, so nothing divides
+    partition = PARTITIONERS[name].split(rng(), some_labels(total), num_clients)
+    positions = [p for client in owned(partition) for p in client]
+    assert len(set(positions)) == len(positions)
+    assert set(positions) <= set(range(total))
+    assert len(positions) + partition.unused == total
+    assert partition.counts.shape == (num_clients,) and partition.counts.min() >= 1
+    assert partition.index.shape == (num_clients, partition.counts.max())
+    assert partition.index.dtype == partition.counts.dtype == np.int32
+    if name != "iid_equal":
+        assert partition.unused == 0
+    padding = np.arange(partition.index.shape[1]) >= partition.counts[:, None]
+    assert not partition.index[padding].any()
+
+
+@pytest.mark.parametrize("num_clients", [1, 7, 51, 97, 1000])
+def test_iid_sizes_differ_by_at_most_one(num_clients):
+    counts = Iid().split(rng(), some_labels(1009), num_clients).counts
+    assert counts.max() - counts.min() <= 1
+
+
+def test_sixty_thousand_over_fifty_one():
+    partition = Iid().split(rng(), np.zeros(60000, np.int32), 51)
+    assert np.unique(partition.counts, return_counts=True)[1].tolist() == [27, 24]
+    assert set(partition.counts.tolist()) == {1176, 1177}
+    equal = Iid(equal=True).split(rng(), np.zeros(60000, np.int32), 51)
+    assert set(equal.counts.tolist()) == {1176} and equal.unused == 60000 - 51 * 1176
+
+
+def test_iid_clients_see_the_labels_in_the_proportions_of_the_whole():
+    labels = np.repeat(np.arange(10), 1000)  # sorted: an unshuffled cut would give single labels
+    partition = Iid().split(rng(), labels, 10)
+    for client in owned(partition):
+        assert np.bincount(labels[client], minlength=10).min() > 60  # 100 expected, deviation 9
+
+
+@pytest.mark.parametrize("name", PARTITIONERS)
+def test_the_seed_decides_and_nothing_else(name):
+    def split(seed):
+        return PARTITIONERS[name].split(rng(seed), some_labels(1009), 31)
+
+    first, again, other = split(0), split(0), split(1)
+    np.testing.assert_array_equal(first.index, again.index)
+    np.testing.assert_array_equal(first.counts, again.counts)
+    assert owned(first) != owned(other)
+
+
+@pytest.mark.parametrize("shards", [1, 2, 5])
+def test_by_label_gives_few_labels_a_client(shards):
+    labels = rng().permutation(np.repeat(np.arange(10), 100))
+    partition = ByLabel(shards_per_client=shards).split(rng(), labels, 20)
+    seen = [len(set(labels[client].tolist())) for client in owned(partition)]
+    assert max(seen) <= shards
+    assert partition.counts.tolist() == [50] * 20
+    # The shards are those of the sorted data, so each label is on exactly its own shards.
+    holders = [sum(k in labels[client] for client in owned(partition)) for k in range(10)]
+    assert max(holders) <= 2 * shards
+
+
+def test_by_label_deals_different_shards_to_a_client():
+    labels = np.repeat(np.arange(10), 100)
+    partition = ByLabel().split(rng(), labels, 50)  # 10 shards a label
+    pairs = {tuple(sorted(set(labels[client].tolist()))) for client in owned(partition)}
+    assert len(pairs) > 10  # dealt in order, there would be the 10 single labels only
+
+
+def test_by_label_client_sizes_differ_by_at_most_a_shards_remainder():
+    counts = ByLabel(shards_per_client=3).split(rng(), some_labels(1009), 31).counts
+    assert counts.max() - counts.min() <= 3
+
+
+@pytest.mark.parametrize("num_clients", [0, -1, 11])
+@pytest.mark.parametrize("name", ["iid", "by_label"])
+def test_impossible_numbers_of_clients_are_named(name, num_clients):
+    with pytest.raises(ValueError, match=f"num_clients .*between 1 and 10.*got {num_clients}"):
+        PARTITIONERS[name].split(rng(), some_labels(10), num_clients)
+
+
+def test_impossible_numbers_of_shards_are_named():
+    with pytest.raises(ValueError, match=r"shards_per_client .*between 1 and 2 .*got 3"):
+        ByLabel(shards_per_client=3).split(rng(), some_labels(10), 4)
+    with pytest.raises(ValueError, match="shards_per_client"):
+        registry.partitions.build({"name": "by_label", "shards_per_client": 0})
+
+
+def test_registered_names_build_what_they_say():
+    assert registry.partitions.build({"name": "iid", "equal": True}) == Iid(equal=True)
+    assert registry.partitions.build("by_label") == ByLabel(shards_per_client=2)
+
+
+# --- Packing ------------------------------------------------------------------------------------
+
+
+def test_pack_lists_counts_what_nobody_has():
+    partition = pack_lists([np.array([5]), np.array([], int), np.array([0, 3])], 7)
+    assert partition.index.tolist() == [[5, 0], [0, 0], [0, 3]]
+    assert partition.counts.tolist() == [1, 0, 2]
+    assert partition.unused == 4
+    assert partition.mask.tolist() == [[True, False], [False, False], [True, True]]
+
+
+@pytest.mark.parametrize(
+    ("lists", "message"),
+    [
+        ([[0, 1], [1]], "Example 1 is used 2 times"),
+        ([[0, 3]], "between 0 and 2, got 0 to 3"),
+        ([[0, -1]], "between 0 and 2, got -1 to 0"),
+        ([[], []], "at least one example"),
+        ([], "at least one example"),
+    ],
+)
+def test_pack_lists_refuses_impossible_lists(lists, message):
+    with pytest.raises(ValueError, match=message):
+        pack_lists([np.array(positions, int) for positions in lists], 3)
+
+
+@pytest.mark.parametrize(
+    ("index", "counts", "unused", "message"),
+    [
+        ([[0, 1], [2, 0]], [2, 1], 1, "3 used and 1 unused"),
+        ([[0, 1], [2, 0]], [2, 0], 0, "2 used and 0 unused"),
+        ([[0, 1], [2, 1]], [2, 1], 0, "padding"),
+        ([[0, 1], [2, 0]], [2, 3], 0, "counts must be between 0 and 2, .* 2 to 3"),
+        ([[0, 1], [2, 0]], [2, -1], 1, "counts must be between 0 and 2, .* -1 to 2"),
+        ([[0, 1], [2, 0]], [2, 1, 0], 0, "shapes"),
+    ],
+)
+def test_check_partition_finds_what_does_not_add_up(index, counts, unused, message):
+    check_partition(Partition(np.array([[0, 1], [2, 0]]), np.array([2, 1]), 0), 3)
+    with pytest.raises(ValueError, match=message):
+        check_partition(Partition(np.array(index), np.array(counts), unused), 3)
+
+
+def test_materialize_puts_every_example_in_its_place_and_zeroes_padding():
+    total = 23
+    x = rng(2).integers(1, 256, (total, 3, 2, 1), np.uint8)  # no zeros: padding is recognisable
+    y = np.arange(1, total + 1, dtype=np.int32)
+    x_before = x.copy()
+    partition = Iid().split(rng(), y, 5)
+    x_clients, y_clients, mask = materialize(x, y, partition)
+    assert x_clients.shape == (5, 5, 3, 2, 1) and y_clients.shape == mask.shape == (5, 5)
+    assert (x_clients.dtype, y_clients.dtype, mask.dtype) == (np.uint8, np.int32, bool)
+    for i, client in enumerate(owned(partition)):
+        for j in range(5):
+            if j < len(client):
+                assert mask[i, j] and y_clients[i, j] == y[client[j]]
+                np.testing.assert_array_equal(x_clients[i, j], x[client[j]])
+            else:
+                assert not mask[i, j] and y_clients[i, j] == 0 and not x_clients[i, j].any()
+    assert mask.sum() == total
+    np.testing.assert_array_equal(x, x_before)
