@@ -1,0 +1,1 @@
+"""Local training, one component a file; the round vmaps it over the client axis."""
