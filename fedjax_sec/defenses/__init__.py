@@ -1,0 +1,1 @@
+"""Defences, one component a file: stages before aggregation, aggregators, stages after it."""

@@ -1,0 +1,37 @@
+"""Norm clipping of the updates before aggregation (Sun et al., 2019)."""
+
+import jax.numpy as jnp
+
+from fedjax_sec import registry
+from fedjax_sec.ops.moments import row_norms
+from fedjax_sec.schema import numeric
+
+
+@registry.defenses.register("clip_norm")
+class ClipNorm:
+    r"""Scales every update down to L2 norm `max_norm`: a stage before aggregation.
+
+    .. math:: u_i \leftarrow u_i \min(1, M / \|u_i\|_2)
+
+    `updates [K, D] -> [K, D]`.
+
+    Source: Sun et al. 2019, "Can You Really Backdoor Federated Learning?", Section 3, "norm
+    thresholding"; the paper tunes M for each task, so the default is a choice.
+
+    Example:
+        >>> import fedjax_sec
+        >>> print(fedjax_sec.aggregate([[3.0], [1.0]], [{"name": "clip_norm", "max_norm": 2.0}, "mean"]))
+        [1.5]
+    """
+
+    stage = "before"
+    max_norm: float = numeric(1.0, "M, the largest L2 norm of an update.", above=0)
+
+    def init(self, num_clients, dim):
+        return ()
+
+    def apply(self, key, updates, state, view):
+        norms = row_norms(updates)
+        scale = jnp.minimum(1.0, self.max_norm / jnp.maximum(norms, self.max_norm * 1e-6))
+        clipped = jnp.mean((scale < 1.0) & view.valid)
+        return updates * scale[:, None], view, state, {"clipped": clipped}

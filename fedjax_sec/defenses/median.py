@@ -1,0 +1,31 @@
+"""Coordinate-wise median (Yin et al., ICML 2018, Definition 1)."""
+
+from fedjax_sec import registry
+from fedjax_sec.ops import coordinatewise
+
+
+@registry.defenses.register("median")
+class Median:
+    r"""Median of every coordinate; the mean of the two middle values when K is even.
+
+    .. math:: agg_j = \mathrm{med}\{u_{1j}, \dots, u_{Kj}\}
+
+    `updates [K, D] -> [D]`, unweighted: `weights` are ignored, as in the paper. Holds against
+    fewer than K / 2 Byzantine clients. Clients whose update is not finite are left out.
+
+    Source: Yin et al. 2018, arXiv:1803.01498, Definition 1.
+
+    Example:
+        >>> import fedjax_sec
+        >>> print(fedjax_sec.aggregate([[1.0], [2.0], [9.0]], "median"))
+        [2.]
+    """
+
+    stage = "aggregate"
+
+    def init(self, num_clients, dim):
+        return ()
+
+    def apply(self, key, updates, state, view):
+        aggregate, kept = coordinatewise.median(updates, view.valid, with_kept=view.with_kept)
+        return aggregate, state, {"kept": kept}

@@ -1,0 +1,184 @@
+"""Attack and defence pipelines: how a list of components acts as one.
+
+An attack is any number of data stages and update stages; a defence is stages before aggregation,
+exactly one aggregator, and stages after it. Both are pytrees, so their numeric fields are traced.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_sec import registry, schema
+from fedjax_sec.ops.moments import finite_rows
+from fedjax_sec.schema import ConfigError
+from fedjax_sec.types import AttackerView, Metrics, ServerView
+
+
+class Setting(NamedTuple):
+    """What is known before anything compiles, for the components' `check(path, setting)`.
+
+    `num_clients` K in a round; `num_malicious` m among the registered clients (None: unknown);
+    `sampled`: only some registered clients take part in a round; `capacity` M (None: unknown).
+    """
+
+    num_clients: int
+    num_malicious: int | None = None
+    sampled: bool = False
+    capacity: int | None = None
+
+
+def _as_list(spec) -> list:
+    if spec is None:
+        return []
+    return list(spec) if isinstance(spec, (list, tuple)) else [spec]
+
+
+def _dump(stages):
+    specs = [schema.dump(stage) for stage in stages]
+    return specs[0] if len(specs) == 1 else specs or None
+
+
+def _paths(items: list, path: str) -> list[str]:
+    return [path] if len(items) == 1 else [f"{path}[{i}]" for i in range(len(items))]
+
+
+def check_components(components, path: str, setting: Setting) -> None:
+    """Runs every component's own `check`; raises what the first failing one raises."""
+    for part, at in zip(components, _paths(components, path), strict=True):
+        if hasattr(part, "check"):
+            part.check(at, setting)
+
+
+def fill_num_byzantine(part, num_malicious: int | None):
+    """Sets f where it was left open: to `num_malicious`, in nested components to the outer's f."""
+    changes = {}
+    for field in dataclasses.fields(part):
+        value = getattr(part, field.name)
+        if field.name == "num_byzantine" and value is None and num_malicious is not None:
+            changes[field.name] = num_malicious
+        elif dataclasses.is_dataclass(value) and hasattr(value, "registered_name"):
+            inner = changes.get("num_byzantine", getattr(part, "num_byzantine", num_malicious))
+            changes[field.name] = fill_num_byzantine(value, inner)
+    return dataclasses.replace(part, **changes) if changes else part
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Defense:
+    """Stages before aggregation, one aggregator, stages after it.
+
+    Rows that hold a NaN or an infinity are marked invalid before any stage runs and never reach
+    the aggregate; `excluded` counts them. When no row is left the aggregate is zero.
+    """
+
+    stages: tuple[Any, ...]
+
+    @classmethod
+    def build(cls, spec, path: str = "defense") -> "Defense":
+        """From a name, a mapping or a list of them; `ConfigError` unless one is an aggregator."""
+        if isinstance(spec, cls):
+            return spec
+        items = _as_list(spec)
+        parts = tuple(
+            fill_num_byzantine(registry.defenses.build(item, at), None)
+            for item, at in zip(items, _paths(items, path), strict=True)
+        )
+        order = [part.stage for part in parts]
+        if order.count("aggregate") != 1:
+            raise ConfigError(
+                f"{path}: a pipeline needs exactly one aggregator, got {order.count('aggregate')} "
+                f"in {[part.registered_name for part in parts]}."
+            )
+        ranks = [("before", "aggregate", "after").index(stage) for stage in order]
+        if ranks != sorted(ranks):
+            named = [f"{part.registered_name} ({part.stage})" for part in parts]
+            raise ConfigError(
+                f"{path}: stages must stand in the order before, aggregate, after; got {named}."
+            )
+        return cls(parts)
+
+    def dump_spec(self):
+        return _dump(self.stages)
+
+    def init(self, num_clients: int, dim: int):
+        return tuple(stage.init(num_clients, dim) for stage in self.stages)
+
+    def apply(self, key, updates, state, view: ServerView) -> tuple[Any, Any, Metrics]:
+        """[K, D] -> ([D], state, metrics)."""
+        finite = finite_rows(updates)
+        view = view._replace(valid=view.valid & finite)
+        metrics: Metrics = {"excluded": (~finite).sum()}
+        new_state, aggregate = [], None
+        for i, stage in enumerate(self.stages):
+            stage_key = jax.random.fold_in(key, i)
+            if stage.stage == "before":
+                updates, view, new, extra = stage.apply(stage_key, updates, state[i], view)
+            elif stage.stage == "aggregate":
+                aggregate, new, extra = stage.apply(stage_key, updates, state[i], view)
+            else:
+                aggregate, new, extra = stage.apply(stage_key, aggregate, updates, state[i], view)
+            new_state.append(new)
+            for name, value in extra.items():
+                metrics[name if name == "kept" else f"{stage.registered_name}/{name}"] = value
+        return aggregate, tuple(new_state), metrics
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Attack:
+    """Data stages and update stages; an empty pipeline is no attack."""
+
+    stages: tuple[Any, ...]
+
+    @classmethod
+    def build(cls, spec, path: str = "attack") -> "Attack":
+        """From null, a name, a mapping or a list of them."""
+        items = _as_list(spec)
+        return cls(
+            tuple(
+                registry.attacks.build(item, at)
+                for item, at in zip(items, _paths(items, path), strict=True)
+            )
+        )
+
+    def dump_spec(self):
+        return _dump(self.stages)
+
+    @property
+    def data_stages(self) -> tuple:
+        return tuple(stage for stage in self.stages if stage.stage == "data")
+
+    @property
+    def update_stages(self) -> tuple:
+        return tuple(stage for stage in self.stages if stage.stage == "update")
+
+    @property
+    def backdoor(self):
+        """The component whose success evaluation measures, or None."""
+        for stage in self.stages:
+            found = stage if stage.stage == "data" else getattr(stage, "backdoor", None)
+            if found is not None:
+                return found
+        return None
+
+    def init(self, num_clients: int, dim: int):
+        return tuple(stage.init(num_clients, dim) for stage in self.update_stages)
+
+    def poison(self, key, x, y, position, task):
+        """Poisons one malicious client's batch with every data stage."""
+        for i, stage in enumerate(self.data_stages):
+            x, y = stage.poison(jax.random.fold_in(key, i), x, y, position, task)
+        return x, y
+
+    def apply(self, key, updates, state, view: AttackerView) -> tuple[Any, Any, Metrics]:
+        """[K, D] -> [K, D]: every stage sees visible rows only and writes malicious rows only."""
+        new_state, metrics = [], {}
+        for i, stage in enumerate(self.update_stages):
+            seen = jnp.where(view.visible[:, None], updates, 0.0)
+            crafted, new, extra = stage.apply(jax.random.fold_in(key, i), seen, state[i], view)
+            updates = jnp.where(view.malicious[:, None], crafted, updates)
+            new_state.append(new)
+            metrics |= {f"{stage.registered_name}/{name}": v for name, v in extra.items()}
+        return updates, tuple(new_state), metrics
