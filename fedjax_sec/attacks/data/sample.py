@@ -1,0 +1,45 @@
+"""Single-sample backdoor: one training image to be misread."""
+
+import jax.numpy as jnp
+
+from fedjax_sec import registry
+from fedjax_sec.schema import numeric, static
+
+
+@registry.attacks.register("sample")
+class Sample:
+    r"""One training image, number `index`, is to be classified as (y + 1) mod |Y|.
+
+    As an attack of its own every example of a malicious client is replaced by it. Inside
+    `alie_backdoor` the attacker trains on it alone. Success is 1 when the model gives it the
+    attacker's label, else 0.
+
+    Source: Baruch et al. 2019, Section 4.2, Sample Backdooring: one of the first 3 images of the
+    training set. Their order is the data source's; tensorflow-datasets shuffles MNIST, so its
+    first images are not the original file's. The author code's target is (y + 1) mod 5 whatever
+    the number of classes: `modulus=5`.
+
+    Example:
+        >>> from fedjax_sec import registry
+        >>> registry.attacks.build({"name": "sample", "index": 2}).index
+        2
+    """
+
+    stage = "data"
+    index: int = numeric(0, "Position in the training set, in the source's order.", low=0)
+    modulus: int | None = static(None, "|Y| of the target (null: the number of classes).", low=2)
+
+    def _pair(self, task):
+        x, y = task.example(self.index)
+        return x[None], (y[None] + 1) % (self.modulus or task.num_classes)
+
+    def poison(self, key, x, y, position, task):
+        sample, target = self._pair(task)
+        return jnp.broadcast_to(sample, x.shape), jnp.broadcast_to(target, y.shape)
+
+    def examples(self, key, view):
+        return self._pair(view.task)
+
+    def probes(self, x, y, task):
+        sample, target = self._pair(task)
+        return sample, target, jnp.ones((1,), bool)

@@ -1,0 +1,1 @@
+"""Attacks that rewrite the adversary's rows of the stacked updates [K, D]."""

@@ -1,0 +1,57 @@
+"""A Little Is Enough: the convergence attack (Baruch et al., NeurIPS 2019)."""
+
+import jax.numpy as jnp
+
+from fedjax_sec import registry
+from fedjax_sec.attacks.update._bounds import check_z_max
+from fedjax_sec.ops.moments import mean_and_std
+from fedjax_sec.ops.perturbation import z_max
+from fedjax_sec.schema import numeric, static
+
+
+@registry.attacks.register("alie")
+class Alie:
+    r"""All malicious clients send the mean plus z standard deviations, coordinate by coordinate.
+
+    .. math:: u_{mal} = \mu + z \sigma
+
+    with mu and sigma over the updates the adversary sees (`threat.knowledge`: the corrupted
+    clients' own, or all). `updates [K, D] -> [K, D]`. For a gradient descent step this is
+    mu_g - z sigma_g on gradients, the sign of the author code. z may be negative.
+
+    Raises: `ConfigError` when z is to be computed but the formula has no finite positive value.
+
+    Source: Baruch et al. 2019, Algorithm 3; z = null computes z_max from n and m (line 3). The
+    text does not say which standard deviation: `ddof` 0 as in the author code.
+
+    Example:
+        >>> import fedjax_sec
+        >>> updates = [[0.0], [2.0], [5.0], [6.0], [7.0]]
+        >>> mask = [True, True, False, False, False]
+        >>> print(fedjax_sec.attack(updates, "alie", malicious=mask, z=1.5)[:, 0])
+        [2.5 2.5 5.  6.  7. ]
+    """
+
+    stage = "update"
+    z: float | None = numeric(None, "Standard deviations from the mean (null: z_max).")
+    z_formula: str = static(
+        "text",
+        "z_max: `text` (n - s)/n, `neurips` (n - m - s)/(n - m), with s = floor(n/2 + 1) - m.",
+        choices=("text", "neurips"),
+    )
+    ddof: int = static(0, "Divisor of the variance is (count - ddof).", low=0, high=1)
+
+    def check(self, path, setting):
+        if self.z is None:
+            check_z_max(path, self.z_formula, setting)
+
+    def init(self, num_clients, dim):
+        return ()
+
+    def apply(self, key, updates, state, view):
+        mean, std = mean_and_std(updates, view.visible, self.ddof)
+        z = self.z
+        if z is None:
+            z = z_max(updates.shape[0], view.malicious.sum(), self.z_formula)
+        crafted = jnp.broadcast_to(mean + z * std, updates.shape)
+        return crafted, state, {"z": jnp.asarray(z, jnp.float32)}

@@ -1,0 +1,42 @@
+"""One client sets the mean to whatever it wants (Blanchard et al., NeurIPS 2017, Lemma 1)."""
+
+import jax.numpy as jnp
+
+from fedjax_sec import registry
+from fedjax_sec.ops.moments import weighted_mean
+from fedjax_sec.schema import numeric
+
+
+@registry.attacks.register("mean_control")
+class MeanControl:
+    r"""Chooses the malicious updates so that the unweighted mean of all becomes -scale times mu.
+
+    .. math:: u_{mal} = \frac{1}{m} \left( -n \cdot scale \cdot \mu - (n - m) \mu \right)
+
+    where mu, the mean of the updates the adversary sees, stands for the honest mean. `updates
+    [K, D] -> [K, D]`. Any defence that looks at distances finds such rows at once; it is aimed at
+    no defence.
+
+    Source: Blanchard et al. 2017, Lemma 1 (no linear rule tolerates a single Byzantine client);
+    the reversed mean as its goal is a choice.
+
+    Example:
+        >>> import fedjax_sec
+        >>> updates = [[1.0], [1.0], [1.0], [1.0]]
+        >>> out = fedjax_sec.attack(updates, "mean_control", malicious=[True, False, False, False])
+        >>> print(out.mean())
+        -1.0
+    """
+
+    stage = "update"
+    scale: float = numeric(1.0, "The mean becomes -scale times the honest mean.", low=0)
+
+    def init(self, num_clients, dim):
+        return ()
+
+    def apply(self, key, updates, state, view):
+        n = updates.shape[0]
+        m = jnp.maximum(view.malicious.sum(), 1)
+        mean = weighted_mean(updates, view.visible.astype(updates.dtype))
+        crafted = -(n * self.scale + n - m) / m * mean
+        return jnp.broadcast_to(crafted, updates.shape), state, {}

@@ -1,0 +1,30 @@
+"""Sign flipping: the malicious clients send their own update reversed."""
+
+from fedjax_sec import registry
+from fedjax_sec.schema import numeric
+
+
+@registry.attacks.register("sign_flip")
+class SignFlip:
+    r"""Every malicious client sends its own honest update times a negative factor.
+
+    .. math:: u_{mal} = -scale \cdot u_{honest}
+
+    `updates [K, D] -> [K, D]`.
+
+    Source: the "flip" mode of FedSecurity's Byzantine attack (Han et al. 2023), whose factor is 1.
+
+    Example:
+        >>> import fedjax_sec
+        >>> print(fedjax_sec.attack([[1.0], [2.0]], "sign_flip", malicious=[True, False])[:, 0])
+        [-1.  2.]
+    """
+
+    stage = "update"
+    scale: float = numeric(1.0, "Factor of the reversed update.", above=0)
+
+    def init(self, num_clients, dim):
+        return ()
+
+    def apply(self, key, updates, state, view):
+        return -self.scale * updates, state, {}

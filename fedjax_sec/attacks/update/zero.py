@@ -1,0 +1,29 @@
+"""Zero updates: the malicious clients contribute nothing."""
+
+import jax.numpy as jnp
+
+from fedjax_sec import registry
+
+
+@registry.attacks.register("zero")
+class Zero:
+    r"""Every malicious client sends the zero update, u_mal = 0.
+
+    `updates [K, D] -> [K, D]`; it slows training by diluting the honest updates.
+
+    Source: the "zero" mode of FedSecurity's Byzantine attack (Han et al. 2023), on updates
+    instead of weights.
+
+    Example:
+        >>> import fedjax_sec
+        >>> print(fedjax_sec.attack([[1.0], [2.0]], "zero", malicious=[True, False])[:, 0])
+        [0. 2.]
+    """
+
+    stage = "update"
+
+    def init(self, num_clients, dim):
+        return ()
+
+    def apply(self, key, updates, state, view):
+        return jnp.zeros_like(updates), state, {}
