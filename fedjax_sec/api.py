@@ -1,0 +1,154 @@
+"""Defences and attacks on a stack of updates, without an experiment around them."""
+# ruff: noqa: F722, F821
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from fedjax_sec import schema
+from fedjax_sec.pipeline import Attack, Defense, Setting, check_components
+from fedjax_sec.schema import ConfigError
+from fedjax_sec.types import AttackerView, ServerView
+
+
+def aggregate(
+    updates: Any,
+    defense: Any,
+    *,
+    weights: Any = None,
+    key: PRNGKeyArray | None = None,
+    **fields,
+) -> Float[Array, "D"]:
+    """Aggregates a stack of updates with a defence.
+
+    Args:
+      updates: [K, D], a NumPy or JAX array or nested lists.
+      defense: a name, a mapping with `name` and fields, or a list of them (a pipeline).
+      weights: [K] non-negative, the clients' numbers of examples; None: all equal.
+      key: randomness for defences that draw any; None: `jax.random.key(0)`.
+      **fields: fields of the defence when it is given by its name alone.
+
+    Returns: the aggregate [D]. Clients whose row is not finite are left out; a defence with a
+    state starts from its initial one.
+
+    Raises: `ConfigError` (a `ValueError`) for wrong shapes, unknown names or fields, and K and f
+    that the rule cannot tolerate.
+
+    >>> print(aggregate([[1.0], [2.0], [9.0]], "median"))
+    [2.]
+    >>> clipped = [{"name": "clip_norm", "max_norm": 4.0}, "median"]
+    >>> print(aggregate([[1.0], [2.0], [9.0]], clipped))
+    [2.]
+    """
+    updates = _as_stack(updates)
+    pipeline = Defense.build(_with_fields(defense, fields, "defense"))
+    check_components(pipeline.stages, "defense", Setting(updates.shape[0]))
+    weights = jnp.ones(updates.shape[0]) if weights is None else jnp.asarray(weights, jnp.float32)
+    if weights.shape != (updates.shape[0],):
+        raise ConfigError(f"weights must be [K] = [{updates.shape[0]}], got {weights.shape}.")
+    if not bool(jnp.all(weights >= 0)) or not bool(jnp.any(weights > 0)):
+        raise ConfigError("weights must be >= 0 and not all zero.")
+    return _aggregate(pipeline, updates, weights, jax.random.key(0) if key is None else key)
+
+
+@jax.jit
+def _aggregate(pipeline, updates, weights, key):
+    clients, dim = updates.shape
+    view = ServerView(
+        params=jnp.zeros(dim, updates.dtype),
+        weights=weights.astype(updates.dtype),
+        client_ids=jnp.arange(clients),
+        valid=jnp.ones(clients, bool),
+        round=jnp.array(0),
+        with_kept=False,
+    )
+    return pipeline.apply(key, updates, pipeline.init(clients, dim), view)[0]
+
+
+def attack(
+    updates: Any,
+    attack: Any,
+    *,
+    malicious: Any,
+    knowledge: str = "corrupted",
+    key: PRNGKeyArray | None = None,
+    **fields,
+) -> Float[Array, "K D"]:
+    """Rewrites the malicious rows of a stack of updates with an attack.
+
+    Args:
+      updates: [K, D], a NumPy or JAX array or nested lists; the honest updates of all clients.
+      attack: a name, a mapping with `name` and fields, or a list of them (a pipeline).
+      malicious: [K] booleans, the adversary's rows.
+      knowledge: `"corrupted"` shows the adversary its own rows only, `"omniscient"` all.
+      key: randomness for attacks that draw any; None: `jax.random.key(0)`.
+      **fields: fields of the attack when it is given by its name alone.
+
+    Returns: [K, D]; honest rows are unchanged.
+
+    Raises: `ConfigError` (a `ValueError`) for wrong shapes, unknown names or fields, no malicious
+    row, and attacks that need a model and data (run those in an experiment).
+
+    >>> updates = [[0.0], [2.0], [7.0]]
+    >>> print(attack(updates, "alie", malicious=[True, True, False], z=1.0)[:, 0])
+    [2. 2. 7.]
+    """
+    updates = _as_stack(updates)
+    mask = np.asarray(malicious)
+    if mask.dtype != bool or mask.shape != (updates.shape[0],):
+        raise ConfigError(
+            f"malicious must be {updates.shape[0]} booleans, one a client, got {mask.dtype} "
+            f"{mask.shape}."
+        )
+    if not mask.any():
+        raise ConfigError("malicious marks no client, so the attack would do nothing.")
+    if knowledge not in ("corrupted", "omniscient"):
+        known = ("corrupted", "omniscient")
+        raise ConfigError(
+            f"knowledge must be one of {known}, got {knowledge!r}."
+            f"{schema.suggestion(knowledge, known)}"
+        )
+    pipeline = Attack.build(_with_fields(attack, fields, "attack"))
+    setting = Setting(updates.shape[0], int(mask.sum()))
+    check_components(pipeline.stages, "attack", setting)
+    for stage in pipeline.stages:
+        if stage.stage != "update" or getattr(stage, "needs_task", False):
+            raise ConfigError(
+                f"attack: {stage.registered_name!r} needs a model and data; run it in an "
+                f"experiment (fedjax_sec.run)."
+            )
+    visible = jnp.ones_like(mask) if knowledge == "omniscient" else jnp.asarray(mask)
+    key = jax.random.key(0) if key is None else key
+    return _attack(pipeline, updates, jnp.asarray(mask), visible, key)
+
+
+@jax.jit
+def _attack(pipeline, updates, malicious, visible, key):
+    clients, dim = updates.shape
+    view = AttackerView(
+        malicious, visible, jnp.zeros(dim, updates.dtype), jnp.arange(clients), jnp.array(0)
+    )
+    return pipeline.apply(key, updates, pipeline.init(clients, dim), view)[0]
+
+
+def _as_stack(updates) -> Array:
+    array = jnp.asarray(updates)
+    if array.ndim != 2 or 0 in array.shape:
+        raise ConfigError(f"updates must be a non-empty [K, D] array, got shape {array.shape}.")
+    if jnp.issubdtype(array.dtype, jnp.complexfloating) or array.dtype == bool:
+        raise ConfigError(f"updates must be real numbers, got {array.dtype}.")
+    return array if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(jnp.float32)
+
+
+def _with_fields(spec, fields, kind):
+    if not fields:
+        return spec
+    if not isinstance(spec, str):
+        raise ConfigError(
+            f"{kind}: fields {sorted(fields)} can be given beside a name only; put them into the "
+            f"mapping instead."
+        )
+    return {"name": spec, **fields}

@@ -1,0 +1,264 @@
+"""The schema of an experiment: strict YAML in, fully resolved YAML out."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from fedjax_sec import registry, schema
+from fedjax_sec.pipeline import Defense, Setting, check_components, fill_num_byzantine
+from fedjax_sec.schema import ConfigError, component, section, static
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Which data, and how it is spread over the clients."""
+
+    name: str = static("digits", "Data set, see `fedjax-sec list datasets`.")
+    num_clients: int = static(20, "N, registered clients.", low=1)
+    partition: Any = component("partition", "iid", "How examples are dealt to the clients.")
+    data_dir: str | None = static(
+        None, "Folder of prepared tensorflow-datasets (null: TFDS_DATA_DIR, then TFDS's default)."
+    )
+    download: bool = static(True, "Download and prepare the data where it is missing.")
+    max_train: int | None = static(None, "Keep only the first training examples.", low=1)
+    max_test: int | None = static(None, "Keep only the first test examples.", low=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Server:
+    """Who takes part in a round, and how the aggregate changes the global parameters."""
+
+    clients_per_round: int | None = static(
+        None, "K, drawn without replacement every round (null: all N).", low=1
+    )
+    optimizer: Any = component(
+        "optimizer",
+        {"name": "sgd", "learning_rate": 1.0},
+        "Any optax optimizer; minus the aggregate is its gradient.",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Threat:
+    """Who the adversary is and what it sees."""
+
+    num_malicious: int = static(0, "m, malicious clients among the N.", low=0)
+    knowledge: str = static(
+        "corrupted",
+        "Updates (and data) the adversary sees: of its `corrupted` clients, or all (`omniscient`).",
+        choices=("corrupted", "omniscient"),
+    )
+    placement: str = static(
+        "random",
+        "Which clients are malicious: drawn by the seed, or the `first` m.",
+        choices=("random", "first"),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What is measured, and when."""
+
+    every: int = static(10, "Rounds between evaluations; the last round is always one.", low=1)
+    batch_size: int = static(2500, "Test examples evaluated at once.", low=1)
+    diagnostics: bool = static(
+        True, "Record update norms and what each defence kept, in the round before an evaluation."
+    )
+    exclude_target: bool = static(
+        True, "Attack success leaves out examples that truly are of the attacker's class."
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """When the state is saved, so that an interrupted run can go on."""
+
+    every: int = static(10, "Evaluations between checkpoints.", low=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """One run, complete: every top-level key of a configuration file."""
+
+    data: Data = section(Data, "The data and its partition.")
+    model: Any = component("model", "mlp", "The network.")
+    client: Any = component(
+        "client", {"name": "sgd", "steps": 1, "batch_size": 32}, "Local training."
+    )
+    server: Server = section(Server, "Participation and the server's step.")
+    threat: Threat = section(Threat, "The adversary.")
+    attack: Any = component("attack pipeline", None, "null, an attack, or a list of them.")
+    defense: Any = component("defense pipeline", "mean", "An aggregator, or a list of stages.")
+    evaluation: Evaluation = section(Evaluation, "Metrics.")
+    checkpoint: Checkpoint = section(Checkpoint, "Resuming.")
+    rounds: int = static(100, "Federated rounds.", low=1)
+    seed: int = static(0, "Seed of everything random.", low=0)
+
+    @property
+    def clients_per_round(self) -> int:
+        """K."""
+        return self.server.clients_per_round or self.data.num_clients
+
+    def to_dict(self) -> dict:
+        """The fully resolved configuration as a plain mapping."""
+        return schema.dump(self)
+
+    def structure(self):
+        """A hashable key; experiments with equal keys run in one compiled program.
+
+        Everything except the seed, the malicious clients' number and placement, and the values of
+        numeric fields.
+        """
+        leaves = (self.model, self.client, self.server.optimizer, self.attack, self.defense)
+        rest = dataclasses.replace(
+            self,
+            seed=0,
+            model=None,
+            client=None,
+            attack=None,
+            defense=None,
+            server=dataclasses.replace(self.server, optimizer=None),
+            threat=dataclasses.replace(self.threat, num_malicious=0, placement="first"),
+        )
+        data = dataclasses.replace(rest.data, partition=None)
+        return (
+            tuple(jax.tree.structure(part) for part in leaves),
+            dataclasses.replace(rest, data=data),
+        )
+
+    def check(self, capacity: int | None = None) -> None:
+        """Raises `ConfigError` for combinations that cannot be run or would silently do nothing."""
+        n, k, m = self.data.num_clients, self.clients_per_round, self.threat.num_malicious
+        registry.datasets.get(self.data.name, "data.name")
+        if k > n:
+            raise ConfigError(
+                f"server.clients_per_round must be <= data.num_clients = {n}, got {k}."
+            )
+        if m > n:
+            raise ConfigError(f"threat.num_malicious must be <= data.num_clients = {n}, got {m}.")
+        if self.attack.stages and m == 0:
+            names = ", ".join(stage.registered_name for stage in self.attack.stages)
+            raise ConfigError(
+                f"attack: {names} would do nothing, since threat.num_malicious is 0; "
+                f"set threat.num_malicious to 1..{n}, or attack to null."
+            )
+        setting = Setting(k, m, sampled=k < n, capacity=capacity)
+        check_components((self.client,), "client", setting)
+        check_components(self.attack.stages, "attack", setting)
+        check_components(self.defense.stages, "defense", setting)
+
+
+def from_mapping(mapping: Mapping, overrides: Mapping | Iterable[str] = ()) -> Experiment:
+    """An experiment from a plain mapping and overrides, checked and with nothing left open.
+
+    `overrides` are `{"client.l2": 1e-4}` or strings `"client.l2=1e-4"`. A Byzantine bound left
+    open becomes `threat.num_malicious` when all clients take part.
+
+    >>> from_mapping({"defense": "krum", "threat": {"num_malicious": 3}}).defense.stages[0]
+    Krum(num_byzantine=3, convention='paper')
+    """
+    if not isinstance(mapping, Mapping):
+        raise ConfigError(f"An experiment must be a mapping of keys to values, got {mapping!r}.")
+    spec = apply_overrides(mapping, overrides)
+    experiment = schema.build(Experiment, spec, "", registry.builders())
+    if experiment.clients_per_round >= experiment.data.num_clients:
+        stages = tuple(
+            fill_num_byzantine(stage, experiment.threat.num_malicious)
+            for stage in experiment.defense.stages
+        )
+        experiment = dataclasses.replace(experiment, defense=Defense(stages))
+    experiment.check()
+    return experiment
+
+
+def load(path: str | Path, overrides: Mapping | Iterable[str] = ()) -> Experiment:
+    """An experiment from a YAML file and overrides; see `from_mapping`."""
+    return from_mapping(read_yaml(path), overrides)
+
+
+def read_yaml(path: str | Path) -> dict:
+    """The mapping in a YAML file; `ConfigError` names the file and line where it cannot be read."""
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"No configuration file {str(path)!r}.")
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"{path} is not readable YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} must hold a mapping of keys to values, got {content!r}.")
+    return content
+
+
+def apply_overrides(mapping: Mapping, overrides: Mapping | Iterable[str]) -> dict:
+    """The mapping with dotted keys replaced; the keys themselves are checked when it is built.
+
+    >>> apply_overrides({"defense": "krum"}, ["defense.num_byzantine=2"])
+    {'defense': {'name': 'krum', 'num_byzantine': 2}}
+    """
+    if isinstance(overrides, Mapping):
+        pairs = list(overrides.items())
+    else:
+        pairs = [_parse_override(text) for text in overrides]
+    tree = _plain(mapping)
+    for dotted, value in pairs:
+        _assign(tree, dotted, _plain(value))
+    return tree
+
+
+def _parse_override(text: str):
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"An override must look like key.path=value, got {text!r}.")
+    try:
+        parsed = OmegaConf.to_container(OmegaConf.create(f"value: {value}"))
+    except (YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(f"Override {text!r}: the value is not readable YAML: {error}") from error
+    return key.strip(), parsed["value"]
+
+
+def _plain(value):
+    """A deep copy in plain containers, with components written as their specification."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return schema.dump(value)
+    return value
+
+
+def _assign(tree: dict, dotted: str, value) -> None:
+    *parents, last = dotted.split(".")
+    node = tree
+    for depth, name in enumerate(parents):
+        key = int(name) if isinstance(node, list) and name.isdigit() else name
+        try:
+            child = node[key]
+        except (KeyError, IndexError):
+            child = node[key] = {} if isinstance(node, dict) else None
+        if child is None:
+            child = {}
+        if isinstance(child, str):  # a component given by its bare name
+            child = {"name": child}
+        if not isinstance(child, (dict, list)):
+            at = ".".join(parents[: depth + 1])
+            raise ConfigError(f"{dotted}: {at} is {child!r}, which has no keys.")
+        node[key] = child
+        node = child
+    if isinstance(node, list):
+        if not last.isdigit() or int(last) >= len(node):
+            raise ConfigError(f"{dotted}: a list of {len(node)} has no entry {last!r}.")
+        last = int(last)
+    node[last] = value
+
+
+def dump_yaml(mapping: Mapping) -> str:
+    """A mapping as YAML text."""
+    return OmegaConf.to_yaml(OmegaConf.create(dict(mapping)))

@@ -1,0 +1,1 @@
+"""What is measured on held-out data: accuracy, per-class accuracy, attack success rate."""

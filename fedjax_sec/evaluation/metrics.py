@@ -1,0 +1,69 @@
+"""Metrics of a model on test data. Nothing here ever sees training labels as a test set."""
+# ruff: noqa: F722, F821
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, UInt8
+
+from fedjax_sec.round import to_pixels
+from fedjax_sec.types import Metrics, Task
+
+
+class TestSet(NamedTuple):
+    """Held-out examples as stored: integers and labels."""
+
+    __test__ = False  # not a test case, whatever pytest thinks of the name
+
+    x: UInt8[Array, "T *shape"]
+    y: Int[Array, "T"]
+
+
+def evaluate(
+    params: Float[Array, "D"],
+    test: TestSet,
+    task: Task,
+    pixel_scale: float,
+    backdoor: Any,
+    batch_size: int,
+    exclude_target: bool,
+) -> Metrics:
+    r"""Accuracy, loss and per-class accuracy on the test set, and the backdoor's success.
+
+    .. math:: accuracy = \frac{1}{T} \sum_t [\hat y_t = y_t], \qquad
+              asr = \frac{\sum_t c_t [\hat y(trigger(x_t)) = target_t]}{\sum_t c_t}
+
+    with c_t = 1 for the probes that count; `exclude_target` leaves out those whose true label is
+    the attacker's. Shares in [0, 1]; `per_class_accuracy` is [C]. `attack_success_rate` is there
+    only when there is a backdoor.
+    """
+
+    def predict(x):
+        return task.logits(params, x)
+
+    logits = _in_batches(lambda x: predict(to_pixels(x, pixel_scale)), test.x, batch_size)
+    correct = (jnp.argmax(logits, axis=-1) == test.y).astype(jnp.float32)
+    log_probs = jax.nn.log_softmax(logits)
+    picked = jnp.take_along_axis(log_probs, test.y[:, None], axis=1)[:, 0]
+    member = jax.nn.one_hot(test.y, task.num_classes)
+    metrics = {
+        "accuracy": correct.mean(),
+        "loss": -picked.mean(),
+        "per_class_accuracy": correct @ member / member.sum(0),
+    }
+    if backdoor is not None:
+        x, target, include = backdoor.probes(to_pixels(test.x, pixel_scale), test.y, task)
+        predicted = jnp.argmax(_in_batches(predict, x, batch_size), axis=-1)
+        if exclude_target and x.shape[0] == test.y.shape[0]:
+            include = include & (test.y != target)
+        hit = jnp.sum(jnp.where(include, predicted == target, False))
+        metrics["attack_success_rate"] = hit / jnp.maximum(include.sum(), 1)
+    return metrics
+
+
+def _in_batches(fn, x, batch_size):
+    """`fn` over the leading axis in batches, so that a large test set fits in memory."""
+    if x.shape[0] <= batch_size:
+        return fn(x)
+    return jax.lax.map(lambda one: fn(one[None])[0], x, batch_size=batch_size)

@@ -1,0 +1,398 @@
+"""Runs experiments: scans rounds on the device between evaluations, checkpoints, writes results.
+
+Runs of the same structure (seeds, values of numeric fields) are replicas of one compiled program;
+a single run is one replica.
+"""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_sec import config as config_lib
+from fedjax_sec import registry, results
+from fedjax_sec.checkpoints import Checkpoints
+from fedjax_sec.config import Experiment
+from fedjax_sec.datasets import take
+from fedjax_sec.evaluation.metrics import TestSet, evaluate
+from fedjax_sec.round import (
+    Components,
+    Pool,
+    Population,
+    Problem,
+    Replica,
+    RoundState,
+    Stream,
+    init_state,
+    make_task,
+    run_round,
+    stream,
+)
+from fedjax_sec.schema import ConfigError
+
+
+@functools.lru_cache(maxsize=4)
+def _load(name, data_dir, download, max_train, max_test):
+    source = registry.datasets.build(name, "data.name").load(data_dir, download)
+    return take(source, max_train, max_test)
+
+
+def load_source(experiment: Experiment):
+    """The data set of an experiment, read once in a process."""
+    data = experiment.data
+    return _load(data.name, data.data_dir, data.download, data.max_train, data.max_test)
+
+
+def make_population(experiment: Experiment, labels: np.ndarray) -> tuple[Population, int]:
+    """Partition and malicious clients by the experiment's seed, and the examples left unused."""
+    data, threat = experiment.data, experiment.threat
+    rng = np.random.default_rng([experiment.seed, int(Stream.PARTITION)])
+    parts = data.partition.split(rng, labels, data.num_clients)
+    malicious = np.arange(data.num_clients) < threat.num_malicious
+    if threat.placement == "random":
+        rng = np.random.default_rng([experiment.seed, int(Stream.MALICIOUS)])
+        malicious = rng.permutation(malicious)
+    return Population(parts.index, parts.counts, malicious), parts.unused
+
+
+class Program:
+    """The compiled functions for all experiments of one structure.
+
+    `traces` counts how often the round was traced: for each length of scan once for the rounds
+    inside it, and once for the last one, which also measures the diagnostics.
+    """
+
+    def __init__(self, experiment: Experiment, at_once: int | None = None):
+        source = load_source(experiment)
+        self.experiment, self.source, self.at_once = experiment, source, at_once
+        self.problem = Problem(
+            model=experiment.model.make(source.x_train.shape[1:], source.num_classes),
+            input_shape=source.x_train.shape[1:],
+            num_classes=source.num_classes,
+            pixel_scale=source.scale,
+            mean=source.mean,
+            std=source.std,
+            num_clients=experiment.data.num_clients,
+            clients_per_round=experiment.clients_per_round,
+            omniscient=experiment.threat.knowledge == "omniscient",
+        )
+        self.pool = jax.device_put(Pool(source.x_train, source.y_train))
+        self.test = jax.device_put(TestSet(source.x_test, source.y_test))
+        self.traces = 0
+        self.compile_seconds = 0.0
+        self._compiled: dict = {}
+
+    def replicas(self, experiments: Sequence[Experiment]) -> tuple[Replica, list[int]]:
+        """The experiments stacked along a leading replica axis, and each one's unused examples."""
+        populations, unused = [], []
+        for experiment in experiments:
+            population, left = make_population(experiment, np.asarray(self.source.y_train))
+            experiment.check(capacity=population.index.shape[1])
+            populations.append(population)
+            unused.append(left)
+        width = max(p.index.shape[1] for p in populations)
+        populations = [
+            p._replace(index=np.pad(p.index, ((0, 0), (0, width - p.index.shape[1]))))
+            for p in populations
+        ]
+        components = [
+            Components(e.client, e.server.optimizer, e.attack, e.defense) for e in experiments
+        ]
+        stack = lambda *leaves: jnp.stack([jnp.asarray(leaf) for leaf in leaves])  # noqa: E731
+        keys = jnp.stack([jax.random.key(e.seed) for e in experiments])
+        return Replica(
+            keys, jax.tree.map(stack, *components), jax.tree.map(stack, *populations)
+        ), unused
+
+    def _over_replicas(self, fn: Callable, *stacked):
+        size = jax.tree.leaves(stacked)[0].shape[0]
+        at_once = min(self.at_once or (1 if jax.default_backend() == "cpu" else size), size)
+        if size == 1:  # no batch axis at all: XLA's CPU code for one of size 1 is far slower
+            out = fn(*jax.tree.map(lambda leaf: leaf[0], stacked))
+            return jax.tree.map(lambda leaf: leaf[None], out)
+        if at_once == size:
+            return jax.vmap(fn)(*stacked)
+        return jax.lax.map(
+            lambda args: fn(*args), stacked, batch_size=None if at_once == 1 else at_once
+        )
+
+    def _run(self, name, function, *args, donate=()):
+        """Calls a jitted function, compiling it first where needed and timing the compilation."""
+        shapes = tuple((leaf.shape, leaf.dtype.name) for leaf in jax.tree.leaves(args))
+        key = (name, jax.tree.structure(args), shapes)
+        if key not in self._compiled:
+            start = time.perf_counter()
+            lowered = jax.jit(function, donate_argnums=donate).lower(*args)
+            self._compiled[key] = lowered.compile()
+            self.compile_seconds += time.perf_counter() - start
+        return self._compiled[key](*args)
+
+    def init(self, replicas: Replica) -> RoundState:
+        """The state of every replica before round 0."""
+
+        def init(replicas, pool):
+            task = make_task(self.problem, pool)
+            return self._over_replicas(lambda r: init_state(self.problem, task, r), replicas)
+
+        return self._run("init", init, replicas, self.pool)
+
+    def advance(self, state: RoundState, replicas: Replica, start: int, rounds: int):
+        """`rounds` more rounds from number `start` for every replica; `state` is donated.
+
+        Returns the new state and metrics: of the last of these rounds, but `train_loss` averaged
+        and `excluded` summed over all of them.
+        """
+        diagnostics = self.experiment.evaluation.diagnostics
+
+        def advance(state, replicas, pool, start):
+            task = make_task(self.problem, pool)
+
+            def one(state, replica):
+                def step(state, index, diagnose=False):
+                    self.traces += 1
+                    return run_round(self.problem, task, pool, replica, state, index, diagnose)
+
+                state, history = jax.lax.scan(step, state, start + jnp.arange(rounds - 1))
+                state, last = step(state, start + rounds - 1, diagnostics)
+                losses = jnp.append(history["train_loss"], last["train_loss"])
+                excluded = history["excluded"].sum() + last["excluded"]
+                return state, last | {"train_loss": jnp.nanmean(losses), "excluded": excluded}
+
+            return self._over_replicas(one, state, replicas)
+
+        return self._run(
+            f"advance {rounds}", advance, state, replicas, self.pool,
+            jnp.asarray(start), donate=(0,),
+        )  # fmt: skip
+
+    def evaluate(self, state: RoundState, replicas: Replica):
+        """Test metrics of every replica's global model."""
+        options = self.experiment.evaluation
+
+        def measure(params, replicas, pool, test):
+            task = make_task(self.problem, pool)
+
+            def one(params, replica):
+                return evaluate(
+                    params, test, task, self.problem.pixel_scale,
+                    replica.components.attack.backdoor, options.batch_size,
+                    options.exclude_target,
+                )  # fmt: skip
+
+            return self._over_replicas(one, params, replicas)
+
+        return self._run("evaluate", measure, state.params, replicas, self.pool, self.test)
+
+    def unravel(self, params) -> Any:
+        """Flat parameters [D] as the model's own tree."""
+        return make_task(self.problem, self.pool).unravel(params)
+
+
+class Result(NamedTuple):
+    """A finished run.
+
+    `metrics[name]` holds one entry an evaluation, `metrics["round"]` the number of rounds done by
+    then; `params` are the final parameters as the model's tree, None when the run was finished
+    before and only read back; `summary` is what `summary.json` holds.
+    """
+
+    experiment: Experiment
+    metrics: dict[str, np.ndarray]
+    summary: dict
+    params: Any
+
+
+def read_result(experiment: Experiment, folder: results.RunFolder) -> Result:
+    """A finished run read back from its folder."""
+    return Result(experiment, stack_rows(folder.rows()), folder.summary(), None)
+
+
+def stack_rows(rows: Sequence[Mapping]) -> dict[str, np.ndarray]:
+    """Metric rows as one array a metric; null entries are NaN."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    return {
+        name: np.array([np.asarray(row.get(name), dtype=float) for row in rows if name in row])
+        for name in names
+    }
+
+
+def train(
+    experiments: Sequence[Experiment],
+    folders: Sequence[results.RunFolder] | None = None,
+    *,
+    checkpoint_dir: str | Path | None = None,
+    at_once: int | None = None,
+    on_evaluation: Callable[[int, list[dict]], None] | None = None,
+    program: Program | None = None,
+) -> list[Result]:
+    """Runs experiments of one structure as replicas of one program.
+
+    Args:
+      experiments: equal in `Experiment.structure()`.
+      folders: where each one's metrics and summary go; already claimed with `RunFolder.open`.
+      checkpoint_dir: where the common state is saved, and from which it is taken up if there.
+      at_once: replicas vmapped at a time; the others follow one after another in the same
+        program. None: all of them on an accelerator; on a CPU, whose cores one replica fills, 1.
+      on_evaluation: called with the rounds done and the rows just measured.
+      program: compiled functions to use again.
+    """
+    if len({e.structure() for e in experiments}) != 1:
+        raise ConfigError("These experiments differ in structure and cannot share a program.")
+    program = program or Program(experiments[0], at_once)
+    replicas, unused = program.replicas(experiments)
+    first = experiments[0]
+    begin = time.perf_counter()
+
+    checkpoints = Checkpoints(checkpoint_dir) if checkpoint_dir else None
+    state, done, elapsed = program.init(replicas), 0, 0.0
+    if checkpoints:
+        state, done, elapsed = checkpoints.restore(state)
+    if folders:
+        for folder in folders:
+            folder.truncate(done)
+    rows_of = [folder.rows() if folders and done else [] for folder in folders or experiments]
+
+    def record(done, metrics):
+        host = jax.device_get(metrics)
+        new = [
+            results.to_json({"round": done} | {name: values[i] for name, values in host.items()})
+            for i in range(len(experiments))
+        ]
+        for i, row in enumerate(new):
+            rows_of[i].append(row)
+            if folders:
+                folders[i].append(row)
+        if on_evaluation:
+            on_evaluation(done, new)
+
+    if done == 0:
+        record(0, program.evaluate(state, replicas))
+    evaluations, training_seconds = 0, 0.0
+    rounds_here = first.rounds - done
+    while done < first.rounds:
+        rounds = min(first.evaluation.every, first.rounds - done)
+        tick, compiled = time.perf_counter(), program.compile_seconds
+        state, training = program.advance(state, replicas, done, rounds)
+        jax.block_until_ready(state)
+        training_seconds += time.perf_counter() - tick - (program.compile_seconds - compiled)
+        done += rounds
+        record(done, program.evaluate(state, replicas) | training)
+        evaluations += 1
+        if checkpoints and (evaluations % first.checkpoint.every == 0 or done == first.rounds):
+            checkpoints.save(done, state, elapsed + time.perf_counter() - begin)
+
+    wall = elapsed + time.perf_counter() - begin
+    timing = {
+        "wall_seconds": wall,
+        "compile_seconds": program.compile_seconds,
+        "rounds_per_second": (
+            rounds_here * len(experiments) / training_seconds if training_seconds else None
+        ),
+        "replicas": len(experiments),
+        "traces": program.traces,
+    }
+    found = []
+    for i, experiment in enumerate(experiments):
+        metrics = stack_rows(rows_of[i])
+        summary = _summarize(experiment, program, metrics, unused[i], timing)
+        if folders:
+            folders[i].write_summary(summary)
+        found.append(Result(experiment, metrics, summary, program.unravel(state.params[i])))
+    return found
+
+
+def _summarize(experiment, program, metrics, unused, timing) -> dict:
+    counts = program.source.describe()
+    final = {name: float(values[-1]) for name, values in metrics.items() if values.ndim == 1}
+    best = int(np.nanargmax(metrics["accuracy"]))
+    summary = {
+        "data": {**counts, "unused_train": int(unused), "clients": experiment.data.num_clients},
+        "parameters": int(sum(leaf.size for leaf in _param_leaves(program))),
+        "final": final,
+        "best": {
+            "round": int(metrics["round"][best]),
+            "accuracy": float(metrics["accuracy"][best]),
+        },
+        "excluded_updates": int(np.nansum(metrics["excluded"])),
+        **timing,
+        **results.environment(),
+    }
+    warnings = _warnings(experiment, metrics, final, counts)
+    return summary | ({"warnings": warnings} if warnings else {})
+
+
+def _param_leaves(program):
+    return jax.tree.leaves(jax.eval_shape(program.problem.model.init, jax.random.key(0)))
+
+
+def _warnings(experiment, metrics, final, counts) -> list[str]:
+    """What a reader must know before trusting the numbers."""
+    found = []
+    if counts["subset"]:
+        found.append(f"data: {counts['label']}, not the whole data set")
+    if not np.isfinite(final["loss"]):
+        found.append("the global model's loss is not finite at the end")
+    shift = metrics.get("attack_shift")
+    if shift is not None and not np.nanmax(shift, initial=0.0) > 0:
+        found.append("the attack changed no update in any round")
+    return found
+
+
+def run(
+    config: str | Path | Mapping | Experiment,
+    *,
+    out: str | Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    on_evaluation: Callable[[int, list[dict]], None] | None = None,
+    **overrides,
+) -> Result:
+    """Runs one experiment.
+
+    Args:
+      config: a YAML file, a mapping, or an `Experiment`.
+      out: folder for `config.yaml`, `metrics.jsonl`, `summary.json`, figures and checkpoints; None
+        writes nothing.
+      resume: continue the run in `out`, to the same bits as if it had never stopped.
+      overwrite: replace the run in `out`.
+      on_evaluation: called with the rounds done and a list with the metrics just measured.
+      **overrides: top-level keys, or dotted ones as `**{"client.l2": 1e-4}`.
+
+    Returns: `Result` with metrics as arrays over evaluations and the final parameters.
+
+    Raises: `ConfigError` (a `ValueError`) for a configuration that cannot be run, before anything
+    compiles.
+
+    >>> result = run({"data": {"name": "digits"}, "rounds": 2})
+    >>> result.metrics["round"].tolist()
+    [0.0, 2.0]
+    """
+    if isinstance(config, Experiment):
+        config = config.to_dict()
+    if isinstance(config, Mapping):
+        experiment = config_lib.from_mapping(config, overrides)
+    else:
+        experiment = config_lib.load(config, overrides)
+    if out is None:
+        return train([experiment], on_evaluation=on_evaluation)[0]
+    load_source(experiment)  # missing data is found before the folder is claimed
+    folder = results.RunFolder(out)
+    folder.open(experiment.to_dict(), resume=resume, overwrite=overwrite)
+    if folder.finished:
+        return read_result(experiment, folder)
+    result = train(
+        [experiment],
+        [folder],
+        checkpoint_dir=folder.path / "checkpoints",
+        on_evaluation=on_evaluation,
+    )[0]
+    from fedjax_sec import plotting  # slow to import, and not needed before
+
+    plotting.accuracy_curve(result, folder.path / "figures")
+    return result

@@ -1,0 +1,252 @@
+"""One federated round as a pure function: the only place where the stages meet."""
+# ruff: noqa: F722, F821
+
+import enum
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt8
+
+from fedjax_sec.ops.moments import row_norms
+from fedjax_sec.types import AttackerView, LocalData, Metrics, Model, ServerView, State, Task
+
+
+class Stream(enum.IntEnum):
+    """Named random streams. Adding one never shifts another, so runs with and without an attack
+    share their honest clients' randomness; numbers must never be reused."""
+
+    INIT = 0
+    PARTITION = 1
+    MALICIOUS = 2
+    SAMPLE = 3
+    CLIENT = 4
+    POISON = 5
+    ATTACK = 6
+    DEFENSE = 7
+
+
+def stream(key: PRNGKeyArray, name: Stream) -> PRNGKeyArray:
+    """The key of one purpose."""
+    return jax.random.fold_in(key, int(name))
+
+
+class Pool(NamedTuple):
+    """The training examples of all clients, on the device once and shared by all replicas."""
+
+    x: UInt8[Array, "T *shape"]
+    y: Int[Array, "T"]
+
+
+class Population(NamedTuple):
+    """Who holds what, and who is malicious. `index` pads each client's row to M with zeros."""
+
+    index: Int[Array, "N M"]
+    counts: Int[Array, "N"]
+    malicious: Bool[Array, "N"]
+
+
+class Components(NamedTuple):
+    """The experiment's components. A pytree: numeric fields are leaves, so they can be stacked."""
+
+    client: Any
+    server: Any  # the server's optimizer
+    attack: Any
+    defense: Any
+
+
+class Replica(NamedTuple):
+    """One run of an experiment: a seed's key and population, and the components' values."""
+
+    key: PRNGKeyArray
+    components: Components
+    population: Population
+
+
+class RoundState(NamedTuple):
+    """Everything that a round hands to the next. `client` is stacked over all N, or empty."""
+
+    params: Float[Array, "D"]
+    server: State
+    client: State
+    attack: State
+    defense: State
+
+
+class Problem(NamedTuple):
+    """What is fixed for all replicas of one compiled program. `pixel_scale` maps stored integers
+    to [0, 1]; `mean` and `std` normalise at the model's entry."""
+
+    model: Model
+    input_shape: tuple[int, ...]
+    num_classes: int
+    pixel_scale: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    num_clients: int
+    clients_per_round: int
+    omniscient: bool
+
+
+def to_pixels(x: Array, scale: float) -> Float[Array, "..."]:
+    """Stored integers as pixels in [0, 1]."""
+    return x.astype(jnp.float32) * (1.0 / scale)
+
+
+def make_task(problem: Problem, pool: Pool) -> Task:
+    """The learning task on flat parameters [D]."""
+    shapes = jax.eval_shape(problem.model.init, jax.random.key(0))
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    flat, unravel = ravel_pytree(zeros)
+    mean, std = jnp.array(problem.mean), jnp.array(problem.std)
+
+    def logits(params, x, *, train=False, key=None):
+        x = (x - mean.reshape((1,) * (x.ndim - 1) + (-1,))) / std.reshape(
+            (1,) * (x.ndim - 1) + (-1,)
+        )
+        return problem.model.apply(unravel(params), x, train=train, key=key)
+
+    def loss(params, x, y, mask, *, train=False, key=None):
+        log_probs = jax.nn.log_softmax(logits(params, x, train=train, key=key))
+        # A product with the one-hot label: its gradient needs no scatter.
+        chosen = jax.nn.one_hot(y, problem.num_classes) * mask[:, None]
+        return -jnp.sum(chosen * log_probs) / jnp.maximum(mask.sum(), 1)
+
+    def example(index):
+        return to_pixels(pool.x[index], problem.pixel_scale), pool.y[index]
+
+    return Task(logits, loss, example, unravel, flat.size, problem.num_classes)
+
+
+def init_state(problem: Problem, task: Task, replica: Replica) -> RoundState:
+    """The state before round 0."""
+    components = replica.components
+    params = ravel_pytree(problem.model.init(stream(replica.key, Stream.INIT)))[0]
+    client = ()
+    if components.client.keeps_state:
+        one = components.client.init(task.dim)
+        client = jax.tree.map(
+            lambda leaf: jnp.broadcast_to(leaf, (problem.num_clients, *jnp.shape(leaf))), one
+        )
+    return RoundState(
+        params=params,
+        server=components.server.transformation().init(params),
+        client=client,
+        attack=components.attack.init(problem.clients_per_round, task.dim),
+        defense=components.defense.init(problem.clients_per_round, task.dim),
+    )
+
+
+def run_round(
+    problem: Problem,
+    task: Task,
+    pool: Pool,
+    replica: Replica,
+    state: RoundState,
+    index: Array,
+    diagnose: bool,
+) -> tuple[RoundState, Metrics]:
+    """Round number `index`: sample, gather, poison, train, attack, defend, step the server.
+
+    Returns the new state and the round's metrics; `diagnose` adds update norms and what the
+    defence kept, which cost several passes over the stack.
+    """
+    components, population = replica.components, replica.population
+    clients, per_round = problem.num_clients, problem.clients_per_round
+    key = jax.random.fold_in(replica.key, index)
+
+    ids = jnp.arange(clients)
+    if per_round < clients:
+        ids = jax.random.choice(stream(key, Stream.SAMPLE), clients, (per_round,), replace=False)
+    malicious = population.malicious[ids]
+    counts = population.counts[ids]
+
+    # Local training. The client's own stream does not depend on the round: an epoch's order must
+    # be the same for all rounds that it spans.
+    client_key = stream(replica.key, Stream.CLIENT)
+    poison_key = stream(replica.key, Stream.POISON)
+
+    def train_client(client_id, local_state):
+        row, is_malicious = population.index[client_id], population.malicious[client_id]
+
+        def fetch(position):
+            example = row[position]
+            x, y = to_pixels(pool.x[example], problem.pixel_scale), pool.y[example]
+            if components.attack.data_stages:
+                own = jax.random.fold_in(poison_key, client_id)
+                px, py = components.attack.poison(own, x, y, position, task)
+                x, y = jnp.where(is_malicious, px, x), jnp.where(is_malicious, py, y)
+            return x, y
+
+        local = LocalData(population.counts[client_id], population.index.shape[1], index, fetch)
+        own_key = jax.random.fold_in(client_key, client_id)
+        return components.client.apply(own_key, state.params, local_state, local, task)
+
+    local_states = jax.tree.map(lambda leaf: leaf[ids], state.client)
+    updates, local_states, client_metrics = jax.vmap(train_client)(ids, local_states)
+    client_state = jax.tree.map(lambda old, new: old.at[ids].set(new), state.client, local_states)
+
+    # The adversary.
+    visible = jnp.ones_like(malicious) if problem.omniscient else malicious
+
+    def sample(sample_key, num):
+        who_key, which_key = jax.random.split(sample_key)
+        share = jnp.where(visible, counts, 0).astype(jnp.float32)
+        who = jax.random.categorical(who_key, jnp.log(share), shape=(num,))
+        which = jax.random.randint(which_key, (num,), 0, jnp.maximum(counts[who], 1))
+        example = population.index[ids[who], which]
+        return to_pixels(pool.x[example], problem.pixel_scale), pool.y[example]
+
+    attacker = AttackerView(malicious, visible, state.params, ids, index, task, sample)
+    sent, attack_state, attack_metrics = components.attack.apply(
+        stream(key, Stream.ATTACK), updates, state.attack, attacker
+    )
+
+    # The server.
+    server_view = ServerView(
+        params=state.params,
+        weights=counts.astype(jnp.float32),
+        client_ids=ids,
+        valid=jnp.ones_like(malicious),
+        round=index,
+        with_kept=diagnose,
+    )
+    aggregate, defense_state, defense_metrics = components.defense.apply(
+        stream(key, Stream.DEFENSE), sent, state.defense, server_view
+    )
+    change, server_state = components.server.transformation().update(
+        -aggregate, state.server, state.params
+    )
+    params = state.params + change
+    new_state = RoundState(params, server_state, client_state, attack_state, defense_state)
+
+    metrics = {"train_loss": _mean_over(client_metrics["train_loss"], ~malicious)}
+    metrics["aggregate_norm"] = jnp.linalg.norm(aggregate)
+    metrics["excluded"] = defense_metrics["excluded"]
+    if diagnose:
+        metrics |= _diagnostics(updates, sent, malicious, attack_metrics, defense_metrics)
+    return new_state, metrics
+
+
+def _diagnostics(honest, sent, malicious, attack_metrics, defense_metrics) -> Metrics:
+    """What a reader needs to see why a defence held or failed."""
+    kept, norms = defense_metrics["kept"], row_norms(sent)
+    metrics = {
+        "update_norm": norms,
+        "kept": kept,
+        "update_norm_honest": _mean_over(norms, ~malicious),
+        "update_norm_malicious": _mean_over(norms, malicious),
+        "kept_honest": _mean_over(kept, ~malicious),
+        "kept_malicious": _mean_over(kept, malicious),
+    }
+    if sent is not honest:
+        metrics["attack_shift"] = _mean_over(row_norms(sent - honest), malicious)
+    for extra in (attack_metrics, defense_metrics):
+        metrics |= {name: v for name, v in extra.items() if "/" in name and jnp.ndim(v) == 0}
+    return metrics
+
+
+def _mean_over(values, mask):
+    """Mean over the clients of `mask`; NaN (null in the results) when there are none."""
+    return jnp.sum(jnp.where(mask, values, 0.0)) / mask.sum()
