@@ -1,0 +1,244 @@
+"""The `fedjax-sec` command: thin; everything it does is a call into the package."""
+
+import contextlib
+import dataclasses
+import inspect
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from fedjax_sec import registry, schema
+from fedjax_sec.schema import ConfigError
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    help="Attacks and defences in federated learning, batched and compiled.",
+)  # fmt: skip
+console = Console()
+errors = Console(stderr=True)
+
+Config = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="The experiment.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY.PATH=VALUE]...", help="Changes to it.")
+]
+Out = Annotated[Path, typer.Option(help="Folder for the results.")]
+DataDir = Annotated[
+    Path | None, typer.Option(help="Folder of prepared tensorflow-datasets (data.data_dir).")
+]
+
+
+@contextlib.contextmanager
+def reported():
+    """Prints a bad configuration or missing data as one message instead of a traceback."""
+    try:
+        yield
+    except (ValueError, FileNotFoundError) as error:
+        errors.print(f"[bold red]Error:[/] {escape(str(error))}", soft_wrap=True)
+        raise typer.Exit(2) from None
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+        TimeRemainingColumn(), TextColumn("{task.fields[status]}"), console=errors,
+        disable=not errors.is_terminal,
+    )  # fmt: skip
+
+
+def _status(rows) -> str:
+    accuracy = sum(row["accuracy"] for row in rows) / len(rows)
+    return f"accuracy {100 * accuracy:.1f}%"
+
+
+def use_data_dir(data_dir: Path | None) -> None:
+    if data_dir is not None:
+        os.environ["TFDS_DATA_DIR"] = str(data_dir)
+
+
+@app.command()
+def run(
+    config: Config,
+    overrides: Overrides = None,
+    *,
+    out: Out,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in OUT.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in OUT.")] = False,
+    data_dir: DataDir = None,
+) -> None:
+    """Run one experiment."""
+    from fedjax_sec import config as config_lib
+    from fedjax_sec import experiment as experiment_lib
+
+    use_data_dir(data_dir)
+    with reported():
+        if resume and overwrite:
+            raise ConfigError("Give --resume or --overwrite, not both.")
+        experiment = config_lib.load(config, overrides or ())
+        with _progress() as progress:
+            task = progress.add_task("rounds", total=experiment.rounds, status="compiling")
+
+            def show(done, rows):
+                progress.update(task, completed=done, status=_status(rows))
+
+            result = experiment_lib.run(
+                experiment, out=out, resume=resume, overwrite=overwrite, on_evaluation=show
+            )
+    _print_summary(result, out)
+
+
+def _print_summary(result, out) -> None:
+    summary = result.summary
+    table = Table(title=f"{summary['data']['label']}, {int(result.metrics['round'][-1])} rounds")
+    table.add_column("metric")
+    table.add_column("final", justify="right")
+    for name, value in summary["final"].items():
+        if name != "round":
+            table.add_row(name, "" if value is None else f"{value:.4g}")
+    table.add_row("best accuracy", f"{summary['best']['accuracy']:.4g}")
+    table.add_row("rounds per second", f"{summary['rounds_per_second'] or float('nan'):.1f}")
+    table.add_row("compile seconds", f"{summary['compile_seconds']:.1f}")
+    console.print(table)
+    for warning in summary.get("warnings", ()):
+        console.print(f"[bold yellow]Warning:[/] {escape(warning)}")
+    console.print(f"Results: {out}", soft_wrap=True)
+
+
+@app.command()
+def sweep(
+    config: Annotated[Path, typer.Argument(metavar="SWEEP.yaml", help="The sweep.")],
+    overrides: Overrides = None,
+    *,
+    out: Out,
+    data_dir: DataDir = None,
+) -> None:
+    """Run a sweep; what is finished in OUT is kept and not run again."""
+    from fedjax_sec import plotting
+    from fedjax_sec import sweep as sweep_lib
+
+    use_data_dir(data_dir)
+    with reported():
+        settings, cells = sweep_lib.load(config, overrides or ())
+        found = run_with_progress(cells, out, at_once=settings.at_once)
+    frame = sweep_lib.to_frame(cells, found)
+    frame.to_csv(out / "runs.csv", index=False)
+    metrics = ["final accuracy", "best accuracy"]
+    metrics += ["attack success rate"] if "attack success rate" in frame else []
+    label = found[0].summary["data"]["label"]
+    parts = []
+    for metric in metrics:
+        table = sweep_lib.pivot(frame, metric)
+        table.to_csv(out / f"{metric.replace(' ', '_')}.csv")
+        seeds = f"{frame['seed'].nunique()} seed(s)"
+        parts.append(
+            f"### {metric} (%), {label}, mean ± std over {seeds}\n\n{table.to_markdown()}\n"
+        )
+    (out / "table.md").write_text("\n".join(parts))
+    _print_table(sweep_lib.pivot(frame, metrics[0]), parts[0].splitlines()[0].lstrip("# "))
+    for warning in sorted({w for r in found for w in r.summary.get("warnings", ())}):
+        console.print(f"[bold yellow]Warning:[/] {escape(warning)}")
+    groups: dict = {}
+    for cell, result in zip(cells, found, strict=True):
+        first, *rest = cell.labels.values() or ["run"]
+        groups.setdefault(first, {}).setdefault(" ".join(rest) or "run", []).append(result)
+    paths = plotting.grid_of_curves(groups, settings.title or label, out / "accuracy")
+    console.print(f"Tables: {out / 'table.md'}\nFigure: {paths[0]}", soft_wrap=True)
+
+
+def run_with_progress(cells, out: Path, at_once: int | None = None):
+    """`sweep.run_cells` with a progress bar on stderr (plain lines when it is no terminal)."""
+    from fedjax_sec import sweep as sweep_lib
+
+    with _progress() as progress:
+
+        def on_group(number, total, members):
+            rounds = members[0].experiment.rounds
+            names = ", ".join(dict.fromkeys(" / ".join(c.labels.values()) for c in members))
+            text = f"group {number + 1}/{total}: {names}"
+            if progress.disable:
+                errors.print(f"{text} ({len(members)} runs)", soft_wrap=True)
+            task = progress.add_task(text[:60], total=rounds, status="compiling")
+            return lambda done, rows: progress.update(task, completed=done, status=_status(rows))
+
+        return sweep_lib.run_cells(cells, out, at_once=at_once, on_group=on_group)
+
+
+def _print_table(frame, title: str) -> None:
+    table = Table(title=title)
+    table.add_column(str(frame.index.name or ""))
+    for column in frame.columns:
+        table.add_column(str(column), justify="right")
+    for name, row in frame.iterrows():
+        table.add_row(str(name), *(str(value) for value in row))
+    console.print(table)
+
+
+@app.command("list")
+def list_(
+    kind: Annotated[
+        str | None, typer.Argument(help="attacks, defenses, datasets, models, ...")
+    ] = None,
+) -> None:
+    """List the components that a configuration can name."""
+    kinds = {f"{name}s": found for name, found in registry.KINDS.items()}
+    with reported():
+        if kind is not None and kind not in kinds:
+            raise ConfigError(
+                f"Unknown kind {kind!r}.{schema.suggestion(kind, kinds)} Known: {', '.join(kinds)}."
+            )
+    for name, found in kinds.items():
+        if kind in (None, name):
+            table = Table(title=name, title_justify="left", show_header=False, box=None)
+            for entry in found.names():
+                table.add_row(f"[bold]{entry}[/]", escape(registry.summary(found.get(entry))))
+            console.print(table)
+
+
+@app.command()
+def show(name: Annotated[str, typer.Argument(help="A component's name.")]) -> None:
+    """Show a component: what it does, its mathematics, fields and source."""
+    with reported():
+        found, cls = registry.find(name)
+    console.print(f"[bold]{name}[/] ({found.kind})\n")
+    console.print(inspect.getdoc(cls), markup=False, highlight=False)
+    console.print()
+    fields = dataclasses.fields(cls)
+    if not fields:
+        console.print("No fields.")
+        return
+    table = Table(title="Fields", title_justify="left")
+    for column in ("field", "default", "allowed", "swept", "meaning"):
+        table.add_column(column, overflow="fold")
+    for field in fields:
+        table.add_row(*_describe(cls, field))
+    console.print(table)
+
+
+def _describe(cls, field) -> tuple[str, ...]:
+    meta = field.metadata
+    default = field.default
+    if default is dataclasses.MISSING:
+        default = field.default_factory() if callable(field.default_factory) else "required"
+    default = "null" if default is None else str(default)
+    allowed = schema.describe_range(meta) or meta.get("kind", "") or str(field.type)
+    how = "recompiles" if meta.get("static") else "traced"
+    return tuple(escape(text) for text in (field.name, default, allowed, how, meta.get("doc", "")))
+
+
+def main() -> None:
+    """Entry point of the console command."""
+    if len(sys.argv) > 1 and sys.argv[1] == "--version":
+        from fedjax_sec import __version__
+
+        console.print(__version__)
+        return
+    app()
+
+
+__all__ = ["app", "main", "run_with_progress"]
