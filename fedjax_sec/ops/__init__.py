@@ -9,7 +9,7 @@ module               contents
 ===================  ==========================================================================
 ``sorting``          `sort_clients`, and `map_columns` which keeps a whole rule inside the cache
 ``coordinatewise``   `median`, `trimmed_mean`, `mean_near_median`, `kmeans_mean`
-``moments``          `weighted_mean`, `mean_and_std`, `row_norms`
+``moments``          `weighted_mean`, `mean_and_std`, `row_norms`, `finite_rows`
 ``distances``        `squared_distances`, `krum_scores`, `krum_sequence`
 ``reference``        the same signatures in plain ``jnp``: slow and obviously right
 ===================  ==========================================================================

@@ -21,6 +21,7 @@ from fedjax_sec.ops.sorting import (
     map_columns,
     map_columns_pair,
     sort_block,
+    sort_chunk,
     sorted_rows,
     tree_sum,
     unrolled,
@@ -314,6 +315,6 @@ def kmeans_mean(
         best, _ = lax.scan(split, best, steps)
         return center + best["value"], best["lowest"], best["highest"]
 
-    value, lowest, highest = map_columns(rule, updates)
+    value, lowest, highest = map_columns(rule, updates, chunk=sort_chunk())
     value = _finish(value, valid)
     return value, _shares(updates, valid, lowest, highest) if with_kept else None

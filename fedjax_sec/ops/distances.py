@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from fedjax_sec.ops.moments import inverse_power
+
 
 def squared_distances(
     updates: Float[Array, "K D"], valid: Bool[Array, "K"]
@@ -36,10 +38,8 @@ def squared_distances(
     magnitude = jnp.maximum(jnp.max(updates, axis=1), -jnp.min(updates, axis=1))
     magnitude = jnp.where(valid & ~jnp.isnan(magnitude), magnitude, jnp.inf)
     middle = jnp.argsort(magnitude)[jnp.maximum(valid.sum() - 1, 0) // 2]
-    _, exponent = jnp.frexp(magnitude[middle])
-    usable = jnp.isfinite(magnitude[middle]) & (magnitude[middle] > 0)
-    exponent = jnp.where(usable, jnp.clip(exponent, -125, 125), 0)
-    scale = jnp.ldexp(jnp.ones((), updates.dtype), -exponent)
+    usable = jnp.isfinite(magnitude[middle])
+    scale = inverse_power(magnitude[middle])
     reference = jnp.where(usable, updates[middle], 0.0)
     shifted = jnp.where(valid[:, None], (updates - reference[None, :]) * scale, 0.0)
     gram = jnp.dot(shifted, shifted.T, precision=lax.Precision.HIGHEST)

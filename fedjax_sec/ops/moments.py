@@ -8,6 +8,21 @@ from jaxtyping import Array, Bool, Float
 from fedjax_sec.ops.sorting import map_columns_pair, split_rows, tree_sum, unrolled
 
 
+def inverse_power(magnitude: Float[Array, "*S"]) -> Float[Array, "*S"]:
+    """A power of two near ``1 / magnitude``, or one where that is zero or not finite.
+
+    Multiplying by it is exact. Dividing by a huge number is not: XLA multiplies by the reciprocal
+    instead, which beyond 8e37 is flushed to zero.
+
+    >>> inverse_power(jnp.array([0.75, 3.0, 0.0])).tolist()
+    [1.0, 0.25, 1.0]
+    """
+    limit = jnp.finfo(magnitude.dtype).maxexp - 3
+    usable = jnp.isfinite(magnitude) & (magnitude > 0)
+    _, exponent = jnp.frexp(jnp.where(usable, magnitude, 0.5))
+    return jnp.ldexp(jnp.ones_like(magnitude), -jnp.clip(exponent, -limit, limit))
+
+
 def weighted_mean(updates: Float[Array, "K D"], weights: Float[Array, "K"]) -> Float[Array, "D"]:
     """Weighted mean of the clients, ``sum_i w_i u_i / sum_i w_i``.
 
@@ -23,8 +38,7 @@ def weighted_mean(updates: Float[Array, "K D"], weights: Float[Array, "K"]) -> F
     [3.0, 5.0]
     """
     weights = weights.astype(updates.dtype)
-    largest = jnp.max(jnp.abs(weights))
-    weights = weights / jnp.where(largest > 0, largest, 1.0)
+    weights = weights * inverse_power(jnp.max(jnp.abs(weights)))
     total = weights.sum()
     weights = weights / jnp.where(total != 0, total, 1.0)
 
@@ -95,10 +109,10 @@ def mean_and_std(
 
 
 def row_norms(updates: Float[Array, "K D"]) -> Float[Array, "K"]:
-    """Euclidean norm of every client's update, ``m |u / m|`` with ``m = max |u|``.
+    """Euclidean norm of every client's update, ``|c u| / c``.
 
-    The division keeps squares of huge (1e30) and tiny (1e-30) values in range. A row with NaN or
-    infinity has norm NaN or infinity.
+    With c a power of two, which keeps squares of huge (1e30) and tiny (1e-30) values in range. A
+    row with NaN or infinity has norm NaN or infinity.
 
     >>> row_norms(jnp.array([[3.0, 4.0], [3e30, 4e30], [0.0, 0.0]])).tolist()[::2]
     [5.0, 0.0]
@@ -108,8 +122,8 @@ def row_norms(updates: Float[Array, "K D"]) -> Float[Array, "K"]:
 
     def rescaled():
         largest = jnp.maximum(jnp.max(updates, axis=1), -jnp.min(updates, axis=1))
-        scale = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1.0)
-        return scale * jnp.sqrt(jnp.sum((updates / scale[:, None]) ** 2, axis=1))
+        scale = inverse_power(largest)
+        return jnp.sqrt(jnp.sum((updates * scale[:, None]) ** 2, axis=1)) / scale
 
     # The second pass is four times as expensive and rarely needed.
     in_range = (squares > limits.tiny / limits.eps) & (squares < jnp.inf)

@@ -1,11 +1,11 @@
 """A keyed permutation of {0, ..., count - 1} without a table, a sort or any state."""
-# ruff: noqa: F722, F821
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, PRNGKeyArray
 
 _ROUNDS = 8
+_GOLDEN = jnp.uint32(0x9E3779B9)  # 2^32 over the golden ratio, the usual odd multiplier
 
 
 def _mix(h):
@@ -16,9 +16,12 @@ def _mix(h):
 
 
 def permute(
-    key: PRNGKeyArray, position: Int[Array, "*B"], count: Int[Array, ""]
+    key: PRNGKeyArray,
+    position: Int[Array, "*B"],
+    count: Int[Array, ""],
+    number: Int[Array, ""] | int = 0,
 ) -> Int[Array, "*B"]:
-    """The images of `position` under a random permutation of {0, ..., count - 1}.
+    """The images of `position` under random permutation `number` of {0, ..., count - 1}.
 
     A Feistel network on pairs `(l, r)` of residues modulo a = ceil(sqrt(count)),
     `(l, r) -> (r, l + hash(key, r) mod a)`, permutes {0, ..., a^2 - 1}; values that fall outside
@@ -37,12 +40,15 @@ def permute(
     count = jnp.maximum(count, 1).astype(jnp.uint32)
     side = jnp.ceil(jnp.sqrt(count.astype(jnp.float32))).astype(jnp.uint32)
     side = side + (side * side < count).astype(jnp.uint32)
-    words = jax.random.bits(key, (_ROUNDS,), jnp.uint32)
+    # Hashed from the key's own words: a generator call compiles longer than the whole network.
+    first, second = jax.random.key_data(key)[..., 0], jax.random.key_data(key)[..., 1]
+    base = _mix(first ^ _mix(second ^ _mix(jnp.asarray(number).astype(jnp.uint32) + _GOLDEN)))
+    words = [_mix(base + jnp.uint32(i + 1) * _GOLDEN) for i in range(_ROUNDS)]
 
     def scramble(value):
         left, right = value // side, value % side
         for i in range(_ROUNDS):
-            left, right = right, (left + _mix(right * jnp.uint32(0x9E3779B9) ^ words[i])) % side
+            left, right = right, (left + _mix(right * _GOLDEN ^ words[i])) % side
         return left * side + right
 
     value = scramble(jnp.clip(position, 0).astype(jnp.uint32) % count)
