@@ -4,7 +4,6 @@ Runs of the same structure (seeds, values of numeric fields) are replicas of one
 a single run is one replica.
 """
 
-import dataclasses
 import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.flatten_util import ravel_pytree
 
 from fedjax_sec import config as config_lib
 from fedjax_sec import registry, results
@@ -61,11 +61,17 @@ def make_population(experiment: Experiment, labels: np.ndarray) -> tuple[Populat
     return Population(parts.index, parts.counts, malicious), parts.unused
 
 
+@functools.lru_cache(maxsize=16)
+def _initial_params(model, input_shape, num_classes):
+    """Seeds' keys [R] -> initial parameters [R, D], compiled once in a process for each model."""
+    init = model.make(input_shape, num_classes).init
+    return jax.jit(jax.vmap(lambda key: ravel_pytree(init(stream(key, Stream.INIT)))[0]))
+
+
 class Program:
     """The compiled functions for all experiments of one structure.
 
-    `traces` counts how often the round was traced: for each length of scan once for the rounds
-    inside it, and once for the last one, which also measures the diagnostics.
+    `traces` counts how often the round was traced: once for each length of scan.
     """
 
     def __init__(self, experiment: Experiment, at_once: int | None = None):
@@ -122,25 +128,39 @@ class Program:
             lambda args: fn(*args), stacked, batch_size=None if at_once == 1 else at_once
         )
 
-    def _run(self, name, function, *args, donate=()):
-        """Calls a jitted function, compiling it first where needed and timing the compilation."""
-        shapes = tuple((leaf.shape, leaf.dtype.name) for leaf in jax.tree.leaves(args))
-        key = (name, jax.tree.structure(args), shapes)
+    def _compile(self, name, function, *args, donate=()):
+        """The function compiled for arguments of these shapes, timing the compilation."""
+        leaves, structure = jax.tree.flatten(args)
+        key = (name, structure, tuple((leaf.shape, leaf.dtype.name) for leaf in leaves))
         if key not in self._compiled:
             start = time.perf_counter()
-            lowered = jax.jit(function, donate_argnums=donate).lower(*args)
-            self._compiled[key] = lowered.compile()
+            self._compiled[key] = jax.jit(function, donate_argnums=donate).lower(*args).compile()
             self.compile_seconds += time.perf_counter() - start
-        return self._compiled[key](*args)
+        return self._compiled[key]
+
+    def prepare(self, experiments: Sequence[Experiment]) -> "Program":
+        """Compiles everything that a run of these experiments needs, without running it."""
+        replicas, _ = self.replicas(experiments)
+        state = jax.eval_shape(self.init, replicas)
+        first = experiments[0]
+        self._evaluator(state, replicas)
+        for rounds in {min(first.evaluation.every, first.rounds), _last_stretch(first)}:
+            self._advancer(state, replicas, rounds)
+        return self
 
     def init(self, replicas: Replica) -> RoundState:
         """The state of every replica before round 0."""
 
-        def init(replicas, pool):
-            task = make_task(self.problem, pool)
-            return self._over_replicas(lambda r: init_state(self.problem, task, r), replicas)
-
-        return self._run("init", init, replicas, self.pool)
+        experiment = self.experiment
+        start = time.perf_counter()
+        params = _initial_params(
+            experiment.model, self.problem.input_shape, self.problem.num_classes
+        )(replicas.key)
+        self.compile_seconds += time.perf_counter() - start
+        task = make_task(self.problem, self.pool)
+        return jax.vmap(lambda r, p: init_state(self.problem, task, r.components, p))(
+            replicas, params
+        )
 
     def advance(self, state: RoundState, replicas: Replica, start: int, rounds: int):
         """`rounds` more rounds from number `start` for every replica; `state` is donated.
@@ -148,31 +168,40 @@ class Program:
         Returns the new state and metrics: of the last of these rounds, but `train_loss` averaged
         and `excluded` summed over all of them.
         """
+        function = self._advancer(state, replicas, rounds)
+        return function(state, replicas, self.pool, jnp.asarray(start))
+
+    def _advancer(self, state, replicas, rounds: int):
         diagnostics = self.experiment.evaluation.diagnostics
 
         def advance(state, replicas, pool, start):
             task = make_task(self.problem, pool)
 
             def one(state, replica):
-                def step(state, index, diagnose=False):
+                def step(state, index):
                     self.traces += 1
-                    return run_round(self.problem, task, pool, replica, state, index, diagnose)
+                    last = index == start + rounds - 1 if diagnostics else None
+                    return run_round(self.problem, task, pool, replica, state, index, last)
 
-                state, history = jax.lax.scan(step, state, start + jnp.arange(rounds - 1))
-                state, last = step(state, start + rounds - 1, diagnostics)
-                losses = jnp.append(history["train_loss"], last["train_loss"])
-                excluded = history["excluded"].sum() + last["excluded"]
-                return state, last | {"train_loss": jnp.nanmean(losses), "excluded": excluded}
+                state, history = jax.lax.scan(step, state, start + jnp.arange(rounds))
+                summary = jax.tree.map(lambda m: m[-1], history)
+                summary["train_loss"] = jnp.nanmean(history["train_loss"])
+                summary["excluded"] = history["excluded"].sum()
+                return state, summary
 
             return self._over_replicas(one, state, replicas)
 
-        return self._run(
-            f"advance {rounds}", advance, state, replicas, self.pool,
-            jnp.asarray(start), donate=(0,),
-        )  # fmt: skip
+        start = jnp.asarray(0)
+        return self._compile(
+            f"advance {rounds}", advance, state, replicas, self.pool, start, donate=(0,)
+        )
 
     def evaluate(self, state: RoundState, replicas: Replica):
         """Test metrics of every replica's global model."""
+        function = self._evaluator(state, replicas)
+        return function(state.params, replicas, self.pool, self.test)
+
+    def _evaluator(self, state, replicas):
         options = self.experiment.evaluation
 
         def measure(params, replicas, pool, test):
@@ -187,11 +216,18 @@ class Program:
 
             return self._over_replicas(one, params, replicas)
 
-        return self._run("evaluate", measure, state.params, replicas, self.pool, self.test)
+        return self._compile("evaluate", measure, state.params, replicas, self.pool, self.test)
 
     def unravel(self, params) -> Any:
         """Flat parameters [D] as the model's own tree."""
         return make_task(self.problem, self.pool).unravel(params)
+
+
+def _last_stretch(experiment: Experiment) -> int:
+    """Rounds between the last two evaluations."""
+    return experiment.rounds % experiment.evaluation.every or min(
+        experiment.evaluation.every, experiment.rounds
+    )
 
 
 class Result(NamedTuple):
@@ -255,7 +291,7 @@ def train(
         state, done, elapsed = checkpoints.restore(state)
     if folders:
         for folder in folders:
-            folder.truncate(done)
+            folder.truncate(done or -1)  # round 0 is measured again
     rows_of = [folder.rows() if folders and done else [] for folder in folders or experiments]
 
     def record(done, metrics):

@@ -1,5 +1,5 @@
 """One federated round as a pure function: the only place where the stages meet."""
-# ruff: noqa: F722, F821
+# ruff: noqa: F821
 
 import enum
 from typing import Any, NamedTuple
@@ -119,10 +119,10 @@ def make_task(problem: Problem, pool: Pool) -> Task:
     return Task(logits, loss, example, unravel, flat.size, problem.num_classes)
 
 
-def init_state(problem: Problem, task: Task, replica: Replica) -> RoundState:
-    """The state before round 0."""
-    components = replica.components
-    params = ravel_pytree(problem.model.init(stream(replica.key, Stream.INIT)))[0]
+def init_state(
+    problem: Problem, task: Task, components: Components, params: Float[Array, "D"]
+) -> RoundState:
+    """The state before round 0, with these initial parameters."""
     client = ()
     if components.client.keeps_state:
         one = components.client.init(task.dim)
@@ -145,12 +145,13 @@ def run_round(
     replica: Replica,
     state: RoundState,
     index: Array,
-    diagnose: bool,
+    diagnose: Array | None = None,
 ) -> tuple[RoundState, Metrics]:
     """Round number `index`: sample, gather, poison, train, attack, defend, step the server.
 
-    Returns the new state and the round's metrics; `diagnose` adds update norms and what the
-    defence kept, which cost several passes over the stack.
+    Returns the new state and the round's metrics, the same keys every round. `diagnose` is a
+    traced boolean: only where it is true are update norms and what the defence kept computed
+    (they cost several passes over the stack; zeros elsewhere). None leaves them out.
     """
     components, population = replica.components, replica.population
     clients, per_round = problem.num_clients, problem.clients_per_round
@@ -210,10 +211,11 @@ def run_round(
         client_ids=ids,
         valid=jnp.ones_like(malicious),
         round=index,
-        with_kept=diagnose,
+        with_kept=False,
     )
+    defense_key = stream(key, Stream.DEFENSE)
     aggregate, defense_state, defense_metrics = components.defense.apply(
-        stream(key, Stream.DEFENSE), sent, state.defense, server_view
+        defense_key, sent, state.defense, server_view
     )
     change, server_state = components.server.transformation().update(
         -aggregate, state.server, state.params
@@ -224,8 +226,15 @@ def run_round(
     metrics = {"train_loss": _mean_over(client_metrics["train_loss"], ~malicious)}
     metrics["aggregate_norm"] = jnp.linalg.norm(aggregate)
     metrics["excluded"] = defense_metrics["excluded"]
-    if diagnose:
-        metrics |= _diagnostics(updates, sent, malicious, attack_metrics, defense_metrics)
+    if diagnose is not None:
+
+        def measure():
+            view = server_view._replace(with_kept=True)
+            _, _, explained = components.defense.apply(defense_key, sent, state.defense, view)
+            return _diagnostics(updates, sent, malicious, attack_metrics, explained)
+
+        nothing = jax.tree.map(lambda m: jnp.zeros(m.shape, m.dtype), jax.eval_shape(measure))
+        metrics |= jax.lax.cond(diagnose, measure, lambda: nothing)
     return new_state, metrics
 
 

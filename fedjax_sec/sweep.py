@@ -12,6 +12,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -150,21 +151,31 @@ def run_cells(
     by_name = {cell.name: cell for cell in cells}
     groups = _groups(cells, folders, out / "groups", by_name)
     fresh: dict[str, Result] = {}
-    for number, (group_dir, members) in enumerate(groups):
-        callback = on_group(number, len(groups), members) if on_group else None
-        found = train(
-            [cell.experiment for cell in members],
-            [folders[cell.name] for cell in members],
-            checkpoint_dir=group_dir / "state",
-            at_once=at_once,
-            on_evaluation=callback,
-            program=Program(members[0].experiment, at_once),
-        )
-        fresh |= {cell.name: result for cell, result in zip(members, found, strict=True)}
-        shutil.rmtree(group_dir)
+    # One program is compiled while the one before it runs: XLA compiles on one core.
+    with ThreadPoolExecutor(max_workers=1) as compiler:
+        programs = [compiler.submit(_prepare, members, at_once) for _, members in groups[:1]]
+        for number, (group_dir, members) in enumerate(groups):
+            callback = on_group(number, len(groups), members) if on_group else None
+            program = programs.pop().result()
+            if number + 1 < len(groups):
+                programs.append(compiler.submit(_prepare, groups[number + 1][1], at_once))
+            found = train(
+                [cell.experiment for cell in members],
+                [folders[cell.name] for cell in members],
+                checkpoint_dir=group_dir / "state",
+                on_evaluation=callback,
+                program=program,
+            )
+            fresh |= {cell.name: result for cell, result in zip(members, found, strict=True)}
+            shutil.rmtree(group_dir)
     return [
         fresh.get(cell.name) or read_result(cell.experiment, folders[cell.name]) for cell in cells
     ]
+
+
+def _prepare(members: Sequence[Cell], at_once: int | None) -> Program:
+    experiments = [cell.experiment for cell in members]
+    return Program(experiments[0], at_once).prepare(experiments)
 
 
 def _groups(cells, folders, root: Path, by_name):

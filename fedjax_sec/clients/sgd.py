@@ -80,12 +80,11 @@ class Sgd:
         optimizer = self.optimizer.transformation()
         opt_state = state if self.keep_optimizer_state else self.init(params.shape[0])
         batches = jnp.maximum(-(-local.count // self.batch_size), 1)  # in one epoch
-        order_key, sample_key, model_key = jax.random.split(key, 3)
-        model_key = jax.random.fold_in(model_key, local.round)
+        round_key = jax.random.fold_in(key, local.round)
 
         def batch(step):
             if self.sampling == "uniform":
-                draw = jax.random.fold_in(jax.random.fold_in(sample_key, local.round), step)
+                draw = jax.random.fold_in(round_key, 2 * step)
                 position = jax.random.randint(
                     draw, (self.batch_size,), 0, jnp.maximum(local.count, 1)
                 )
@@ -97,14 +96,14 @@ class Sgd:
                 per_epoch = -(-local.capacity // self.batch_size)
                 epoch, place = local.round * self.epochs + step // per_epoch, step % per_epoch
             slot = place * self.batch_size + jnp.arange(self.batch_size)
-            position = permute(jax.random.fold_in(order_key, epoch), slot, local.count)
+            position = permute(key, slot, local.count, number=epoch)
             return position, slot < local.count
 
         def train_step(step, params, delta, opt_state):
             position, mask = batch(step)
             x, y = local.fetch(position)
             loss, gradient = jax.value_and_grad(task.loss)(
-                params, x, y, mask, train=True, key=jax.random.fold_in(model_key, step)
+                params, x, y, mask, train=True, key=jax.random.fold_in(round_key, 2 * step + 1)
             )
             gradient = gradient + self.l2 * params
             change, new_state = optimizer.update(gradient, opt_state, params)
