@@ -1,5 +1,5 @@
 """Defences and attacks on a stack of updates, without an experiment around them."""
-# ruff: noqa: F722, F821
+# ruff: noqa: F821
 
 from typing import Any
 

@@ -5,6 +5,7 @@ exactly one aggregator, and stages after it. Both are pytrees, so their numeric 
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -40,7 +41,7 @@ def _dump(stages):
     return specs[0] if len(specs) == 1 else specs or None
 
 
-def _paths(items: list, path: str) -> list[str]:
+def _paths(items: Sequence, path: str) -> list[str]:
     return [path] if len(items) == 1 else [f"{path}[{i}]" for i in range(len(items))]
 
 

@@ -3,7 +3,7 @@
 Symbols, here and everywhere: `N` registered clients, `K` clients in a round, `M` examples of a
 client after padding, `B` batch size, `D` parameters.
 """
-# ruff: noqa: F722, F821
+# ruff: noqa: F821
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol

@@ -11,8 +11,9 @@ class Cifar10:
 
     Source: Krizhevsky: Learning multiple layers of features from tiny images (2009).
 
-    >>> Cifar10().official_sizes
-    (50000, 10000)
+    Example:
+        >>> Cifar10().official_sizes
+        (50000, 10000)
     """
 
     official_sizes = (50000, 10000)  # without annotation, so that it is no field

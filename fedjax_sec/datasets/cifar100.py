@@ -11,8 +11,9 @@ class Cifar100:
 
     Source: Krizhevsky: Learning multiple layers of features from tiny images (2009).
 
-    >>> Cifar100().official_sizes
-    (50000, 10000)
+    Example:
+        >>> Cifar100().official_sizes
+        (50000, 10000)
     """
 
     official_sizes = (50000, 10000)  # without annotation, so that it is no field

@@ -19,9 +19,10 @@ class Digits:
     Source: Alpaydin, Kaynak: Optical recognition of handwritten digits (UCI repository, 1998), its
     test part.
 
-    >>> source = Digits().load()
-    >>> source.x_train.shape, source.x_test.shape, int(source.x_train.max())
-    ((1437, 8, 8, 1), (360, 8, 8, 1), 16)
+    Example:
+        >>> source = Digits().load()
+        >>> source.x_train.shape, source.x_test.shape, int(source.x_train.max())
+        ((1437, 8, 8, 1), (360, 8, 8, 1), 16)
     """
 
     official_sizes = (1437, 360)  # without annotation, so that it is no field

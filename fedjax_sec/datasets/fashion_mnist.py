@@ -12,8 +12,9 @@ class FashionMnist:
     Source: Xiao, Rasul, Vollgraf: Fashion-MNIST: a novel image dataset for benchmarking machine
     learning algorithms (arXiv 1708.07747, 2017).
 
-    >>> FashionMnist().official_sizes
-    (60000, 10000)
+    Example:
+        >>> FashionMnist().official_sizes
+        (60000, 10000)
     """
 
     official_sizes = (60000, 10000)  # without annotation, so that it is no field

@@ -12,8 +12,9 @@ class Mnist:
     Source: LeCun, Bottou, Bengio, Haffner: Gradient-based learning applied to document recognition
     (Proceedings of the IEEE, 1998).
 
-    >>> Mnist().official_sizes
-    (60000, 10000)
+    Example:
+        >>> Mnist().official_sizes
+        (60000, 10000)
     """
 
     official_sizes = (60000, 10000)  # without annotation, so that it is no field

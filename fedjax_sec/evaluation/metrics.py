@@ -1,5 +1,5 @@
 """Metrics of a model on test data. Nothing here ever sees training labels as a test set."""
-# ruff: noqa: F722, F821
+# ruff: noqa: F821
 
 from typing import Any, NamedTuple
 

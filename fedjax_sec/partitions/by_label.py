@@ -18,10 +18,11 @@ class ByLabel:
     Source: McMahan, Moore, Ramage, Hampson, Aguera y Arcas: Communication-efficient learning of
     deep networks from decentralized data (AISTATS 2017), section 3, with 100 clients and 2 shards.
 
-    >>> labels = np.repeat([0, 1, 2, 3], 5)
-    >>> split = ByLabel(shards_per_client=1).split(np.random.default_rng(0), labels, num_clients=4)
-    >>> sorted(labels[split.index].tolist())
-    [[0, 0, 0, 0, 0], [1, 1, 1, 1, 1], [2, 2, 2, 2, 2], [3, 3, 3, 3, 3]]
+    Example:
+        >>> labels = np.repeat([0, 1, 2, 3], 5)
+        >>> split = ByLabel(shards_per_client=1).split(np.random.default_rng(0), labels, num_clients=4)
+        >>> sorted(labels[split.index].tolist())
+        [[0, 0, 0, 0, 0], [1, 1, 1, 1, 1], [2, 2, 2, 2, 2], [3, 3, 3, 3, 3]]
     """
 
     shards_per_client: int = static(2, "Shards each client receives.", low=1)

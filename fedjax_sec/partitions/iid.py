@@ -13,12 +13,15 @@ class Iid:
 
     60,000 examples over 51 clients: 24 clients with 1177 and 27 with 1176.
 
-    >>> labels = np.zeros(10, np.int32)
-    >>> Iid().split(np.random.default_rng(0), labels, num_clients=3).counts.tolist()
-    [4, 3, 3]
-    >>> partition = Iid(equal=True).split(np.random.default_rng(0), labels, num_clients=3)
-    >>> partition.counts.tolist(), partition.unused
-    ([3, 3, 3], 1)
+    Source: the IID partition of McMahan et al., AISTATS 2017, section 3 ("shuffled", then cut).
+
+    Example:
+        >>> labels = np.zeros(10, np.int32)
+        >>> Iid().split(np.random.default_rng(0), labels, num_clients=3).counts.tolist()
+        [4, 3, 3]
+        >>> partition = Iid(equal=True).split(np.random.default_rng(0), labels, num_clients=3)
+        >>> partition.counts.tolist(), partition.unused
+        ([3, 3, 3], 1)
     """
 
     equal: bool = static(

@@ -138,9 +138,9 @@ class AlieBackdoor:
             gradient = jax.grad(task.loss)(params, x[rows], target[rows], real)
             return step(params, start, gradient), None
 
-        def one_pass(params, pass_key):
-            order = jax.random.permutation(pass_key, count)
+        def one_pass(params, number):
+            order = jax.random.permutation(jax.random.fold_in(key, number), count)
             rows = jnp.pad(order, (0, batches * size - count), constant_values=count)
             return jax.lax.scan(one_batch, params, rows.reshape(batches, size))
 
-        return jax.lax.scan(one_pass, start, jax.random.split(key, self.passes))[0]
+        return jax.lax.scan(one_pass, start, jnp.arange(self.passes))[0]
