@@ -238,11 +238,8 @@ def _assign(tree: dict, dotted: str, value) -> None:
     *parents, last = dotted.split(".")
     node = tree
     for depth, name in enumerate(parents):
-        key = int(name) if isinstance(node, list) and name.isdigit() else name
-        try:
-            child = node[key]
-        except (KeyError, IndexError):
-            child = node[key] = {} if isinstance(node, dict) else None
+        key = _key(node, name, dotted)
+        child = node.get(key) if isinstance(node, dict) else node[key]
         if child is None:
             child = {}
         if isinstance(child, str):  # a component given by its bare name
@@ -252,11 +249,15 @@ def _assign(tree: dict, dotted: str, value) -> None:
             raise ConfigError(f"{dotted}: {at} is {child!r}, which has no keys.")
         node[key] = child
         node = child
-    if isinstance(node, list):
-        if not last.isdigit() or int(last) >= len(node):
-            raise ConfigError(f"{dotted}: a list of {len(node)} has no entry {last!r}.")
-        last = int(last)
-    node[last] = value
+    node[_key(node, last, dotted)] = value
+
+
+def _key(node, name: str, dotted: str):
+    if isinstance(node, dict):
+        return name
+    if not name.isdigit() or int(name) >= len(node):
+        raise ConfigError(f"{dotted}: a list of {len(node)} has no entry {name!r}.")
+    return int(name)
 
 
 def dump_yaml(mapping: Mapping) -> str:

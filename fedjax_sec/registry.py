@@ -62,7 +62,7 @@ class Registry:
         return tuple(sorted(self._entries))
 
     def get(self, name: str, path: str = "") -> type:
-        """The class registered as `name`; `ConfigError` with the nearest name where there is none."""
+        """The class registered as `name`, or a `ConfigError` that suggests the nearest name."""
         if name not in self.names():
             at = f"{path}: " if path else ""
             raise ConfigError(

@@ -42,11 +42,11 @@ class Cell(NamedTuple):
 class Sweep:
     """The schema of a sweep file."""
 
-    experiment: str | dict = static({}, "A path beside the sweep's file, or an experiment inline.")
+    experiment: str | dict = static({}, "A path beside this file, or an experiment inline.")
     overrides: dict = static({}, "Dotted keys changed in every cell.")
     grid: dict = static(
         {},
-        "axis -> {label: value}, or a list of values; an axis is a dotted key of the experiment.",
+        "axis -> {label: value} or a list of values; an axis is a dotted key.",
     )
     seeds: tuple[int, ...] = static((0,), "Seeds of every cell.", low=0)
     at_once: int | None = static(

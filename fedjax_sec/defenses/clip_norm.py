@@ -20,7 +20,8 @@ class ClipNorm:
 
     Example:
         >>> import fedjax_sec
-        >>> print(fedjax_sec.aggregate([[3.0], [1.0]], [{"name": "clip_norm", "max_norm": 2.0}, "mean"]))
+        >>> clipped = [{"name": "clip_norm", "max_norm": 2.0}, "mean"]
+        >>> print(fedjax_sec.aggregate([[3.0], [1.0]], clipped))
         [1.5]
     """
 

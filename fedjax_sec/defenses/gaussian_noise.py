@@ -19,7 +19,7 @@ class GaussianNoise:
 
     Example:
         >>> import fedjax_sec
-        >>> noisy = [{"name": "clip_norm", "max_norm": 4.0}, "mean", {"name": "gaussian_noise", "std": 0.1}]
+        >>> noisy = ["clip_norm", "mean", {"name": "gaussian_noise", "std": 0.1}]
         >>> fedjax_sec.aggregate([[1.0, 1.0], [3.0, 3.0]], noisy).shape
         (2,)
     """

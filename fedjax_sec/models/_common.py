@@ -12,7 +12,7 @@ INITS = ("pytorch", "lecun", "glorot")
 
 
 def kernel_init(name: str):
-    """`pytorch`: U(-1/sqrt(fan_in), 1/sqrt(fan_in)), PyTorch's default for linear and conv layers."""
+    """`pytorch` is U(-1/sqrt(fan_in), 1/sqrt(fan_in)), its default for linear and conv layers."""
     if name == "pytorch":
         return nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
     return {"lecun": nn.initializers.lecun_normal, "glorot": nn.initializers.glorot_uniform}[name]()

@@ -122,7 +122,7 @@ def changes(item: str, convention: str = "paper") -> dict[str, dict]:
 
 
 def make_cells(plan: Plan, items: Sequence[str], base: Mapping) -> dict:
-    """(item, row) -> that row's cells, one a seed. Rows with equal experiments share their cells."""
+    """(item, row) -> that row's cells, one a seed; rows with equal experiments share theirs."""
     scale = dict(SCALE_CHANGES.get((plan.scale, plan.dataset), {}))
     known: dict[str, sweep.Cell] = {}
     found = {}

@@ -20,7 +20,8 @@ class ByLabel:
 
     Example:
         >>> labels = np.repeat([0, 1, 2, 3], 5)
-        >>> split = ByLabel(shards_per_client=1).split(np.random.default_rng(0), labels, num_clients=4)
+        >>> rng = np.random.default_rng(0)
+        >>> split = ByLabel(shards_per_client=1).split(rng, labels, num_clients=4)
         >>> sorted(labels[split.index].tolist())
         [[0, 0, 0, 0, 0], [1, 1, 1, 1, 1], [2, 2, 2, 2, 2], [3, 3, 3, 3, 3]]
     """

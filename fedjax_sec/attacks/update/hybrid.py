@@ -26,7 +26,8 @@ class Hybrid:
         >>> import fedjax_sec
         >>> updates = [[1.0], [3.0], [2.0], [2.0]]
         >>> mask = [True, True, False, False]
-        >>> print(fedjax_sec.attack(updates, {"name": "hybrid", "solo": "zero"}, malicious=mask)[:, 0])
+        >>> hybrid = {"name": "hybrid", "solo": "zero"}
+        >>> print(fedjax_sec.attack(updates, hybrid, malicious=mask)[:, 0])
         [0.  3.5 2.  2. ]
     """
 
