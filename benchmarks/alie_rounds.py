@@ -34,8 +34,7 @@ def main(
     data_dir: cli.DataDir = None,
 ) -> None:
     """Time every defence with and without the attack."""
-    cli.use_data_dir(data_dir)
-    changes = {"evaluation.every": rounds, "rounds": rounds}
+    changes = {"evaluation.every": rounds, "rounds": rounds, **cli.data_overrides(data_dir)}
     cases = {}
     for attack_name, attack in ATTACKS.items():
         for defense_name, defense in (alie.DEFENSES | {"Median": "median"}).items():

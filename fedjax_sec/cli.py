@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import inspect
-import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -57,9 +56,9 @@ def _status(rows) -> str:
     return f"accuracy {100 * accuracy:.1f}%"
 
 
-def use_data_dir(data_dir: Path | None) -> None:
-    if data_dir is not None:
-        os.environ["TFDS_DATA_DIR"] = str(data_dir)
+def data_overrides(data_dir: Path | None) -> dict:
+    """What `--data-dir` changes in an experiment; it wins over the file and the environment."""
+    return {} if data_dir is None else {"data.data_dir": str(data_dir)}
 
 
 @app.command()
@@ -76,11 +75,11 @@ def run(
     from fedjax_sec import config as config_lib
     from fedjax_sec import experiment as experiment_lib
 
-    use_data_dir(data_dir)
     with reported():
         if resume and overwrite:
             raise ConfigError("Give --resume or --overwrite, not both.")
-        experiment = config_lib.load(config, overrides or ())
+        spec = config_lib.apply_overrides(config_lib.read_yaml(config), overrides or ())
+        experiment = config_lib.from_mapping(spec, data_overrides(data_dir))
         with _progress() as progress:
             task = progress.add_task("rounds", total=experiment.rounds, status="compiling")
 
@@ -122,9 +121,8 @@ def sweep(
     from fedjax_sec import plotting
     from fedjax_sec import sweep as sweep_lib
 
-    use_data_dir(data_dir)
     with reported():
-        settings, cells = sweep_lib.load(config, overrides or ())
+        settings, cells = sweep_lib.load(config, overrides or (), data_overrides(data_dir))
         found = run_with_progress(cells, out, at_once=settings.at_once)
     frame = sweep_lib.to_frame(cells, found)
     frame.to_csv(out / "runs.csv", index=False)

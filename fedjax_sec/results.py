@@ -16,6 +16,7 @@ from fedjax_sec import config as config_lib
 from fedjax_sec.schema import ConfigError
 
 CONFIG, METRICS, SUMMARY = "config.yaml", "metrics.jsonl", "summary.json"
+_WHEREABOUTS = ("data.data_dir", "data.download")  # where the data lies changes no result
 _PACKAGES = ("fedjax_sec", "jax", "jaxlib", "flax", "optax", "numpy", "tensorflow-datasets")
 
 
@@ -51,7 +52,9 @@ class RunFolder:
     def check_config(self, config: dict) -> None:
         """Raises `ConfigError` that lists the keys in which the folder's configuration differs."""
         known = config_lib.read_yaml(self.path / CONFIG)
-        different = sorted(_differences(known, json.loads(json.dumps(config))))
+        different = sorted(
+            set(_differences(known, json.loads(json.dumps(config)))) - set(_WHEREABOUTS)
+        )
         if different:
             raise ConfigError(
                 f"Output folder {str(self.path)!r} holds a run of another configuration; "

@@ -55,14 +55,21 @@ class Sweep:
     title: str = static("", "Title of the figure.")
 
 
-def load(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Sweep, list[Cell]]:
-    """A sweep file and its cells, all checked."""
+def load(
+    path: str | Path, overrides: Sequence[str] = (), cell_overrides: Mapping | None = None
+) -> tuple[Sweep, list[Cell]]:
+    """A sweep file and its cells, all checked.
+
+    `overrides` change the sweep's own keys, `cell_overrides` every cell's experiment.
+    """
     spec = config_lib.apply_overrides(config_lib.read_yaml(path), overrides)
     sweep = schema.build(Sweep, spec, "")
     base = sweep.experiment
     if isinstance(base, str):
         base = config_lib.read_yaml(Path(path).parent / base)
-    return sweep, make_cells(base, sweep.grid, sweep.seeds, sweep.overrides)
+    return sweep, make_cells(
+        base, sweep.grid, sweep.seeds, {**sweep.overrides, **(cell_overrides or {})}
+    )
 
 
 def make_cells(

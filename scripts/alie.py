@@ -46,9 +46,9 @@ def main(
                 f"{', '.join(wanted)}: not in the paper for {dataset}; "
                 f"see --dataset ({', '.join(alie.DATASETS)})."
             )
-        cli.use_data_dir(data_dir)
         plan = alie.Plan(dataset.value, scale.value, seeds, convention.value, tuple(override or ()))
         base = config_lib.read_yaml(CONFIGS / f"{dataset.value}.yaml")
+        base = config_lib.apply_overrides(base, cli.data_overrides(data_dir))
         kept = [item for item in wanted if item not in skip]
         written = alie.regenerate(plan, kept, base, out, cli.run_with_progress)
     for path in written:
