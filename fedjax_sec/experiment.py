@@ -345,16 +345,17 @@ def train(
 
 def _summarize(experiment, program, metrics, unused, timing) -> dict:
     counts = program.source.describe()
-    final = {name: float(values[-1]) for name, values in metrics.items() if values.ndim == 1}
     best = int(np.nanargmax(metrics["accuracy"]))
+
+    def scalars(at: int) -> dict:
+        return {name: float(values[at]) for name, values in metrics.items() if values.ndim == 1}
+
+    final = scalars(-1)
     summary = {
         "data": {**counts, "unused_train": int(unused), "clients": experiment.data.num_clients},
         "parameters": int(sum(leaf.size for leaf in _param_leaves(program))),
         "final": final,
-        "best": {
-            "round": int(metrics["round"][best]),
-            "accuracy": float(metrics["accuracy"][best]),
-        },
+        "best": scalars(best),
         "excluded_updates": int(np.nansum(metrics["excluded"])),
         **timing,
         **results.environment(),
