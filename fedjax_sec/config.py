@@ -205,14 +205,15 @@ def apply_overrides(mapping: Mapping, overrides: Mapping | Iterable[str]) -> dic
     if isinstance(overrides, Mapping):
         pairs = list(overrides.items())
     else:
-        pairs = [_parse_override(text) for text in overrides]
+        pairs = [parse_override(text) for text in overrides]
     tree = _plain(mapping)
     for dotted, value in pairs:
         _assign(tree, dotted, _plain(value))
     return tree
 
 
-def _parse_override(text: str):
+def parse_override(text: str) -> tuple[str, object]:
+    """The dotted key and the YAML value of a string `key.path=value`."""
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise ConfigError(f"An override must look like key.path=value, got {text!r}.")

@@ -348,14 +348,15 @@ def _summarize(experiment, program, metrics, unused, timing) -> dict:
     best = int(np.nanargmax(metrics["accuracy"]))
 
     def scalars(at: int) -> dict:
-        return {name: float(values[at]) for name, values in metrics.items() if values.ndim == 1}
+        known = {n: v for n, v in metrics.items() if v.ndim == 1 and len(v) >= -at}
+        return {name: float(values[at]) for name, values in known.items()}
 
     final = scalars(-1)
     summary = {
         "data": {**counts, "unused_train": int(unused), "clients": experiment.data.num_clients},
         "parameters": int(sum(leaf.size for leaf in _param_leaves(program))),
         "final": final,
-        "best": scalars(best),
+        "best": scalars(best - len(metrics["accuracy"])),  # round 0 lacks training metrics
         "excluded_updates": int(np.nansum(metrics["excluded"])),
         **timing,
         **results.environment(),

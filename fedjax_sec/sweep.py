@@ -60,15 +60,19 @@ def load(
 ) -> tuple[Sweep, list[Cell]]:
     """A sweep file and its cells, all checked.
 
-    `overrides` change the sweep's own keys, `cell_overrides` every cell's experiment.
+    `overrides` change the sweep's own keys (`seeds=[0]`) or, as `overrides.client.l2=1e-4`, a key
+    of every cell's experiment; `cell_overrides` is a mapping of such keys.
     """
-    spec = config_lib.apply_overrides(config_lib.read_yaml(path), overrides)
+    own = [text for text in overrides if not text.startswith("overrides.")]
+    dotted = [text.removeprefix("overrides.") for text in overrides if text not in own]
+    spec = config_lib.apply_overrides(config_lib.read_yaml(path), own)
     sweep = schema.build(Sweep, spec, "")
+    changes = dict(config_lib.parse_override(text) for text in dotted)
     base = sweep.experiment
     if isinstance(base, str):
         base = config_lib.read_yaml(Path(path).parent / base)
     return sweep, make_cells(
-        base, sweep.grid, sweep.seeds, {**sweep.overrides, **(cell_overrides or {})}
+        base, sweep.grid, sweep.seeds, {**sweep.overrides, **changes, **(cell_overrides or {})}
     )
 
 
