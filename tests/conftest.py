@@ -1,0 +1,47 @@
+"""Settings of the whole suite: strict JAX modes, checked annotations, quick compilation."""
+
+import os
+
+import jax
+import pytest
+from jaxtyping import install_import_hook
+
+# Shapes and types are checked at run time wherever arrays are annotated. Modules that define
+# components are left out: their fields say `float` and hold tracers inside a compiled function.
+CHECKED = ("ops", "types", "round", "pipeline", "api", "evaluation")
+install_import_hook([f"fedjax_sec.{name}" for name in CHECKED], "beartype.beartype")
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_debug_key_reuse", True)
+# The models are tiny, so nearly all time is compilation: optimise little, compile nothing twice.
+jax.config.update("jax_disable_most_optimizations", True)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compilation_cache(tmp_path_factory):
+    """A compilation cache for this session, in a folder that it does not share."""
+    folder = tmp_path_factory.mktemp("compiled")
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    return folder
+
+
+@pytest.fixture
+def subprocess_env(compilation_cache):
+    """The environment in which another process compiles to the same bits as this one."""
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    return os.environ | {
+        "JAX_PLATFORMS": jax.default_backend(),
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "JAX_COMPILATION_CACHE_DIR": str(compilation_cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+        "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]),
+    }
+
+
+def pytest_collection_modifyitems(items):
+    """Tests marked `gpu` are skipped where JAX has none."""
+    if jax.default_backend() != "gpu":
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a GPU, and JAX found none here"))

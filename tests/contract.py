@@ -1,0 +1,505 @@
+"""What every component must do, as plain functions that name no component.
+
+`test_contract.py` runs them over everything registered, `test_contract_catches.py` over components
+that are broken on purpose. A violated contract is an `AssertionError`.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import inspect
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from helpers import CLASSES, SHAPE, close, count_traces, same_bits, sample, tiny_pool, tiny_task
+
+from fedjax_sec import schema
+from fedjax_sec.datasets import MissingDataError
+from fedjax_sec.datasets.packing import check_partition
+from fedjax_sec.pipeline import Attack, Defense, Setting, fill_num_byzantine
+from fedjax_sec.schema import ConfigError
+from fedjax_sec.types import AttackerView, LocalData, ServerView
+
+# With f = 3 every score of Bulyan sums two distances or more: with fewer, two clients tie, and the
+# lower row wins whatever the order.
+CLIENTS, BYZANTINE, DIM = 16, 3, 6
+MALICIOUS = np.arange(CLIENTS) % 3 == 1  # five of sixteen, scattered
+
+
+# --- Components and their fields ----------------------------------------------------------------
+
+
+def passes_check(component, setting) -> bool:
+    """Whether the component's own `check` accepts this many clients."""
+    try:
+        if hasattr(component, "check"):
+            component.check("", setting)
+    except ConfigError:
+        return False
+    return True
+
+
+def variants(registry, name, setting, every_pair=True):
+    """The component as it comes, and with every choice of its fields that its check accepts."""
+    base = fill_num_byzantine(registry.build(name), BYZANTINE)
+    options = {}
+    for field in dataclasses.fields(base):
+        choices = field.metadata.get("choices")
+        if field.metadata.get("static") and isinstance(getattr(base, field.name), bool):
+            choices = (True, False)
+        if choices:
+            options[field.name] = choices
+    if every_pair:
+        combinations = [
+            dict(zip(options, picked, strict=True))
+            for picked in itertools.product(*options.values())
+        ]
+    else:
+        combinations = [{}] + [{n: c} for n, choices in options.items() for c in choices]
+    found = []
+    for changes in combinations:
+        one = dataclasses.replace(base, **changes)
+        if one not in found and passes_check(one, setting):
+            found.append(one)
+    return found
+
+
+def fixed_counts(component, value=4):
+    """The component with every optional count given, so that none depends on the rows' number."""
+    changes = {
+        field.name: value
+        for field in dataclasses.fields(component)
+        if field.metadata.get("static")
+        and getattr(component, field.name) is None
+        and "int" in str(field.type)
+    }
+    return dataclasses.replace(component, **changes)
+
+
+def numeric_fields(component):
+    """Names of the traced fields, with two values inside the allowed range of each."""
+    for field in dataclasses.fields(component):
+        meta = field.metadata
+        if meta.get("static") or "kind" in meta or "section" in meta:
+            continue
+        low = next((meta[k] for k in ("low", "above") if meta.get(k) is not None), 0.0)
+        high = next((meta[k] for k in ("high", "below") if meta.get(k) is not None), low + 1.0)
+        whole = field.type in (int, "int")
+        values = (0, 1) if whole else (low + 0.3 * (high - low), low + 0.7 * (high - low))
+        yield field.name, values
+
+
+@contextlib.contextmanager
+def no_concrete_values(what):
+    """Reading a tracer's value (`float(...)`, `if ...`) is a violation like any other."""
+    try:
+        yield
+    except (jax.errors.JAXTypeError, jax.errors.UnexpectedTracerError) as error:
+        raise AssertionError(f"{what} is read as a Python number: {error}") from error
+
+
+def check_numeric_fields_are_traced(component, call, setting=None):
+    """A new value does not retrace, and vmap over a field equals a loop over its values."""
+    for name, values in numeric_fields(component):
+        several = [dataclasses.replace(component, **{name: value}) for value in values]
+        if setting is not None and not passes_check(several[0], setting):
+            continue
+        leaves = jax.tree.leaves(several[0])
+        assert len(leaves) >= 1, f"field {name} is no leaf of the pytree"
+        with no_concrete_values(f"field {name}"):
+            counted, traces = count_traces(call)
+            jitted = jax.jit(counted)
+            outputs = [jitted(one) for one in several]
+            assert len(traces) == 1, f"changing {name} traced {len(traces)} times"
+            stack = jax.tree.map(lambda *leaf: jnp.stack([jnp.asarray(a) for a in leaf]), *several)
+            mapped = jax.jit(jax.vmap(call))(stack)
+        close(mapped, jax.tree.map(lambda *leaf: jnp.stack(leaf), *outputs), rtol=1e-4, atol=1e-5)
+
+
+def check_described(cls):
+    """A one-line summary, a source, a doctest, a frozen class, and a meaning for every field."""
+    text = inspect.getdoc(cls)
+    first, *rest = text.splitlines()
+    assert first.strip(), "the first line is empty"
+    assert not rest or not rest[0].strip(), "the summary is longer than a line"
+    assert first.rstrip().endswith("."), "the summary is no sentence"
+    assert any(line.startswith("Source:") for line in rest), "no 'Source:' section"
+    assert "Example:" in (line.strip() for line in rest), "no 'Example:' section"
+    assert ">>>" in text.split("Example:", 1)[1], "the example is no doctest"
+    assert dataclasses.is_dataclass(cls) and cls.__dataclass_params__.frozen, "not frozen"
+    for field in dataclasses.fields(cls):
+        assert field.metadata.get("doc"), f"field {field.name} says nothing about its meaning"
+
+
+def check_round_trip(registry, component):
+    """What `dump` writes, `build` reads back."""
+    spec = schema.dump(component)
+    assert spec["name"] == component.registered_name
+    again = registry.build(spec)
+    assert type(again) is type(component) and again == component
+    assert schema.dump(again) == spec
+
+
+# --- Defences -----------------------------------------------------------------------------------
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PlainMean:
+    """An aggregator for stages that need one: the unweighted mean of the valid rows."""
+
+    stage = "aggregate"
+    registered_name = "plain_mean"
+
+    def init(self, num_clients, dim):
+        return ()
+
+    def apply(self, key, updates, state, view):
+        kept = view.valid.astype(updates.dtype)
+        total = jnp.sum(jnp.where(view.valid[:, None], updates, 0.0), axis=0)
+        return total / jnp.maximum(kept.sum(), 1.0), state, {"kept": kept}
+
+
+def as_pipeline(part) -> Defense:
+    """The component in its place beside a plain mean."""
+    if part.stage == "before":
+        return Defense((part, PlainMean()))
+    return Defense((part,)) if part.stage == "aggregate" else Defense((PlainMean(), part))
+
+
+def stack_of_updates(seed=0, clients=CLIENTS):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=(clients, DIM)), jnp.float32)
+
+
+def defend(part, updates, seed=0, ids=None, with_kept=True):
+    """(aggregate, state, metrics) of the component in its pipeline; `ids` decide the weights."""
+    ids = np.arange(updates.shape[0]) if ids is None else ids
+    return _defend(part, updates, seed, jnp.asarray(ids), with_kept)
+
+
+@functools.partial(jax.jit, static_argnames="with_kept")
+def _defend(part, updates, seed, ids, with_kept):
+    defense = as_pipeline(part)
+    view = ServerView(
+        params=jnp.zeros(DIM),
+        weights=(ids % 4 + 1).astype(updates.dtype),
+        client_ids=ids,
+        valid=jnp.ones(updates.shape[0], bool),
+        round=jnp.array(0),
+        with_kept=with_kept,
+    )
+    return defense.apply(jax.random.key(seed), updates, defense.init(CLIENTS, DIM), view)
+
+
+def draws(part) -> bool:
+    """Whether the result depends on the key."""
+    one, other = (defend(part, stack_of_updates(), seed)[0] for seed in (0, 1))
+    return not np.array_equal(one, other)
+
+
+def check_defense_shapes(part):
+    updates = stack_of_updates()
+    with no_concrete_values("an array"):
+        aggregate, state, metrics = jax.jit(lambda u: defend(part, u))(updates)
+    assert aggregate.shape == (DIM,) and aggregate.dtype == updates.dtype
+    assert np.isfinite(aggregate).all(), "the aggregate of finite updates is not finite"
+    before = as_pipeline(part).init(CLIENTS, DIM)
+    assert jax.tree.structure(state) == jax.tree.structure(before)
+    for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(state), strict=True):
+        assert jnp.shape(old) == jnp.shape(new) and jnp.result_type(old) == jnp.result_type(new)
+    if part.stage == "aggregate":
+        kept = np.asarray(metrics["kept"])
+        assert kept.shape == (CLIENTS,)
+        assert ((kept >= 0) & (kept <= 1)).all() and kept.sum() > 0
+        quick, _, metrics = defend(part, updates, with_kept=False)
+        assert metrics.get("kept") is None or metrics["kept"].shape == (CLIENTS,)
+        close(quick, aggregate)
+
+
+def check_fixed_point(part):
+    """Small identical updates are their own aggregate; noise is exempt where it is added after."""
+    if part.stage == "after" and draws(part):
+        return
+    row = 0.01 * stack_of_updates()[0]
+    close(defend(part, jnp.tile(row[None], (CLIENTS, 1)))[0], row, rtol=1e-4, atol=1e-7)
+
+
+def check_permutation_invariance(part):
+    if draws(part):
+        return
+    updates, order = stack_of_updates(), np.random.default_rng(1).permutation(CLIENTS)
+    aggregate, _, metrics = defend(part, updates)
+    moved, _, moved_metrics = defend(part, updates[order], ids=order)
+    close(moved, aggregate)
+    if part.stage == "aggregate":
+        close(moved_metrics["kept"], metrics["kept"][order])
+
+
+def check_bad_rows_are_left_out(part):
+    """Any one row of NaN or infinity: as if the client had not taken part."""
+    part = fixed_counts(part)
+    updates = stack_of_updates()
+    for row, bad in ((0, np.nan), (5, np.inf), (CLIENTS - 1, -np.inf)):
+        aggregate = defend(part, updates.at[row, row % DIM].set(bad))[0]
+        assert np.isfinite(aggregate).all(), f"a row of {bad} reaches the aggregate"
+        rest = np.delete(np.arange(CLIENTS), row)
+        close(aggregate, defend(part, updates[rest], ids=rest)[0])
+
+
+def check_defense_over_seeds(part):
+    """vmap over seeds and updates equals a loop over them."""
+    stacks = jnp.stack([stack_of_updates(seed) for seed in range(3)])
+    with no_concrete_values("an array"):
+        mapped = jax.jit(jax.vmap(lambda u, s: defend(part, u, s)[0]))(stacks, jnp.arange(3))
+    looped = jnp.stack([defend(part, u, s)[0] for s, u in enumerate(stacks)])
+    close(mapped, looped)
+
+
+def check_defense_fields(part):
+    check_numeric_fields_are_traced(
+        part, lambda one: defend(one, 5 * stack_of_updates())[0], Setting(CLIENTS, BYZANTINE)
+    )
+
+
+DEFENSE_CHECKS = (
+    check_defense_shapes,
+    check_fixed_point,
+    check_permutation_invariance,
+    check_bad_rows_are_left_out,
+    check_defense_over_seeds,
+    check_defense_fields,
+)
+
+
+# --- Attacks on updates -------------------------------------------------------------------------
+
+
+def attack_updates(seed=0):
+    size = (CLIENTS, tiny_task().dim)
+    return jnp.asarray(0.1 * np.random.default_rng(seed).normal(size=size), jnp.float32)
+
+
+def attacker_view(visible=MALICIOUS, params=None):
+    task = tiny_task()
+    params = 0.2 * jax.random.normal(jax.random.key(7), (task.dim,)) if params is None else params
+    return AttackerView(
+        jnp.asarray(MALICIOUS), jnp.asarray(visible), params, jnp.arange(CLIENTS), jnp.array(0),
+        task, sample,
+    )  # fmt: skip
+
+
+def assail(part, updates, seed=0, visible=MALICIOUS):
+    """(updates, state, metrics) of the component as an attack of its own."""
+    attack = Attack((part,))
+    state = attack.init(*updates.shape)
+    return attack.apply(jax.random.key(seed), updates, state, attacker_view(visible))
+
+
+def check_attack_shapes(part):
+    updates = attack_updates()
+    with no_concrete_values("an array"):
+        sent, state, _ = jax.jit(lambda u: assail(part, u))(updates)
+    assert sent.shape == updates.shape and sent.dtype == updates.dtype
+    assert np.isfinite(sent).all(), "the attack sends what is not finite"
+    before = Attack((part,)).init(*updates.shape)
+    assert jax.tree.structure(state) == jax.tree.structure(before)
+    for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(state), strict=True):
+        assert jnp.shape(old) == jnp.shape(new) and jnp.result_type(old) == jnp.result_type(new)
+    same_bits(sent[~MALICIOUS], updates[~MALICIOUS])
+    assert not np.array_equal(sent[MALICIOUS], updates[MALICIOUS]), "the attack does nothing"
+    own, _, _ = part.apply(jax.random.key(0), updates, part.init(*updates.shape), attacker_view())
+    assert own.shape == updates.shape and own.dtype == updates.dtype
+
+
+def check_attack_sees_visible_rows_only(part):
+    run = jax.jit(lambda u: assail(part, u)[0])
+    updates = attack_updates()
+    hidden = jnp.where(jnp.asarray(MALICIOUS)[:, None], updates, 1000.0 + attack_updates(1))
+    same_bits(run(hidden)[MALICIOUS], run(updates)[MALICIOUS])
+
+
+def check_attack_over_seeds(part):
+    stacks = jnp.stack([attack_updates(seed) for seed in range(2)])
+    run = jax.jit(lambda u, s: assail(part, u, s)[0])
+    mapped = jax.jit(jax.vmap(lambda u, s: assail(part, u, s)[0]))(stacks, jnp.arange(2))
+    close(mapped, jnp.stack([run(u, s) for s, u in enumerate(stacks)]), rtol=1e-4, atol=1e-5)
+
+
+def check_attack_fields(part):
+    check_numeric_fields_are_traced(part, lambda one: assail(one, attack_updates())[0])
+
+
+ATTACK_CHECKS = (
+    check_attack_shapes,
+    check_attack_sees_visible_rows_only,
+    check_attack_over_seeds,
+    check_attack_fields,
+)
+
+
+# --- Attacks on data ----------------------------------------------------------------------------
+
+
+def check_poison(part):
+    """Shapes, dtypes and the range of pixels survive; the same example is poisoned alike."""
+    x, y = sample(jax.random.key(3), 9)
+
+    def poison(x, y, position):
+        return part.poison(jax.random.key(0), x, y, position, tiny_task())
+
+    with no_concrete_values("an array"):
+        px, py = jax.jit(poison)(x, y, jnp.arange(9))
+    assert px.shape == x.shape and px.dtype == x.dtype
+    assert py.shape == y.shape and py.dtype == y.dtype
+    assert ((px >= 0) & (px <= 1)).all() and ((py >= 0) & (py < CLASSES)).all()
+    order = np.random.default_rng(0).permutation(9)
+    close(poison(x[order], y[order], jnp.asarray(order)), (px[order], py[order]))
+
+
+def check_backdoor(part):
+    """`examples` and `probes` hold images, the attacker's labels and which of them count."""
+    x, y = part.examples(jax.random.key(0), attacker_view())
+    assert x.shape == (y.shape[0], *SHAPE) and y.ndim == 1 and y.shape[0] >= 1
+    inputs, labels = sample(jax.random.key(4), 7)
+    x, target, include = part.probes(inputs, labels, tiny_task())
+    assert x.shape == (target.shape[0], *SHAPE) and x.dtype == inputs.dtype
+    assert include.shape == target.shape and include.dtype == bool
+    assert jnp.issubdtype(target.dtype, jnp.integer) and x.shape[0] in (1, 7)
+    assert ((x >= 0) & (x <= 1)).all() and ((target >= 0) & (target < CLASSES)).all()
+
+
+def check_poison_fields(part):
+    x, y = sample(jax.random.key(3), 9)
+    check_numeric_fields_are_traced(
+        part, lambda one: one.poison(jax.random.key(0), x, y, jnp.arange(9), tiny_task())
+    )
+
+
+DATA_ATTACK_CHECKS = (check_poison, check_backdoor, check_poison_fields)
+
+
+# --- Clients ------------------------------------------------------------------------------------
+
+
+def client_of(registry, name, **changes):
+    """The client with a batch of 4 and what `changes` says."""
+    return registry.build({"name": name, "batch_size": 4} | changes)
+
+
+def client_variants(registry, name):
+    changes = ({"steps": 1}, {"steps": 3}, {"epochs": 2}, {"steps": 2, "sampling": "uniform"})
+    return [client_of(registry, name, **one) for one in changes]
+
+
+def local_data(count, row=None, capacity=9, round=0):
+    """A client that holds the first `count` of the positions `row` of the pool."""
+    pool = tiny_pool()
+    row = jnp.arange(capacity) if row is None else jnp.asarray(row)
+
+    def fetch(position):
+        example = row[position]
+        return pool.x[example].astype(jnp.float32) / 255.0, pool.y[example]
+
+    return LocalData(jnp.asarray(count), capacity, jnp.asarray(round), fetch)
+
+
+def train_locally(client, count, seed=0, row=None, state=None):
+    params = 0.2 * jax.random.normal(jax.random.key(7), (tiny_task().dim,))
+    state = client.init(params.shape[0]) if state is None else state
+    return client.apply(jax.random.key(seed), params, state, local_data(count, row), tiny_task())
+
+
+def check_client_shapes(client):
+    with no_concrete_values("an array"):
+        delta, state, metrics = jax.jit(lambda n: train_locally(client, n))(7)
+    assert delta.shape == (tiny_task().dim,) and delta.dtype == jnp.float32
+    assert np.isfinite(delta).all() and np.abs(delta).max() > 0
+    before = client.init(tiny_task().dim)
+    assert jax.tree.structure(state) == jax.tree.structure(before)
+    assert metrics["train_loss"].shape == () and np.isfinite(metrics["train_loss"])
+
+
+def check_client_ignores_padding(client):
+    """What stands behind a client's own examples never matters; without any there is no update."""
+    run = jax.jit(lambda n, row: train_locally(client, n, row=row)[0])
+    row = np.arange(9)
+    other = np.where(row < 5, row, 30)
+    same_bits(run(5, row), run(5, other))
+    assert not np.array_equal(run(9, row), run(9, other)), "the client ignores its own examples"
+    same_bits(run(0, row), np.zeros(tiny_task().dim, np.float32))
+
+
+def check_client_over_clients(client):
+    """vmap over clients equals a loop over them."""
+    counts, seeds = jnp.array([3, 9, 6]), jnp.arange(3)
+    run = jax.jit(lambda n, s: train_locally(client, n, s)[0])
+    mapped = jax.jit(jax.vmap(lambda n, s: train_locally(client, n, s)[0]))(counts, seeds)
+    looped = jnp.stack([run(n, s) for n, s in zip(counts, seeds, strict=True)])
+    close(mapped, looped, rtol=1e-4)
+
+
+def check_client_fields(client):
+    check_numeric_fields_are_traced(client, lambda one: train_locally(one, 7)[0])
+
+
+CLIENT_CHECKS = (
+    check_client_shapes,
+    check_client_ignores_padding,
+    check_client_over_clients,
+    check_client_fields,
+)
+
+
+# --- Models, data sets, partitions --------------------------------------------------------------
+
+
+def check_model(component, shape=(32, 32, 3), classes=7):
+    model = component.make(shape, classes)
+    init = jax.jit(model.init)
+    variables, again, other = (init(jax.random.key(seed)) for seed in (0, 0, 1))
+    same_bits(variables, again)
+    assert any(
+        not np.array_equal(a, b)
+        for a, b in zip(jax.tree.leaves(variables), jax.tree.leaves(other), strict=True)
+    ), "the key does not matter"
+    x = jnp.asarray(np.random.default_rng(0).random((2, *shape)), jnp.float32)
+    apply = jax.jit(lambda v, x: model.apply(v, x, train=False, key=None))
+    logits = apply(variables, x)
+    assert logits.shape == (2, classes) and np.isfinite(logits).all()
+    same_bits(apply(variables, x), logits)
+    close(apply(variables, x[1:]), logits[1:], rtol=1e-4, atol=1e-5)
+    stacked = jax.tree.map(lambda a, b: jnp.stack([a, b]), variables, other)
+    close(
+        jax.jit(jax.vmap(apply, (0, None)))(stacked, x),
+        jnp.stack([logits, apply(other, x)]), rtol=1e-4, atol=1e-5,
+    )  # fmt: skip
+
+
+def check_dataset(component, folder):
+    """Embedded data is sound; other data says what is missing and where it was looked for."""
+    try:
+        source = component.load(str(folder), download=False)
+    except MissingDataError as error:
+        assert repr(component.registered_name) in str(error) and str(folder) in str(error)
+        return
+    for x, y in ((source.x_train, source.y_train), (source.x_test, source.y_test)):
+        assert x.dtype == np.uint8 and y.dtype == np.int32 and len(x) == len(y) > 0
+        assert x.max() <= source.scale and x.ndim == 4
+        assert set(np.unique(y)) == set(range(source.num_classes))
+    assert source.sizes == tuple(source.official_sizes) and not source.is_subset
+    assert len(source.mean) == len(source.std) == source.x_train.shape[-1]
+    train = {x.tobytes() for x in source.x_train}
+    assert not any(x.tobytes() in train for x in source.x_test), "a test example was trained on"
+
+
+def check_partitioner(component):
+    labels = np.random.default_rng(0).integers(0, 10, 203).astype(np.int32)
+    first, again, other = (
+        component.split(np.random.default_rng(seed), labels, 7) for seed in (0, 0, 1)
+    )
+    check_partition(first, len(labels))
+    assert first.counts.shape == (7,) and first.counts.min() >= 1
+    same_bits(first, again)
+    assert not np.array_equal(first.index, other.index), "the seed does not matter"

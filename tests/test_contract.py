@@ -1,0 +1,108 @@
+"""The contract of `contract.py` over every registered component; names none of them."""
+
+import contract
+import pytest
+from contract import BYZANTINE, CLIENTS
+
+from fedjax_sec import registry
+from fedjax_sec.pipeline import Setting
+
+SETTING = Setting(CLIENTS, BYZANTINE)
+
+
+def label(component):
+    values = [str(v) for v in vars(component).values() if isinstance(v, (str, bool))]
+    return "-".join([component.registered_name, *values])
+
+
+def cases(found, checks):
+    return [
+        pytest.param(check, part, id=f"{label(part)}-{check.__name__[6:]}")
+        for part in found
+        for check in checks
+    ]
+
+
+DEFENSES = [
+    part
+    for name in registry.defenses.names()
+    for part in contract.variants(registry.defenses, name, SETTING)
+]
+ATTACKS = [
+    part
+    for name in registry.attacks.names()
+    for part in contract.variants(registry.attacks, name, SETTING, every_pair=False)
+]
+UPDATE_ATTACKS = [part for part in ATTACKS if part.stage == "update"]
+DATA_ATTACKS = [part for part in ATTACKS if part.stage == "data"]
+CLIENTS_FOUND = [
+    part
+    for name in registry.clients.names()
+    for part in contract.client_variants(registry.clients, name)
+]
+EVERYTHING = [
+    pytest.param(found, name, id=f"{found.kind}-{name}")
+    for found in registry.KINDS.values()
+    for name in found.names()
+]
+
+
+@pytest.mark.parametrize(("found", "name"), EVERYTHING)
+def test_described(found, name):
+    contract.check_described(found.get(name))
+    assert found.get(name).registered_name == name
+
+
+@pytest.mark.parametrize(("found", "name"), EVERYTHING)
+def test_dump_and_build(found, name):
+    for part in contract.variants(found, name, SETTING):
+        contract.check_round_trip(found, part)
+
+
+@pytest.mark.parametrize(("check", "part"), cases(DEFENSES, contract.DEFENSE_CHECKS))
+def test_defense(check, part):
+    check(part)
+
+
+@pytest.mark.parametrize(("check", "part"), cases(UPDATE_ATTACKS, contract.ATTACK_CHECKS))
+def test_update_attack(check, part):
+    check(part)
+
+
+@pytest.mark.parametrize(("check", "part"), cases(DATA_ATTACKS, contract.DATA_ATTACK_CHECKS))
+def test_data_attack(check, part):
+    check(part)
+
+
+# The slower checks run on one step and on epochs, the others on everything.
+CLIENT_CASES = [
+    pytest.param(check, part, id=f"{part.registered_name}-{i}-{check.__name__[6:]}")
+    for i, part in enumerate(CLIENTS_FOUND)
+    for check in (contract.CLIENT_CHECKS if i % 2 == 0 else contract.CLIENT_CHECKS[:2])
+]
+
+
+@pytest.mark.parametrize(("check", "part"), CLIENT_CASES)
+def test_client(check, part):
+    check(part)
+
+
+@pytest.mark.parametrize("name", registry.models.names())
+def test_model(name):
+    contract.check_model(registry.models.build(name))
+
+
+@pytest.mark.parametrize("name", registry.datasets.names())
+def test_dataset(name, tmp_path):
+    contract.check_dataset(registry.datasets.build(name), tmp_path)
+
+
+@pytest.mark.parametrize("name", registry.partitions.names())
+def test_partition(name):
+    contract.check_partitioner(registry.partitions.build(name))
+
+
+def test_every_kind_is_there():
+    assert {part.stage for part in DEFENSES} == {"before", "aggregate", "after"}
+    assert UPDATE_ATTACKS and DATA_ATTACKS and CLIENTS_FOUND
+    assert all(found.names() for found in registry.KINDS.values())

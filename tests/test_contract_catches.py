@@ -1,0 +1,273 @@
+"""Components that are broken on purpose: the contract must notice each of them."""
+
+import dataclasses
+from typing import ClassVar
+
+import contract
+import jax
+import jax.numpy as jnp
+import pytest
+
+from fedjax_sec.schema import numeric
+
+
+def component(cls):
+    """What `Registry.register` does, without registering."""
+    cls.registered_name = "broken"
+    return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True)(cls))
+
+
+class Stage:
+    stage = "aggregate"
+
+    def init(self, num_clients, dim):
+        return ()
+
+
+@component
+class Sound(Stage):
+    scale: float = numeric(1.0, "One: a fixed point.", low=1, high=1)
+
+    def apply(self, key, updates, state, view):
+        kept = view.valid.astype(updates.dtype)
+        valid = jnp.where(view.valid[:, None], updates, 0.0)
+        mean = valid.sum(0) / jnp.maximum(kept.sum(), 1.0)
+        return self.scale * mean, state, {"kept": kept}
+
+
+@component
+class FirstRow(Stage):
+    def apply(self, key, updates, state, view):
+        return updates[0], state, {"kept": jnp.eye(updates.shape[0])[0]}
+
+
+@component
+class Doubled(Stage):
+    def apply(self, key, updates, state, view):
+        return 2 * updates.mean(0), state, {"kept": jnp.ones(updates.shape[0])}
+
+
+@component
+class CountsInvalidRows(Stage):
+    def apply(self, key, updates, state, view):
+        return updates.mean(0), state, {"kept": jnp.ones(updates.shape[0])}
+
+
+@component
+class NotFinite(Stage):
+    def apply(self, key, updates, state, view):
+        return updates.mean(0) / 0.0, state, {"kept": jnp.ones(updates.shape[0])}
+
+
+@component
+class ChangesState(Stage):
+    def apply(self, key, updates, state, view):
+        return updates.mean(0), (jnp.zeros(3),), {"kept": jnp.ones(updates.shape[0])}
+
+
+@component
+class KeptTooLarge(Stage):
+    def apply(self, key, updates, state, view):
+        return updates.mean(0), state, {"kept": 2 * jnp.ones(updates.shape[0])}
+
+
+@component
+class LosesPrecision(Stage):
+    def apply(self, key, updates, state, view):
+        return updates.mean(0).astype(jnp.float16), state, {"kept": jnp.ones(updates.shape[0])}
+
+
+@component
+class BakesField(Stage):
+    scale: float = numeric(1.0, "Read too early.", low=0)
+
+    def apply(self, key, updates, state, view):
+        return float(self.scale) * updates.mean(0), state, {"kept": jnp.ones(updates.shape[0])}
+
+
+@component
+class BranchesOnValues(Stage):
+    def apply(self, key, updates, state, view):
+        first = updates[0] if float(updates[0, 0]) > 0 else updates.mean(0)
+        return first, state, {"kept": jnp.ones(updates.shape[0])}
+
+
+BROKEN_DEFENSES = [
+    (FirstRow, contract.check_permutation_invariance),
+    (Doubled, contract.check_fixed_point),
+    (CountsInvalidRows, contract.check_bad_rows_are_left_out),
+    (NotFinite, contract.check_defense_shapes),
+    (ChangesState, contract.check_defense_shapes),
+    (KeptTooLarge, contract.check_defense_shapes),
+    (LosesPrecision, contract.check_defense_shapes),
+    (BakesField, contract.check_defense_fields),
+    (BranchesOnValues, contract.check_defense_shapes),
+    (BranchesOnValues, contract.check_defense_over_seeds),
+]
+
+
+@pytest.mark.parametrize(("cls", "check"), BROKEN_DEFENSES)
+def test_broken_defense(cls, check):
+    with pytest.raises(AssertionError):
+        check(cls())
+
+
+@pytest.mark.parametrize("check", contract.DEFENSE_CHECKS)
+def test_sound_defense(check):
+    assert check(Sound()) is None
+
+
+class UpdateStage(Stage):
+    stage = "update"
+
+
+@component
+class DoesNothing(UpdateStage):
+    def apply(self, key, updates, state, view):
+        return updates, state, {}
+
+
+@component
+class SendsOneRow(UpdateStage):
+    def apply(self, key, updates, state, view):
+        return jnp.zeros((1, updates.shape[1])), state, {}
+
+
+@component
+class SendsNaN(UpdateStage):
+    def apply(self, key, updates, state, view):
+        return jnp.full_like(updates, jnp.nan), state, {}
+
+
+@component
+class GrowsState(UpdateStage):
+    def apply(self, key, updates, state, view):
+        return -updates, (*state, jnp.zeros(1)), {}
+
+
+@component
+class BakesScale(UpdateStage):
+    scale: float = numeric(1.0, "Read too early.", low=0)
+
+    def apply(self, key, updates, state, view):
+        return -float(self.scale) * updates, state, {}
+
+
+@component
+class MixesReplicas(UpdateStage):
+    calls: ClassVar[list] = []  # what a component must never have: memory outside its state
+
+    def apply(self, key, updates, state, view):
+        self.calls.append(None)
+        return len(self.calls) * updates + 1.0, state, {}
+
+
+@pytest.mark.parametrize(
+    ("cls", "check"),
+    [
+        (DoesNothing, contract.check_attack_shapes),
+        (SendsOneRow, contract.check_attack_shapes),
+        (SendsNaN, contract.check_attack_shapes),
+        (GrowsState, contract.check_attack_shapes),
+        (BakesScale, contract.check_attack_fields),
+        (MixesReplicas, contract.check_attack_over_seeds),
+    ],
+)
+def test_broken_attack(cls, check):
+    with pytest.raises(AssertionError):
+        check(cls())
+
+
+@component
+class WritesEverywhere(UpdateStage):
+    def apply(self, key, updates, state, view):
+        return jnp.ones_like(updates), state, {}
+
+
+def test_an_attack_that_writes_honest_rows_has_no_effect_there():
+    sent = contract.assail(WritesEverywhere(), contract.attack_updates())[0]
+    assert (sent[contract.MALICIOUS] == 1).all()
+    contract.same_bits(sent[~contract.MALICIOUS], contract.attack_updates()[~contract.MALICIOUS])
+
+
+class DataStage:
+    stage = "data"
+
+    def examples(self, key, view):
+        return view.sample(key, 3)
+
+    def probes(self, x, y, task):
+        return x, y, jnp.ones_like(y, bool)
+
+
+@component
+class TooBright(DataStage):
+    def poison(self, key, x, y, position, task):
+        return x + 1.0, y
+
+
+@component
+class DependsOnPlace(DataStage):
+    def poison(self, key, x, y, position, task):
+        return x.at[0].set(0.0), y
+
+
+@component
+class DropsExamples(DataStage):
+    def poison(self, key, x, y, position, task):
+        return x[1:], y[1:]
+
+
+@pytest.mark.parametrize("cls", [TooBright, DependsOnPlace, DropsExamples])
+def test_broken_data_attack(cls):
+    with pytest.raises(AssertionError):
+        contract.check_poison(cls())
+
+
+@component
+class IgnoresCount:
+    keeps_state = False
+
+    def init(self, dim):
+        return ()
+
+    def apply(self, key, params, state, local, task):
+        x, y = local.fetch(jnp.arange(local.capacity))
+        gradient = jax.grad(task.loss)(params, x, y, jnp.ones(y.shape, bool))
+        return -gradient, state, {"train_loss": jnp.array(0.0)}
+
+
+def test_a_client_that_trains_on_padding():
+    assert contract.check_client_shapes(IgnoresCount()) is None
+    with pytest.raises(AssertionError):
+        contract.check_client_ignores_padding(IgnoresCount())
+
+
+def documented(text, **members):
+    cls = type("Documented", (), {"__doc__": text, **members})
+    return dataclasses.dataclass(frozen=True)(cls)
+
+
+GOOD = "One line.\n\nSource: a paper.\n\nExample:\n    >>> 1\n    1\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        GOOD.replace("One line.", "One line."[:-1]),
+        GOOD.replace("One line.\n", "One\n"),
+        GOOD.replace("Source", "From"),
+        GOOD.replace("Example", "So"),
+        GOOD.replace(">>> 1", "1"),
+    ],
+)
+def test_missing_description(text):
+    assert contract.check_described(documented(GOOD)) is None
+    with pytest.raises(AssertionError):
+        contract.check_described(documented(text))
+
+
+def test_a_field_without_meaning():
+    cls = documented(GOOD, __annotations__={"x": float}, x=dataclasses.field(default=0.0))
+    with pytest.raises(AssertionError, match="field x"):
+        contract.check_described(cls)
