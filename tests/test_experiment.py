@@ -1,0 +1,323 @@
+"""`run`: its result, its folder, reproducibility, resuming after a kill, replicas, honesty."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from helpers import NumpyMlp, same_bits, small
+from jax.flatten_util import ravel_pytree
+
+import fedjax_sec
+from fedjax_sec import config, experiment, results
+from fedjax_sec.experiment import Program, train
+from fedjax_sec.schema import ConfigError
+
+LONG = small(rounds=160, checkpoint={"every": 10}, evaluation={"every": 1})
+
+
+def flat(params):
+    return np.asarray(ravel_pytree(params)[0])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """One finished run in a folder, which the tests only read."""
+    folder = tmp_path_factory.mktemp("run") / "out"
+    return fedjax_sec.run(small(), out=folder), folder
+
+
+def test_result(finished):
+    result, _ = finished
+    metrics = result.metrics
+    assert metrics["round"].tolist() == [0, 1, 2, 3]
+    for name in ("accuracy", "loss"):
+        assert metrics[name].shape == (4,) and np.isfinite(metrics[name]).all()
+    assert metrics["per_class_accuracy"].shape == (4, 10)
+    assert metrics["kept"].shape == metrics["update_norm"].shape == (3, 5)
+    assert result.experiment == config.from_mapping(small())
+    tree = result.params["params"]
+    assert tree["hidden_0"]["kernel"].shape == (64, 6) and tree["output"]["bias"].shape == (10,)
+
+
+def test_folder(finished):
+    result, folder = finished
+    assert config.load(folder / "config.yaml") == result.experiment
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert [row["round"] for row in rows] == [0, 1, 2, 3]
+    assert [row["accuracy"] for row in rows] == pytest.approx(result.metrics["accuracy"].tolist())
+    assert len(rows[1]["kept"]) == 5 and "kept" not in rows[0]
+    assert (folder / "figures" / "accuracy.png").stat().st_size > 1000
+    assert (folder / "figures" / "accuracy.pdf").exists()
+
+
+def test_summary(finished):
+    result, folder = finished
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["final"]["accuracy"] == pytest.approx(result.metrics["accuracy"][-1])
+    best = int(np.argmax(result.metrics["accuracy"]))
+    assert summary["best"]["accuracy"] == pytest.approx(result.metrics["accuracy"][best])
+    assert summary["best"]["round"] == best
+    row = json.loads((folder / "metrics.jsonl").read_text().splitlines()[best])
+    assert summary["best"].get("train_loss") == row.get("train_loss")
+    assert summary["parameters"] == 64 * 6 + 6 + 6 * 10 + 10
+    assert summary["wall_seconds"] > summary["compile_seconds"] > 0
+    assert summary["rounds_per_second"] > 0
+    assert summary["versions"]["jax"] == jax.__version__
+    assert jax.devices()[0].platform in summary["device"]
+    assert {"git_revision", "host", "python"} <= summary.keys()
+    data = summary["data"]
+    assert (data["train"], data["test"], data["official_train"]) == (43, 360, 1437)
+    assert data["subset"] and data["clients"] == 5 and data["unused_train"] == 0
+    assert "subset: 43 of 1437" in data["label"] and any("43" in w for w in summary["warnings"])
+
+
+def test_nothing_is_written_without_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fedjax_sec.run(small())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_seeds_reproduce_to_the_bit(finished):
+    again = fedjax_sec.run(small())
+    same_bits(again.metrics, finished[0].metrics)
+    same_bits(again.params, finished[0].params)
+    other = fedjax_sec.run(small(), seed=1)
+    assert not np.array_equal(flat(other.params), flat(again.params))
+
+
+def test_on_evaluation_and_overrides():
+    seen = []
+    result = fedjax_sec.run(
+        small(), rounds=2, on_evaluation=lambda done, rows: seen.append((done, rows[0]["round"]))
+    )
+    assert seen == [(0, 0), (1, 1), (2, 2)] and result.experiment.rounds == 2
+
+
+# --- Folders ------------------------------------------------------------------------------------
+
+
+def test_a_folder_belongs_to_one_run(finished, tmp_path):
+    result, folder = finished
+    before = (folder / "metrics.jsonl").read_bytes()
+    with pytest.raises(ConfigError, match=r"already holds a run.*--resume.*--overwrite"):
+        fedjax_sec.run(small(), out=folder)
+    with pytest.raises(ConfigError, match=r"another configuration; it differs in .*rounds"):
+        fedjax_sec.run(small(), out=folder, resume=True, rounds=4)
+    again = fedjax_sec.run(small(), out=folder, resume=True)  # finished: read back
+    assert again.params is None and again.summary == json.loads(
+        (folder / "summary.json").read_text()
+    )
+    same_bits(again.metrics["accuracy"], result.metrics["accuracy"])
+    assert (folder / "metrics.jsonl").read_bytes() == before
+    (tmp_path / "notes.txt").write_text("mine")
+    for options in ({}, {"resume": True}, {"overwrite": True}):
+        with pytest.raises(ConfigError, match="in use by something else"):
+            fedjax_sec.run(small(), out=tmp_path, **options)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_overwrite_replaces_a_run(tmp_path):
+    fedjax_sec.run(small(), out=tmp_path / "out")
+    fedjax_sec.run(small(), out=tmp_path / "out", overwrite=True, seed=3)
+    assert config.load(tmp_path / "out" / "config.yaml").seed == 3
+    assert len((tmp_path / "out" / "metrics.jsonl").read_text().splitlines()) == 4
+
+
+def test_a_line_cut_short_is_repaired(tmp_path):
+    folder = results.RunFolder(tmp_path)
+    for number in range(3):
+        folder.append({"round": number, "loss": float("nan")})
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"round": 3, "lo')
+    assert [row["round"] for row in folder.rows()] == [0, 1, 2]
+    folder.truncate(1)
+    text = (tmp_path / "metrics.jsonl").read_text()
+    assert text == '{"round": 0, "loss": null}\n{"round": 1, "loss": null}\n'
+
+
+# --- Resuming -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole") / "out"
+    return fedjax_sec.run(LONG, out=folder), folder
+
+
+def kill_after(lines, folder, file, env):
+    """Starts the run as its own process and kills it when it has written that many lines."""
+    command = "from fedjax_sec.cli import main; main()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", command, "run", str(file), "--out", str(folder)],
+        env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    metrics, end = folder / "metrics.jsonl", time.monotonic() + 120
+    while not metrics.exists() or metrics.read_bytes().count(b"\n") < lines:
+        assert process.poll() is None, process.stderr.read().decode()
+        assert time.monotonic() < end, "the run writes nothing"
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    process.stderr.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lines", [1, 15, 47])
+def test_a_killed_run_goes_on_to_the_same_bits(lines, tmp_path, uninterrupted, subprocess_env):
+    whole, whole_folder = uninterrupted
+    file, folder = tmp_path / "experiment.yaml", tmp_path / "out"
+    file.write_text(config.dump_yaml(LONG))
+    kill_after(lines, folder, file, subprocess_env)
+    assert not (folder / "summary.json").exists()
+    if lines == 15:
+        with open(folder / "metrics.jsonl", "a") as metrics:
+            metrics.write('{"round": 99, "accur')
+    resumed = fedjax_sec.run(file, out=folder, resume=True)
+    rows, expected = (
+        (f / "metrics.jsonl").read_text().splitlines() for f in (folder, whole_folder)
+    )
+    assert rows == expected and len(rows) == LONG["rounds"] + 1
+    same_bits(resumed.params, whole.params)
+    same_bits(resumed.metrics, whole.metrics)
+    if lines == 47:  # it went on from a checkpoint instead of starting again
+        assert resumed.summary["rounds_per_second"] is not None
+        assert sorted(p.name for p in (folder / "checkpoints").iterdir())[-1] == "160"
+
+
+@pytest.mark.slow
+def test_resuming_by_the_command_line(tmp_path, uninterrupted, subprocess_env):
+    file, folder = tmp_path / "experiment.yaml", tmp_path / "out"
+    file.write_text(config.dump_yaml(LONG))
+    kill_after(25, folder, file, subprocess_env)
+    command = "from fedjax_sec.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", command, "run", str(file), "--out", str(folder), "--resume"],
+        env=subprocess_env, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (folder / "metrics.jsonl").read_text() == (
+        uninterrupted[1] / "metrics.jsonl"
+    ).read_text()
+
+
+# --- Replicas of one program --------------------------------------------------------------------
+
+
+def replicas():
+    """Three runs of one structure: other seeds, learning rates and malicious clients."""
+    found = []
+    for seed, rate, malicious in ((0, 0.2, 1), (1, 0.1, 2), (2, 0.05, 1)):
+        changes = {
+            "seed": seed,
+            "client.optimizer.learning_rate": rate,
+            "threat.num_malicious": malicious,
+            "attack": {"name": "sign_flip", "scale": 1.0 + seed},
+            "rounds": 2,
+            "evaluation.every": 2,
+        }
+        found.append(config.from_mapping(small(), changes))
+    return found
+
+
+def test_one_program_serves_all_replicas_however_they_are_batched():
+    cells = replicas()
+    alone = [train([cell])[0] for cell in cells]
+    assert len({result.summary["final"]["loss"] for result in alone}) == 3
+    for at_once in (None, 1, 2, 3):
+        together = train(cells, at_once=at_once)
+        for one, other in zip(alone, together, strict=True):
+            for name, values in one.metrics.items():
+                np.testing.assert_allclose(
+                    values, other.metrics[name], rtol=1e-4, atol=1e-5, err_msg=name
+                )
+            np.testing.assert_allclose(flat(one.params), flat(other.params), rtol=1e-3, atol=1e-5)
+
+
+def test_one_compilation_for_each_structure():
+    cells = replicas()
+    program = Program(cells[0])
+    train(cells[:1], program=program)
+    traces = program.traces
+    assert 1 <= traces <= 2
+    for cell in cells[1:]:
+        train([cell], program=program)
+    assert program.traces == traces
+    with pytest.raises(ConfigError, match="differ in structure"):
+        train([cells[0], config.from_mapping(small(), {"defense": "median"})])
+
+
+def test_the_state_is_donated():
+    cells = replicas()
+    program = Program(cells[0])
+    stacked, _ = program.replicas(cells[:1])
+    state = program.init(stacked)
+    new, _ = program.advance(state, stacked, 0, 2)
+    assert state.params.is_deleted() and not new.params.is_deleted()
+
+
+# --- What is measured ---------------------------------------------------------------------------
+
+
+def hand_accuracy(result, source, labels):
+    inputs = int(np.prod(source.x_test.shape[1:]))
+    mlp = NumpyMlp(inputs, 6, source.num_classes, source.mean[0], source.std[0])
+    return mlp.accuracy(flat(result.params), source.x_test / source.scale, labels)
+
+
+def test_metrics_are_those_of_the_test_set(finished):
+    result, _ = finished
+    source = experiment.load_source(result.experiment)
+    expected = hand_accuracy(result, source, source.y_test)
+    assert result.metrics["accuracy"][-1] == pytest.approx(expected, abs=1e-6)
+    share = np.bincount(source.y_test) / len(source.y_test)
+    assert result.metrics["per_class_accuracy"][-1] @ share == pytest.approx(expected, abs=1e-5)
+
+
+def test_training_labels_never_enter_a_test_metric(monkeypatch):
+    """Trained on wrong labels, the model is judged by the right ones."""
+    rounds = {"rounds": 60, "evaluation.every": 60, "data.max_train": None, "client.batch_size": 64}
+    source = experiment.load_source(config.from_mapping(small(), rounds))
+    wrong = source._replace(y_train=(source.y_train + 1) % 10)
+    monkeypatch.setattr(experiment, "_load", lambda *args: wrong)
+    result = experiment.train([config.from_mapping(small(), rounds)])[0]
+    expected = hand_accuracy(result, source, source.y_test)
+    shifted = hand_accuracy(result, source, (source.y_test + 1) % 10)
+    assert result.metrics["accuracy"][-1] == pytest.approx(expected, abs=1e-6)
+    assert expected < 0.2 and shifted > 0.5  # it has learned the wrong labels
+
+
+def test_attack_success_is_measured_on_stamped_test_images():
+    attack = {"name": "pattern", "size": 3, "target": 4}
+    base = small(attack=attack, threat={"num_malicious": 1}, rounds=1)
+    for exclude in (True, False):
+        result = fedjax_sec.run(base, **{"evaluation.exclude_target": exclude})
+        source = experiment.load_source(result.experiment)
+        stamped = source.x_test / source.scale
+        stamped[:, :3, :3] = 1.0
+        mlp = NumpyMlp(64, 6, 10, source.mean[0], source.std[0])
+        hit = mlp.forward(flat(result.params), stamped)[2].argmax(1) == 4
+        counted = source.y_test != 4 if exclude else np.ones(len(hit), bool)
+        got = result.metrics["attack_success_rate"][-1]
+        assert got == pytest.approx(hit[counted].mean(), abs=1e-5)
+
+
+def test_an_attack_without_effect_is_reported():
+    result = fedjax_sec.run(
+        small(rounds=1, threat={"num_malicious": 1, "knowledge": "omniscient"}),
+        attack={"name": "sign_flip", "scale": 1.0},
+    )
+    assert not any("changed no update" in w for w in result.summary["warnings"])
+    idle = small(
+        rounds=1, threat={"num_malicious": 1}, attack="zero",
+        client={"name": "sgd", "steps": 1, "batch_size": 9,
+                "optimizer": {"name": "sgd", "learning_rate": 0.0}},
+    )  # fmt: skip
+    warnings = fedjax_sec.run(idle).summary["warnings"]
+    assert any("the attack changed no update in any round" in w for w in warnings)
