@@ -1,0 +1,120 @@
+"""The command: run, sweep, list, show; errors are one message and exit status 2."""
+
+import json
+
+import pytest
+from helpers import small
+from typer.testing import CliRunner
+
+from fedjax_sec import config, registry
+from fedjax_sec.cli import app
+
+NAMES = [name for found in registry.KINDS.values() for name in found.names()]
+
+
+@pytest.fixture
+def invoke(monkeypatch):
+    """Runs the command with a wide terminal, so that tables are not folded."""
+    monkeypatch.setenv("COLUMNS", "300")
+
+    def call(*arguments):
+        return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+    return call
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "experiment.yaml"
+    path.write_text(config.dump_yaml(small(rounds=2)))
+    return path
+
+
+def test_run(invoke, file, tmp_path):
+    done = invoke("run", file, "client.l2=0.5", "--out", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert f"{summary['final']['accuracy']:.4g}" in done.output
+    assert "2 rounds" in done.output and "subset: 43 of 1437" in done.output
+    assert config.load(tmp_path / "out" / "config.yaml").client.l2 == 0.5
+    again = invoke("run", file, "client.l2=0.5", "--out", tmp_path / "out")
+    assert again.exit_code == 2 and "already holds a run" in again.output
+    resumed = invoke("run", file, "client.l2=0.5", "--out", tmp_path / "out", "--resume")
+    assert resumed.exit_code == 0 and f"{summary['final']['loss']:.4g}" in resumed.output
+
+
+def test_sweep(invoke, file, tmp_path):
+    content = {
+        "experiment": "experiment.yaml",
+        "seeds": [0, 1],
+        "grid": {"client.l2": [0.0, 0.1], "client.optimizer.learning_rate": [0.1, 0.2]},
+    }
+    path = tmp_path / "sweep.yaml"
+    path.write_text(config.dump_yaml(content))
+    out = tmp_path / "out"
+    done = invoke("sweep", path, "--out", out)
+    assert done.exit_code == 0, done.output
+    text = (out / "table.md").read_text()
+    assert "final accuracy (%)" in text and "2 seed(s)" in text and "±" in text
+    assert "subset: 43 of 1437" in text
+    lines = (out / "runs.csv").read_text().splitlines()
+    assert len(lines) == 9 and lines[0].startswith("client.l2,client.optimizer.learning_rate,seed")
+    for name in ("accuracy.png", "accuracy.pdf", "final_accuracy.csv", "best_accuracy.csv"):
+        assert (out / name).stat().st_size > 0
+    assert (out / "cells").is_dir()
+
+
+def test_list(invoke):
+    done = invoke("list")
+    assert done.exit_code == 0
+    for found in registry.KINDS.values():
+        assert f"{found.kind}s" in done.output
+        for name in found.names():
+            assert name in done.output and registry.summary(found.get(name)) in done.output
+    only = invoke("list", "attacks")
+    assert "alie" in only.output and "trimmed_mean" not in only.output
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_show(invoke, name):
+    done = invoke("show", name)
+    assert done.exit_code == 0
+    found, cls = registry.find(name)
+    assert f"{name} ({found.kind})" in done.output
+    assert registry.summary(cls) in done.output and "Source:" in done.output
+    for field in cls.__dataclass_fields__.values():
+        assert field.name in done.output and field.metadata["doc"] in done.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["show", "kurm"], "Did you mean 'krum'?"),
+        (["list", "attack"], "Did you mean 'attacks'?"),
+        (["run", "absent.yaml", "--out", "{out}"], "No configuration file 'absent.yaml'"),
+        (["run", "{file}", "rouns=3", "--out", "{out}"], "Did you mean 'rounds'?"),
+        (["run", "{file}", "rounds", "--out", "{out}"], "must look like key.path=value"),
+        (["run", "{file}", "client.batch_size=99", "--out", "{out}"], "batch_size must be <= 9"),
+        (["run", "{file}", "--out", "{out}", "--resume", "--overwrite"], "not both"),
+        (
+            ["run", "{file}", "data.name=mnist", "data.download=false", "--out", "{out}",
+             "--data-dir", "{out}"],
+            "Data set 'mnist' is not in",
+        ),
+        (["sweep", "{file}", "--out", "{out}"], "unknown key"),
+    ],
+)  # fmt: skip
+def test_errors(invoke, file, tmp_path, monkeypatch, arguments, part):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))  # and put back, as --data-dir sets it
+    places = {"file": file, "out": tmp_path / "out"}
+    done = invoke(*(argument.format(**places) for argument in arguments))
+    assert done.exit_code == 2
+    assert "Error:" in done.output and part in done.output
+    assert "Traceback" not in done.output and isinstance(done.exception, SystemExit)
+
+
+def test_help_names_every_command(invoke):
+    done = invoke("--help")
+    assert done.exit_code == 0
+    for command in ("run", "sweep", "list", "show"):
+        assert command in done.output

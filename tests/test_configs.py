@@ -1,0 +1,63 @@
+"""Every file in `configs/` is read and checked, and run for one round where its data is there."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import fedjax_sec
+from fedjax_sec import config, sweep
+
+FOLDER = Path(__file__).parents[1] / "configs"
+FILES = sorted(FOLDER.rglob("*.yaml"))
+TEST_DATA = os.environ.get("FEDJAX_SEC_TEST_DATA")
+
+
+def name_of(path):
+    return str(path.relative_to(FOLDER))
+
+
+def experiments(path):
+    """The experiments of a file: its own, or those of the first and last cell of a sweep."""
+    content = config.read_yaml(path)
+    if "grid" in content or "experiment" in content:
+        cells = sweep.load(path)[1]
+        return [cell.experiment for cell in (cells[0], cells[-1])]
+    return [config.load(path)]
+
+
+def test_there_are_configurations():
+    assert len(FILES) >= 4
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_is_read_and_says_how_it_is_run(path):
+    found = experiments(path)
+    assert all(one.rounds >= 1 for one in found)
+    content = config.read_yaml(path)
+    assert ("data" in content) != ("grid" in content)
+    text = path.read_text()
+    assert text.startswith("# ")
+    command = "sweep" if "grid" in content else "run"
+    # What its comment says can be typed as it stands.
+    assert f"fedjax-sec {command} configs/{name_of(path)}" in text
+    for part in ("/work/", "/home/", "/tmp/"):
+        assert part not in text
+
+
+@pytest.mark.data
+@pytest.mark.slow
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_runs_for_a_round(path):
+    for one in experiments(path):
+        changes = {"rounds": 1, "evaluation.every": 1}
+        if one.data.name != "digits":
+            if not TEST_DATA or not Path(TEST_DATA, "tfds", one.data.name).is_dir():
+                pytest.skip(f"{one.data.name} is not in FEDJAX_SEC_TEST_DATA")
+            changes |= {"data.data_dir": str(Path(TEST_DATA, "tfds")), "data.download": False}
+            # All clients and the whole network, on few examples.
+            changes |= {"data.max_train": 2040, "data.max_test": 100, "client.batch_size": 4}
+        result = fedjax_sec.run(one, **changes)
+        assert result.metrics["round"].tolist() == [0, 1]
+        assert np.isfinite(result.metrics["loss"]).all()
