@@ -7,7 +7,7 @@ from helpers import small
 from typer.testing import CliRunner
 
 from fedjax_sec import config, registry
-from fedjax_sec.cli import app
+from fedjax_sec.cli import app, console
 
 NAMES = [name for found in registry.KINDS.values() for name in found.names()]
 
@@ -15,7 +15,7 @@ NAMES = [name for found in registry.KINDS.values() for name in found.names()]
 @pytest.fixture
 def invoke(monkeypatch):
     """Runs the command with a wide terminal, so that tables are not folded."""
-    monkeypatch.setenv("COLUMNS", "300")
+    monkeypatch.setattr(console, "width", 300)  # read at import, so COLUMNS comes too late
 
     def call(*arguments):
         return CliRunner().invoke(app, [str(argument) for argument in arguments])

@@ -190,6 +190,20 @@ def test_an_attack_that_writes_honest_rows_has_no_effect_there():
     contract.same_bits(sent[~contract.MALICIOUS], contract.attack_updates()[~contract.MALICIOUS])
 
 
+@component
+class PeeksEverywhere(UpdateStage):
+    def apply(self, key, updates, state, view):
+        return jnp.broadcast_to(updates.mean(0), updates.shape), state, {}
+
+
+def test_an_attack_that_reads_invisible_rows_finds_zeros_there():
+    assert contract.check_attack_sees_visible_rows_only(PeeksEverywhere()) is None
+    updates = contract.attack_updates()
+    sent = contract.assail(PeeksEverywhere(), updates)[0]
+    expected = updates[contract.MALICIOUS].sum(0) / contract.CLIENTS
+    contract.close(sent[1], expected)
+
+
 class DataStage:
     stage = "data"
 

@@ -25,9 +25,9 @@ class MultiKrum:
 
     Example:
         >>> import fedjax_sec
-        >>> updates = [[0.0], [0.1], [0.2], [0.4], [9.0]]
+        >>> updates = [[0.0], [0.1], [0.18], [0.4], [9.0]]
         >>> print(fedjax_sec.aggregate(updates, "multi_krum", num_byzantine=1, num_selected=2))
-        [0.15]
+        [0.14]
     """
 
     stage = "aggregate"
