@@ -204,7 +204,7 @@ def show(name: Annotated[str, typer.Argument(help="A component's name.")]) -> No
     with reported():
         found, cls = registry.find(name)
     console.print(f"[bold]{name}[/] ({found.kind})\n")
-    console.print(inspect.getdoc(cls), markup=False, highlight=False)
+    console.print(inspect.getdoc(cls), markup=False, highlight=False, soft_wrap=True)
     console.print()
     fields = dataclasses.fields(cls)
     if not fields:
@@ -212,7 +212,7 @@ def show(name: Annotated[str, typer.Argument(help="A component's name.")]) -> No
         return
     table = Table(title="Fields", title_justify="left")
     for column in ("field", "default", "allowed", "swept", "meaning"):
-        table.add_column(column, overflow="fold")
+        table.add_column(column, overflow="fold", no_wrap=column == "field")
     for field in fields:
         table.add_row(*_describe(cls, field))
     console.print(table)

@@ -38,7 +38,7 @@ class SmallCnn:
         >>> from fedjax_sec import registry
         >>> model = registry.models.build("small_cnn").make((8, 8, 1), 10)
         >>> sum(p.size for p in jax.tree.leaves(model.init(jax.random.key(0))))
-        8970
+        9090
     """
 
     channels: tuple[int, ...] = static((16, 16), "Feature maps of each convolution.", low=1)
