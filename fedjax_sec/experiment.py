@@ -49,6 +49,18 @@ def load_source(experiment: Experiment):
     return _load(data.name, data.data_dir, data.download, data.max_train, data.max_test)
 
 
+def verify(experiment: Experiment) -> None:
+    """Raises what would stop the experiment, before anything is written or compiled.
+
+    On top of `Experiment.check`, that is missing data, a network that does not fit the data, and
+    a batch size beyond the largest client's examples.
+    """
+    source = load_source(experiment)
+    experiment.model.make(source.x_train.shape[1:], source.num_classes)
+    population, _ = make_population(experiment, np.asarray(source.y_train))
+    experiment.check(capacity=population.index.shape[1])
+
+
 def make_population(experiment: Experiment, labels: np.ndarray) -> tuple[Population, int]:
     """Partition and malicious clients by the experiment's seed, and the examples left unused."""
     data, threat = experiment.data, experiment.threat
@@ -418,8 +430,9 @@ def run(
     else:
         experiment = config_lib.load(config, overrides)
     if out is None:
+        verify(experiment)
         return train([experiment], on_evaluation=on_evaluation)[0]
-    load_source(experiment)  # missing data is found before the folder is claimed
+    verify(experiment)  # before the folder is claimed
     folder = results.RunFolder(out)
     folder.open(experiment.to_dict(), resume=resume, overwrite=overwrite)
     if folder.finished:

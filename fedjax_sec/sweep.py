@@ -21,7 +21,7 @@ import pandas as pd
 from fedjax_sec import config as config_lib
 from fedjax_sec import results, schema
 from fedjax_sec.config import Experiment
-from fedjax_sec.experiment import Program, Result, load_source, read_result, train
+from fedjax_sec.experiment import Program, Result, read_result, train, verify
 from fedjax_sec.schema import ConfigError, static
 
 
@@ -156,7 +156,7 @@ def run_cells(
         )
     folders = {cell.name: results.RunFolder(out / "cells" / cell.name) for cell in cells}
     for cell in cells:
-        load_source(cell.experiment)  # missing data is found before anything is written or run
+        verify(cell.experiment)  # before anything is written or run
     for cell in cells:
         folders[cell.name].open(cell.experiment.to_dict(), resume=True)
     by_name = {cell.name: cell for cell in cells}

@@ -247,3 +247,16 @@ def test_defaults_are_a_runnable_experiment():
     experiment = config.from_mapping({})
     assert experiment.data.name == "digits" and experiment.clients_per_round == 20
     assert config.from_mapping(experiment.to_dict()) == experiment
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"client": {"name": "sgd", "steps": 1, "batch_size": 5000}}, "batch_size must be <= 72"),
+        ({"model": "alie_cifar10"}, "24 x 24"),
+    ],
+)
+def test_what_only_the_data_shows_is_found_before_the_folder_is_claimed(change, message, tmp_path):
+    with pytest.raises(ConfigError, match=message):
+        fedjax_sec.run(change, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
