@@ -3,9 +3,7 @@
 import jax.numpy as jnp
 
 from fedjax_sec import registry
-from fedjax_sec.attacks.update._bounds import check_z_max
-from fedjax_sec.ops.moments import mean_and_std
-from fedjax_sec.ops.perturbation import z_max
+from fedjax_sec.attacks.update._perturbation import check_z_max, perturbation_range
 from fedjax_sec.schema import numeric, static
 
 
@@ -49,9 +47,6 @@ class Alie:
         return ()
 
     def apply(self, key, updates, state, view):
-        mean, std = mean_and_std(updates, view.visible, self.ddof)
-        z = self.z
-        if z is None:
-            z = z_max(updates.shape[0], view.malicious.sum(), self.z_formula)
+        mean, std, z = perturbation_range(self, updates, view)
         crafted = jnp.broadcast_to(mean + z * std, updates.shape)
         return crafted, state, {"z": jnp.asarray(z, jnp.float32)}

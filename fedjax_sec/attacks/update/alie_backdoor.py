@@ -7,9 +7,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from fedjax_sec import registry
-from fedjax_sec.attacks.update._bounds import check_z_max
-from fedjax_sec.ops.moments import mean_and_std
-from fedjax_sec.ops.perturbation import z_max
+from fedjax_sec.attacks.update._perturbation import check_z_max, perturbation_range
 from fedjax_sec.schema import ConfigError, component, numeric, static
 
 
@@ -82,10 +80,7 @@ class AlieBackdoor:
         return ()
 
     def apply(self, key, updates, state, view):
-        mean, std = mean_and_std(updates, view.visible, self.ddof)
-        z = self.z
-        if z is None:
-            z = z_max(updates.shape[0], view.malicious.sum(), self.z_formula)
+        mean, std, z = perturbation_range(self, updates, view)
         sample_key, train_key = jax.random.split(key)
         x, target = self.backdoor.examples(sample_key, view)
         start = view.params + mean

@@ -1,5 +1,7 @@
-"""Checks that the attacks share."""
+"""The perturbation range that ALIE's attacks share, and its check."""
 
+from fedjax_sec.ops.moments import mean_and_std
+from fedjax_sec.ops.perturbation import z_max
 from fedjax_sec.schema import ConfigError
 
 
@@ -15,3 +17,12 @@ def check_z_max(path, formula, setting) -> None:
             f"{path}.z: z_max has no finite value for n = {n} clients and m = {m} malicious ones "
             f"(s = floor(n/2 + 1) - m = {s} must be at least 1 and leave a positive share); give z."
         )
+
+
+def perturbation_range(attack, updates, view):
+    """Mean [D] and standard deviation [D] of what the adversary sees, and the attack's z."""
+    mean, std = mean_and_std(updates, view.visible, attack.ddof)
+    z = attack.z
+    if z is None:
+        z = z_max(updates.shape[0], view.malicious.sum(), attack.z_formula)
+    return mean, std, z
