@@ -20,10 +20,12 @@ class Model(NamedTuple):
     """A network as two pure functions.
 
     `init(key) -> variables`; `apply(variables, x [B, ...], *, train, key) -> logits [B, C]`.
+    `convolves`: whether most of its work is convolutions, which decides how clients are trained.
     """
 
     init: Callable
     apply: Callable
+    convolves: bool = False
 
 
 class Task(NamedTuple):

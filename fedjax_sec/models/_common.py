@@ -1,14 +1,26 @@
 """What the networks share: initialisers and the adapter from flax to `Model`."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from fedjax_sec.ops.convolution import LOWERINGS, conv2d
+from fedjax_sec.schema import static
 from fedjax_sec.types import Model
 
 INITS = ("pytorch", "lecun", "glorot")
+
+
+def convolution_field() -> Any:
+    """The field by which a network's user chooses how its convolutions are computed."""
+    return static(
+        "auto",
+        "How convolutions are computed, see `fedjax_sec.ops.convolution`; same up to rounding.",
+        choices=("auto", *LOWERINGS),
+    )
 
 
 def kernel_init(name: str):
@@ -36,27 +48,28 @@ def dense(width: int, x, init: str, name: str, kernel: str | None = None):
     )(x)  # fmt: skip
 
 
-def conv(width: int, size: int, x, init: str, name: str, kernel: str | None = None):
+class _Conv(nn.Module):
+    features: int
+    size: int
+    kernel_init: Any
+    bias_init: Any
+    lowering: str
+
+    @nn.compact
+    def __call__(self, x):
+        shape = (self.size, self.size, x.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
+        bias = self.param("bias", self.bias_init, (self.features,), jnp.float32)
+        return conv2d(x, kernel, self.lowering) + bias[None, None, None]
+
+
+def conv(width: int, size: int, x, init: str, name: str, lowering: str, kernel: str | None = None):
     """A valid convolution with stride 1 and a square kernel."""
-    return nn.Conv(
-        width, (size, size), padding="VALID", kernel_init=kernel_init(kernel or init),
-        bias_init=bias_init(init, size * size * x.shape[-1]), name=name,
-    )(x)  # fmt: skip
+    bias = bias_init(init, size * size * x.shape[-1])
+    return _Conv(width, size, kernel_init(kernel or init), bias, lowering, name=name)(x)
 
 
-def max_pool(size: int, x):
-    """Max-pooling over disjoint windows; what does not fill a window is dropped, as in PyTorch.
-
-    Written as a reshape and a maximum: XLA's reduce_window has a slow gradient
-    (select-and-scatter) under the client axis.
-    """
-    batch, height, width, channels = x.shape
-    rows, columns = height // size, width // size
-    x = x[:, : rows * size, : columns * size]
-    return x.reshape(batch, rows, size, columns, size, channels).max(axis=(2, 4))
-
-
-def flax_model(module: nn.Module, input_shape: tuple[int, ...]) -> Model:
+def flax_model(module: nn.Module, input_shape: tuple[int, ...], convolves: bool = False) -> Model:
     """The pure-function form of a linen module for inputs [B, *input_shape]."""
 
     def init(key):
@@ -66,4 +79,4 @@ def flax_model(module: nn.Module, input_shape: tuple[int, ...]) -> Model:
         rngs = None if key is None else {"dropout": key}
         return module.apply(variables, x, rngs=rngs)
 
-    return Model(init, apply)
+    return Model(init, apply, convolves)

@@ -3,7 +3,8 @@
 from flax import linen as nn
 
 from fedjax_sec import registry
-from fedjax_sec.models._common import INITS, conv, dense, flax_model, max_pool
+from fedjax_sec.models._common import INITS, conv, convolution_field, dense, flax_model
+from fedjax_sec.ops.convolution import max_pool
 from fedjax_sec.schema import ConfigError, static
 
 
@@ -11,11 +12,14 @@ class _Network(nn.Module):
     num_classes: int
     scheme: str
     first_scheme: str
+    lowering: str
 
     @nn.compact
     def __call__(self, x):
-        x = max_pool(3, nn.relu(conv(16, 3, x, self.scheme, "conv_0", self.first_scheme)))
-        x = max_pool(4, nn.relu(conv(64, 4, x, self.scheme, "conv_1")))
+        x = nn.relu(conv(16, 3, x, self.scheme, "conv_0", self.lowering, self.first_scheme))
+        x = max_pool(x, 3)
+        x = nn.relu(conv(64, 4, x, self.scheme, "conv_1", self.lowering))
+        x = max_pool(x, 4)
         x = x.reshape(x.shape[0], -1)
         x = nn.relu(dense(384, x, self.scheme, "hidden_0"))
         x = nn.relu(dense(192, x, self.scheme, "hidden_1"))
@@ -44,10 +48,12 @@ class AlieCifar10:
 
     init: str = static("pytorch", "Initial weights and biases.", choices=INITS)
     first_init: str = static("glorot", "Initial weights of the first layer.", choices=INITS)
+    convolution: str = convolution_field()
 
     def make(self, input_shape, num_classes):
         if len(input_shape) != 3 or min(input_shape[:2]) < 24:
             raise ConfigError(
                 f"model: alie_cifar10 needs images of at least 24 x 24 pixels, got {input_shape}."
             )
-        return flax_model(_Network(num_classes, self.init, self.first_init), input_shape)
+        network = _Network(num_classes, self.init, self.first_init, self.convolution)
+        return flax_model(network, input_shape, convolves=True)

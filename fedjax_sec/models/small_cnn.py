@@ -3,7 +3,8 @@
 from flax import linen as nn
 
 from fedjax_sec import registry
-from fedjax_sec.models._common import INITS, conv, dense, flax_model, max_pool
+from fedjax_sec.models._common import INITS, conv, convolution_field, dense, flax_model
+from fedjax_sec.ops.convolution import max_pool
 from fedjax_sec.schema import ConfigError, static
 
 
@@ -12,12 +13,13 @@ class _Network(nn.Module):
     hidden: int
     num_classes: int
     scheme: str
+    lowering: str
 
     @nn.compact
     def __call__(self, x):
         for i, width in enumerate(self.channels):
-            x = nn.relu(conv(width, 3, x, self.scheme, f"conv_{i}"))
-        x = max_pool(2, x)
+            x = nn.relu(conv(width, 3, x, self.scheme, f"conv_{i}", self.lowering))
+        x = max_pool(x, 2)
         x = x.reshape(x.shape[0], -1)
         x = nn.relu(dense(self.hidden, x, self.scheme, "hidden"))
         return dense(self.num_classes, x, self.scheme, "output")
@@ -44,6 +46,7 @@ class SmallCnn:
     channels: tuple[int, ...] = static((16, 16), "Feature maps of each convolution.", low=1)
     hidden: int = static(88, "Width of the hidden layer.", low=1)
     init: str = static("pytorch", "Initial weights and biases.", choices=INITS)
+    convolution: str = convolution_field()
 
     def make(self, input_shape, num_classes):
         side = min(input_shape[:2]) - 2 * len(self.channels)
@@ -52,5 +55,5 @@ class SmallCnn:
                 f"model.channels: {len(self.channels)} convolutions leave no 2 x 2 pixels of "
                 f"images of shape {input_shape}."
             )
-        network = _Network(self.channels, self.hidden, num_classes, self.init)
-        return flax_model(network, input_shape)
+        network = _Network(self.channels, self.hidden, num_classes, self.init, self.convolution)
+        return flax_model(network, input_shape, convolves=True)

@@ -10,14 +10,11 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
+from fedjax_sec.ops.backend import on_cpu
+
 #: Most clients for which a rule is written out row by row on CPU. Compile time grows with
 #: K log2(K)^2, and beyond about 120 rows XLA starts to cut the loop into many.
 MAX_UNROLLED_CLIENTS = 100
-
-
-def on_cpu() -> bool:
-    """Whether computations are lowered for CPU, decided when a function is traced."""
-    return jax.default_backend() == "cpu"
 
 
 def unrolled(num_rows: int) -> bool:

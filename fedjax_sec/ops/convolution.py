@@ -1,0 +1,84 @@
+"""Convolution and max-pooling, lowered for kernels that differ from client to client.
+
+`vmap` over a convolution's kernel becomes a grouped convolution, whose gradients XLA computes
+slowly on every backend. Written as patches times a matrix it becomes a (batched) matrix product.
+"""
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from fedjax_sec.ops.backend import on_cpu
+
+#: How `conv2d` can be computed.
+LOWERINGS = ("xla", "patches", "rows")
+
+
+def conv2d(
+    x: Float[Array, "B H W C"], kernel: Float[Array, "h w C F"], lowering: str = "auto"
+) -> Float[Array, "B R S F"]:
+    r"""Valid convolution (cross-correlation) with stride 1, by one of several lowerings.
+
+    .. math:: y_{b,r,s,f} = \sum_{i,j,c} x_{b,r+i,s+j,c}\, k_{i,j,c,f}
+
+    ``xla`` is XLA's own convolution. ``patches`` gathers all h w C inputs of an output into one
+    row and multiplies once: needs h w times the input's memory. ``rows`` gathers along the width
+    only and adds up h products: w times the memory, h times as many products. All three agree up
+    to rounding. ``auto`` is ``patches`` on CPU (see docs/performance.md), ``xla`` elsewhere.
+
+    Raises: `ValueError` for an unknown lowering.
+
+    >>> x, k = jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 2, 1))
+    >>> [conv2d(x, k, lowering)[0, 0, 0, 0].item() for lowering in LOWERINGS]
+    [18.0, 18.0, 18.0]
+    """
+    if lowering == "auto":
+        lowering = "patches" if on_cpu() else "xla"
+    if lowering not in LOWERINGS:
+        raise ValueError(f"lowering must be one of {LOWERINGS} or 'auto', got {lowering!r}.")
+    if lowering == "xla":
+        return lax.conv_general_dilated(
+            x, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+    high, wide, channels, features = kernel.shape
+    batch, height, width, _ = x.shape
+    rows, columns = height - high + 1, width - wide + 1
+    shape = (batch, rows, columns, features)
+    if lowering == "patches":
+        patches = jnp.concatenate(
+            [x[:, i : i + rows, j : j + columns] for i in range(high) for j in range(wide)], axis=-1
+        )
+        # Two dimensions on either side: XLA's fastest product on CPU.
+        flat = patches.reshape(-1, high * wide * channels)
+        return (flat @ kernel.reshape(-1, features)).reshape(shape)
+    strips = jnp.concatenate([x[:, :, j : j + columns] for j in range(wide)], axis=-1)
+    out = jnp.zeros(shape, jnp.result_type(x, kernel))
+    for i in range(high):
+        flat = strips[:, i : i + rows].reshape(-1, wide * channels)
+        out = out + (flat @ kernel[i].reshape(-1, features)).reshape(shape)
+    return out
+
+
+def max_pool(x: Float[Array, "B H W C"], size: int) -> Float[Array, "B R S C"]:
+    """Maximum over disjoint `size` x `size` windows; what does not fill a window is dropped.
+
+    First over the rows of a window, then over its columns, each as elementwise maxima: XLA's
+    reduce-window has a slow gradient (select-and-scatter), and a reduction over both axes of a
+    reshaped array reads memory in short pieces. Where several values of a window are the largest,
+    the gradient is shared among them; PyTorch gives it to the first.
+
+    >>> max_pool(jnp.arange(9.0).reshape(1, 3, 3, 1), 2).tolist()
+    [[[[4.0]]]]
+    """
+    batch, height, width, channels = x.shape
+    rows, columns = height // size, width // size
+    x = x[:, : rows * size, : columns * size]
+    x = x.reshape(batch, rows, size, columns, size * channels)
+    tallest = x[:, :, 0]
+    for i in range(1, size):
+        tallest = jnp.maximum(tallest, x[:, :, i])
+    tallest = tallest.reshape(batch, rows, columns, size, channels)
+    out = tallest[:, :, :, 0]
+    for j in range(1, size):
+        out = jnp.maximum(out, tallest[:, :, :, j])
+    return out

@@ -1,0 +1,119 @@
+"""Convolution and max-pooling against NumPy, under the client axis too."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fedjax_sec.ops.convolution import LOWERINGS, conv2d, max_pool
+
+ALL = pytest.mark.parametrize("lowering", [*LOWERINGS, "auto"])
+# batch, height, width, channels, features, kernel height and width
+SHAPES = [
+    (2, 5, 6, 3, 4, 3, 2),
+    (1, 4, 4, 1, 1, 4, 4),
+    (3, 7, 5, 2, 5, 1, 1),
+    (2, 6, 9, 2, 3, 2, 5),
+]
+
+
+def draw(*shapes, seed=0):
+    rng = np.random.default_rng(seed)
+    return [jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes]
+
+
+def np_conv(x, kernel):
+    x, kernel = np.asarray(x, np.float64), np.asarray(kernel, np.float64)
+    high, wide = kernel.shape[:2]
+    rows, columns = x.shape[1] - high + 1, x.shape[2] - wide + 1
+    out = np.zeros((x.shape[0], rows, columns, kernel.shape[3]))
+    for r in range(rows):
+        for s in range(columns):
+            window = x[:, r : r + high, s : s + wide]
+            out[:, r, s] = np.einsum("bijc,ijcf->bf", window, kernel)
+    return out
+
+
+def np_conv_gradients(x, kernel, cotangent):
+    """Gradients of sum(cotangent * conv(x, kernel)): the convolution is linear in each argument."""
+    x, kernel, cotangent = (np.asarray(a, np.float64) for a in (x, kernel, cotangent))
+    dx, dk = np.zeros(x.shape), np.zeros(kernel.shape)
+    high, wide = kernel.shape[:2]
+    for r in range(cotangent.shape[1]):
+        for s in range(cotangent.shape[2]):
+            g = cotangent[:, r, s]
+            window = x[:, r : r + high, s : s + wide]
+            dk += np.einsum("bijc,bf->ijcf", window, g)
+            dx[:, r : r + high, s : s + wide] += np.einsum("ijcf,bf->bijc", kernel, g)
+    return dx, dk
+
+
+@ALL
+@pytest.mark.parametrize("shape", SHAPES)
+def test_convolution_and_its_gradients(shape, lowering):
+    batch, height, width, channels, features, high, wide = shape
+    x, kernel = draw((batch, height, width, channels), (high, wide, channels, features))
+    out, pullback = jax.vjp(lambda x, k: conv2d(x, k, lowering), x, kernel)
+    np.testing.assert_allclose(out, np_conv(x, kernel), rtol=1e-5, atol=1e-5)
+    (cotangent,) = draw(out.shape, seed=1)
+    for found, expected in zip(
+        pullback(cotangent), np_conv_gradients(x, kernel, cotangent), strict=True
+    ):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@ALL
+def test_convolution_with_a_kernel_for_each_client(lowering):
+    x, kernels = draw((3, 2, 6, 6, 2), (3, 3, 3, 2, 4))
+    found = jax.vmap(lambda x, k: conv2d(x, k, lowering))(x, kernels)
+    expected = [np_conv(one, kernel) for one, kernel in zip(x, kernels, strict=True)]
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@ALL
+def test_convolution_has_forward_and_second_derivatives(lowering):
+    x, kernel, direction = draw((1, 4, 4, 1), (2, 2, 1, 2), (2, 2, 1, 2))
+
+    def loss(k):
+        return jnp.sum(jnp.tanh(conv2d(x, k, lowering)) ** 2)
+
+    forward = jax.jvp(loss, (kernel,), (direction,))[1]
+    np.testing.assert_allclose(forward, jnp.vdot(jax.grad(loss)(kernel), direction), rtol=1e-5)
+    hessian = jax.jacrev(jax.grad(loss))(kernel).reshape(kernel.size, -1)
+    assert np.abs(hessian).max() > 0.1
+    np.testing.assert_allclose(hessian, hessian.T, rtol=1e-4, atol=1e-5)
+
+
+@ALL
+def test_convolution_keeps_the_dtype(lowering):
+    x, kernel = draw((1, 5, 5, 2), (3, 3, 2, 2))
+    found = conv2d(x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16), lowering)
+    assert found.dtype == jnp.bfloat16
+    np.testing.assert_allclose(found.astype(np.float32), np_conv(x, kernel), rtol=0.05, atol=0.15)
+
+
+def test_an_unknown_lowering_is_refused():
+    with pytest.raises(ValueError, match="lowering must be one of .*, got 'fft'"):
+        conv2d(jnp.ones((1, 3, 3, 1)), jnp.ones((2, 2, 1, 1)), "fft")
+
+
+@pytest.mark.parametrize(("height", "width", "size"), [(6, 6, 3), (7, 5, 2), (4, 9, 4), (3, 3, 1)])
+def test_max_pool_and_its_gradient(height, width, size):
+    (x,) = draw((2, height, width, 3))
+    rows, columns = height // size, width // size
+    out, pullback = jax.vjp(lambda x: max_pool(x, size), x)
+    (cotangent,) = draw(out.shape, seed=1)
+    x, cotangent = np.asarray(x), np.asarray(cotangent)
+    expected, gradient = np.zeros(out.shape, np.float32), np.zeros(x.shape, np.float32)
+    for b, r, s, c in np.ndindex(2, rows, columns, 3):
+        window = x[b, r * size : (r + 1) * size, s * size : (s + 1) * size, c]
+        i, j = np.unravel_index(window.argmax(), window.shape)
+        expected[b, r, s, c] = window[i, j]
+        gradient[b, r * size + i, s * size + j, c] = cotangent[b, r, s, c]
+    np.testing.assert_array_equal(out, expected)
+    np.testing.assert_array_equal(pullback(jnp.asarray(cotangent))[0], gradient)
+
+
+def test_equal_maxima_share_the_gradient():
+    gradient = jax.grad(lambda x: max_pool(x, 2).sum())(jnp.ones((1, 2, 2, 1)))
+    np.testing.assert_array_equal(gradient, np.full((1, 2, 2, 1), 0.25))
