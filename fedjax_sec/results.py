@@ -1,5 +1,6 @@
 """The folder of a run: configuration, metrics, summary; written so that a kill loses nothing."""
 
+import contextlib
 import importlib.metadata
 import json
 import math
@@ -52,6 +53,8 @@ class RunFolder:
     def check_config(self, config: dict) -> None:
         """Raises `ConfigError` that lists the keys in which the folder's configuration differs."""
         known = config_lib.read_yaml(self.path / CONFIG)
+        with contextlib.suppress(ConfigError):  # a later version may have added keys
+            known = config_lib.from_mapping(known).to_dict()
         different = sorted(
             set(_differences(known, json.loads(json.dumps(config)))) - set(_WHEREABOUTS)
         )
