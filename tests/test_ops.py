@@ -379,6 +379,18 @@ def test_squared_distances(num_clients, scale):
     assert np.all(d == d.T)
 
 
+@pytest.mark.parametrize("dim", [1023, 1024, 1025, 1700])
+@pytest.mark.parametrize("num_clients", [1, 2, 3, 12])
+def test_squared_distances_in_blocks_of_columns(num_clients, dim):
+    assert dim // distances.GRAM_CHUNK in (1, 2, 3)
+    rows, valid = with_invalid(stack(num_clients, dim=dim))
+    rows[valid, -1] += 5 * np.arange(num_clients)  # the last column, in no whole block, decides
+    d, c = jax.jit(distances.squared_distances)(jnp.asarray(rows), jnp.asarray(valid))
+    expected = np_sqdist(rows[valid]) * float(c) ** 2
+    np.testing.assert_allclose(np.asarray(d)[np.ix_(valid, valid)], expected, rtol=1e-5, atol=1e-30)
+    assert np.all(np.isinf(np.asarray(d)[~valid]))
+
+
 def test_reference_squared_distances():
     rows, valid = with_invalid(stack(5))
     d, c = reference.squared_distances(jnp.asarray(rows), jnp.asarray(valid))
