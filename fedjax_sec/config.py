@@ -11,6 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from fedjax_sec import registry, schema
+from fedjax_sec.ops.client_axis import STRATEGIES
 from fedjax_sec.pipeline import Defense, Setting, check_components, fill_num_byzantine
 from fedjax_sec.schema import ConfigError, component, section, static
 
@@ -83,6 +84,19 @@ class Checkpoint:
 
 
 @dataclasses.dataclass(frozen=True)
+class Execution:
+    """How the work is laid out on the device; changes results by rounding only."""
+
+    clients: str = static(
+        "auto",
+        "Local training of the clients: all side by side (`vmap`), one after another inside the "
+        "compiled round (`map`), or `chunk` of them at a time (`chunked`).",
+        choices=("auto", *STRATEGIES),
+    )
+    chunk: int | None = static(None, "Clients side by side under `chunked`.", low=1)
+
+
+@dataclasses.dataclass(frozen=True)
 class Experiment:
     """One run, complete: every top-level key of a configuration file."""
 
@@ -97,6 +111,7 @@ class Experiment:
     defense: Any = component("defense pipeline", "mean", "An aggregator, or a list of stages.")
     evaluation: Evaluation = section(Evaluation, "Metrics.")
     checkpoint: Checkpoint = section(Checkpoint, "Resuming.")
+    execution: Execution = section(Execution, "Layout of the work on the device.")
     rounds: int = static(100, "Federated rounds.", low=1)
     seed: int = static(0, "Seed of everything random.", low=0)
 
@@ -147,6 +162,11 @@ class Experiment:
             raise ConfigError(
                 f"attack: {names} would do nothing, since threat.num_malicious is 0; "
                 f"set threat.num_malicious to 1..{n}, or attack to null."
+            )
+        if (self.execution.clients == "chunked") != (self.execution.chunk is not None):
+            raise ConfigError(
+                f"execution.chunk belongs to execution.clients 'chunked', and to that only; "
+                f"got clients={self.execution.clients!r}, chunk={self.execution.chunk}."
             )
         setting = Setting(k, m, sampled=k < n, capacity=capacity)
         check_components((self.client,), "client", setting)

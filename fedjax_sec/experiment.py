@@ -21,6 +21,7 @@ from fedjax_sec.checkpoints import Checkpoints
 from fedjax_sec.config import Experiment
 from fedjax_sec.datasets import take
 from fedjax_sec.evaluation.metrics import TestSet, evaluate
+from fedjax_sec.ops.client_axis import clients_at_once
 from fedjax_sec.round import (
     Components,
     Pool,
@@ -89,16 +90,21 @@ class Program:
     def __init__(self, experiment: Experiment, at_once: int | None = None):
         source = load_source(experiment)
         self.experiment, self.source, self.at_once = experiment, source, at_once
+        model = experiment.model.make(source.x_train.shape[1:], source.num_classes)
+        execution, per_round = experiment.execution, experiment.clients_per_round
         self.problem = Problem(
-            model=experiment.model.make(source.x_train.shape[1:], source.num_classes),
+            model=model,
             input_shape=source.x_train.shape[1:],
             num_classes=source.num_classes,
             pixel_scale=source.scale,
             mean=source.mean,
             std=source.std,
             num_clients=experiment.data.num_clients,
-            clients_per_round=experiment.clients_per_round,
+            clients_per_round=per_round,
             omniscient=experiment.threat.knowledge == "omniscient",
+            clients_at_once=clients_at_once(
+                execution.clients, execution.chunk, per_round, model.convolves
+            ),
         )
         self.pool = jax.device_put(Pool(source.x_train, source.y_train))
         self.test = jax.device_put(TestSet(source.x_test, source.y_test))
@@ -343,6 +349,7 @@ def train(
             rounds_here * len(experiments) / training_seconds if training_seconds else None
         ),
         "replicas": len(experiments),
+        "clients_at_once": program.problem.clients_at_once,
         "traces": program.traces,
     }
     found = []

@@ -60,6 +60,7 @@ def tiny_task():
         num_clients=4,
         clients_per_round=4,
         omniscient=False,
+        clients_at_once=4,
     )
     return make_task(problem, tiny_pool())
 

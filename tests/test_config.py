@@ -86,6 +86,14 @@ BAD = {
         {"data": {"name": "digit"}},
         ["unknown dataset 'digit'.", "Did you mean 'digits'?"],
     ),
+    "chunk without chunks": (
+        {"execution": {"clients": "map", "chunk": 4}},
+        ["execution.chunk belongs to execution.clients 'chunked'", "clients='map', chunk=4"],
+    ),
+    "chunks without their size": (
+        {"execution": {"clients": "chunked"}},
+        ["execution.chunk belongs to execution.clients 'chunked'", "chunk=None"],
+    ),
     "max_train": (
         {"data": {"max_train": 2000}},
         ["max_train must be between 1 and 1437", "got 2000"],

@@ -10,7 +10,7 @@ import time
 import jax
 import numpy as np
 import pytest
-from helpers import NumpyMlp, same_bits, small
+from helpers import NumpyMlp, close, same_bits, small
 from jax.flatten_util import ravel_pytree
 
 import fedjax_sec
@@ -121,6 +121,18 @@ def test_a_folder_belongs_to_one_run(finished, tmp_path):
         with pytest.raises(ConfigError, match="in use by something else"):
             fedjax_sec.run(small(), out=tmp_path, **options)
     assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_keys_added_by_a_later_version_are_no_difference(tmp_path):
+    fedjax_sec.run(small(), out=tmp_path)
+    text = (tmp_path / "config.yaml").read_text()
+    assert "execution:\n  clients: auto\n  chunk: null\n" in text
+    older = text.replace("execution:\n  clients: auto\n  chunk: null\n", "")
+    (tmp_path / "config.yaml").write_text(older)
+    assert fedjax_sec.run(small(), out=tmp_path, resume=True).params is None  # read back
+    with pytest.raises(ConfigError, match=r"it differs in execution\.clients"):
+        (tmp_path / "config.yaml").write_text(older)
+        fedjax_sec.run(small(execution={"clients": "map"}), out=tmp_path, resume=True)
 
 
 def test_overwrite_replaces_a_run(tmp_path):
@@ -238,6 +250,36 @@ def test_one_program_serves_all_replicas_however_they_are_batched():
                     values, other.metrics[name], rtol=1e-4, atol=1e-5, err_msg=name
                 )
             np.testing.assert_allclose(flat(one.params), flat(other.params), rtol=1e-3, atol=1e-5)
+
+
+CNN = {"name": "small_cnn", "channels": [4], "hidden": 8}
+
+
+@pytest.mark.parametrize("model", ["mlp", CNN], ids=["mlp", "cnn"])
+def test_the_order_of_training_changes_only_rounding(model):
+    changes = {"model": model, "client": {"name": "sgd", "steps": 2, "batch_size": 4}}
+    layouts = [
+        {"clients": "vmap"},
+        {"clients": "map"},
+        {"clients": "chunked", "chunk": 2},  # of 5 clients: a remainder is left
+        {"clients": "chunked", "chunk": 99},
+        {"clients": "auto"},
+    ]
+    first, *others = [fedjax_sec.run(small(**changes, execution=layout)) for layout in layouts]
+    assert len(set(first.metrics["loss"].tolist())) == 4  # so there is something to compare
+    for other in others:
+        close(other.params, first.params, rtol=1e-4, atol=1e-5)
+    found = [result.summary["clients_at_once"] for result in (first, *others)]
+    assert found == [5, 1, 2, 5, 1 if model is CNN and jax.default_backend() == "cpu" else 5]
+
+
+def test_lowerings_of_convolutions_change_only_rounding():
+    results = [
+        fedjax_sec.run(small(model=CNN | {"convolution": lowering}))
+        for lowering in ("xla", "patches", "rows")
+    ]
+    for other in results[1:]:
+        close(other.params, results[0].params, rtol=1e-4, atol=1e-5)
 
 
 def test_one_compilation_for_each_structure():
