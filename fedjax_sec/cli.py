@@ -70,6 +70,9 @@ def run(
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in OUT.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in OUT.")] = False,
     data_dir: DataDir = None,
+    profile: Annotated[
+        Path | None, typer.Option(help="Folder for a JAX profiler trace of some rounds.")
+    ] = None,
 ) -> None:
     """Run one experiment."""
     from fedjax_sec import config as config_lib
@@ -87,8 +90,9 @@ def run(
                 progress.update(task, completed=done, status=_status(rows))
 
             result = experiment_lib.run(
-                experiment, out=out, resume=resume, overwrite=overwrite, on_evaluation=show
-            )
+                experiment, out=out, resume=resume, overwrite=overwrite, on_evaluation=show,
+                profile=profile,
+            )  # fmt: skip
     _print_summary(result, out)
 
 
@@ -103,6 +107,7 @@ def _print_summary(result, out) -> None:
     table.add_row("best accuracy", f"{summary['best']['accuracy']:.4g}")
     table.add_row("rounds per second", f"{summary['rounds_per_second'] or float('nan'):.1f}")
     table.add_row("compile seconds", f"{summary['compile_seconds']:.1f}")
+    table.add_row("clients side by side", str(summary.get("clients_at_once", "")))
     console.print(table)
     for warning in summary.get("warnings", ()):
         console.print(f"[bold yellow]Warning:[/] {escape(warning)}")

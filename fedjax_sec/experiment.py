@@ -4,6 +4,7 @@ Runs of the same structure (seeds, values of numeric fields) are replicas of one
 a single run is one replica.
 """
 
+import contextlib
 import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +18,7 @@ from jax.flatten_util import ravel_pytree
 
 from fedjax_sec import config as config_lib
 from fedjax_sec import registry, results
+from fedjax_sec.caching import keep_compiled_programs
 from fedjax_sec.checkpoints import Checkpoints
 from fedjax_sec.config import Experiment
 from fedjax_sec.datasets import take
@@ -84,10 +86,12 @@ def _initial_params(model, input_shape, num_classes):
 class Program:
     """The compiled functions for all experiments of one structure.
 
-    `traces` counts how often the round was traced: once for each length of scan.
+    `traces` counts how often the round was traced: once for each length of scan. `compiled` maps
+    each function to the seconds of its compilation and the bytes it needs.
     """
 
     def __init__(self, experiment: Experiment, at_once: int | None = None):
+        keep_compiled_programs()
         source = load_source(experiment)
         self.experiment, self.source, self.at_once = experiment, source, at_once
         model = experiment.model.make(source.x_train.shape[1:], source.num_classes)
@@ -109,8 +113,8 @@ class Program:
         self.pool = jax.device_put(Pool(source.x_train, source.y_train))
         self.test = jax.device_put(TestSet(source.x_test, source.y_test))
         self.traces = 0
-        self.compile_seconds = 0.0
-        self._compiled: dict = {}
+        self.compiled: dict[str, dict] = {}
+        self._functions: dict = {}
 
     def replicas(self, experiments: Sequence[Experiment]) -> tuple[Replica, list[int]]:
         """The experiments stacked along a leading replica axis, and each one's unused examples."""
@@ -150,11 +154,24 @@ class Program:
         """The function compiled for arguments of these shapes, timing the compilation."""
         leaves, structure = jax.tree.flatten(args)
         key = (name, structure, tuple((leaf.shape, leaf.dtype.name) for leaf in leaves))
-        if key not in self._compiled:
+        if key not in self._functions:
             start = time.perf_counter()
-            self._compiled[key] = jax.jit(function, donate_argnums=donate).lower(*args).compile()
-            self.compile_seconds += time.perf_counter() - start
-        return self._compiled[key]
+            self._functions[key] = jax.jit(function, donate_argnums=donate).lower(*args).compile()
+            self._record(name, time.perf_counter() - start, self._functions[key])
+        return self._functions[key]
+
+    def _record(self, name, seconds, function=None):
+        entry = self.compiled.setdefault(name, {"seconds": 0.0})
+        entry["seconds"] += seconds
+        memory = function.memory_analysis() if function is not None else None
+        if memory is not None:  # not every backend knows
+            entry["temporary_bytes"] = memory.temp_size_in_bytes
+            entry["argument_bytes"] = memory.argument_size_in_bytes
+
+    @property
+    def compile_seconds(self) -> float:
+        """Seconds spent on tracing and compiling so far, or on reading from the cache."""
+        return sum(entry["seconds"] for entry in self.compiled.values())
 
     def prepare(self, experiments: Sequence[Experiment]) -> "Program":
         """Compiles everything that a run of these experiments needs, without running it."""
@@ -174,7 +191,7 @@ class Program:
         params = _initial_params(
             experiment.model, self.problem.input_shape, self.problem.num_classes
         )(replicas.key)
-        self.compile_seconds += time.perf_counter() - start
+        self._record("init", time.perf_counter() - start)
         task = make_task(self.problem, self.pool)
         return jax.vmap(lambda r, p: init_state(self.problem, task, r.components, p))(
             replicas, params
@@ -187,7 +204,7 @@ class Program:
         and `excluded` summed over all of them.
         """
         function = self._advancer(state, replicas, rounds)
-        return function(state, replicas, self.pool, jnp.asarray(start))
+        return function(state, replicas, self.pool, _round_number(start))
 
     def _advancer(self, state, replicas, rounds: int):
         diagnostics = self.experiment.evaluation.diagnostics
@@ -209,7 +226,7 @@ class Program:
 
             return self._over_replicas(one, state, replicas)
 
-        start = jnp.asarray(0)
+        start = _round_number(0)
         return self._compile(
             f"advance {rounds}", advance, state, replicas, self.pool, start, donate=(0,)
         )
@@ -239,6 +256,11 @@ class Program:
     def unravel(self, params) -> Any:
         """Flat parameters [D] as the model's own tree."""
         return make_task(self.problem, self.pool).unravel(params)
+
+
+def _round_number(value: int):
+    """On the device by an explicit transfer, which a transfer guard lets pass."""
+    return jax.device_put(np.int32(value))
 
 
 def _last_stretch(experiment: Experiment) -> int:
@@ -284,6 +306,7 @@ def train(
     at_once: int | None = None,
     on_evaluation: Callable[[int, list[dict]], None] | None = None,
     program: Program | None = None,
+    profile: str | Path | None = None,
 ) -> list[Result]:
     """Runs experiments of one structure as replicas of one program.
 
@@ -295,6 +318,8 @@ def train(
         program. None: all of them on an accelerator; on a CPU, whose cores one replica fills, 1.
       on_evaluation: called with the rounds done and the rows just measured.
       program: compiled functions to use again.
+      profile: folder for a JAX profiler trace of the rounds between two evaluations: the second
+        time, when everything is warm, or the only time.
     """
     if len({e.structure() for e in experiments}) != 1:
         raise ConfigError("These experiments differ in structure and cannot share a program.")
@@ -329,11 +354,14 @@ def train(
         record(0, program.evaluate(state, replicas))
     evaluations, training_seconds = 0, 0.0
     rounds_here = first.rounds - done
+    stretches = -(-rounds_here // first.evaluation.every)
     while done < first.rounds:
         rounds = min(first.evaluation.every, first.rounds - done)
+        traced = profile is not None and evaluations == min(1, stretches - 1)
         tick, compiled = time.perf_counter(), program.compile_seconds
-        state, training = program.advance(state, replicas, done, rounds)
-        jax.block_until_ready(state)
+        with jax.profiler.trace(str(profile)) if traced else contextlib.nullcontext():
+            state, training = program.advance(state, replicas, done, rounds)
+            jax.block_until_ready(state)
         training_seconds += time.perf_counter() - tick - (program.compile_seconds - compiled)
         done += rounds
         record(done, program.evaluate(state, replicas) | training)
@@ -345,6 +373,7 @@ def train(
     timing = {
         "wall_seconds": wall,
         "compile_seconds": program.compile_seconds,
+        "compiled": program.compiled,
         "rounds_per_second": (
             rounds_here * len(experiments) / training_seconds if training_seconds else None
         ),
@@ -408,6 +437,7 @@ def run(
     resume: bool = False,
     overwrite: bool = False,
     on_evaluation: Callable[[int, list[dict]], None] | None = None,
+    profile: str | Path | None = None,
     **overrides,
 ) -> Result:
     """Runs one experiment.
@@ -419,6 +449,7 @@ def run(
       resume: continue the run in `out`, to the same bits as if it had never stopped.
       overwrite: replace the run in `out`.
       on_evaluation: called with the rounds done and a list with the metrics just measured.
+      profile: folder for a JAX profiler trace of the rounds between two evaluations.
       **overrides: top-level keys, or dotted ones as `**{"client.l2": 1e-4}`.
 
     Returns: `Result` with metrics as arrays over evaluations and the final parameters.
@@ -438,17 +469,20 @@ def run(
         experiment = config_lib.load(config, overrides)
     if out is None:
         verify(experiment)
-        return train([experiment], on_evaluation=on_evaluation)[0]
+        return train([experiment], on_evaluation=on_evaluation, profile=profile)[0]
     verify(experiment)  # before the folder is claimed
     folder = results.RunFolder(out)
     folder.open(experiment.to_dict(), resume=resume, overwrite=overwrite)
     if folder.finished:
+        if profile is not None:
+            raise ConfigError(f"profile: the run in {str(folder.path)!r} is finished.")
         return read_result(experiment, folder)
     result = train(
         [experiment],
         [folder],
         checkpoint_dir=folder.path / "checkpoints",
         on_evaluation=on_evaluation,
+        profile=profile,
     )[0]
     from fedjax_sec import plotting  # slow to import, and not needed before
 

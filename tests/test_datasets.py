@@ -293,16 +293,6 @@ def test_the_cache_is_never_beside_the_prepared_data(prepared, own_cache):
     assert sorted(folder.parent.rglob("*")) == before
 
 
-def test_where_the_cache_is(monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", "xdg")
-    monkeypatch.setenv("FEDJAX_SEC_CACHE", "ours")
-    assert _tfds.cache_folder() == Path("ours")
-    monkeypatch.delenv("FEDJAX_SEC_CACHE")
-    assert _tfds.cache_folder() == Path("xdg", "fedjax_sec")
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    assert _tfds.cache_folder() == Path.home() / ".cache" / "fedjax_sec"
-
-
 def test_tfds_data_dir_is_the_default_and_an_argument_wins(prepared, tmp_path, monkeypatch):
     folder, truth = prepared
     monkeypatch.setenv("TFDS_DATA_DIR", str(folder.parent.parent))

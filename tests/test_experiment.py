@@ -68,6 +68,10 @@ def test_summary(finished):
     assert summary["best"].get("train_loss") == row.get("train_loss")
     assert summary["parameters"] == 64 * 6 + 6 + 6 * 10 + 10
     assert summary["wall_seconds"] > summary["compile_seconds"] > 0
+    parts = summary["compiled"]
+    assert set(parts) == {"init", "evaluate", "advance 1"}
+    assert sum(part["seconds"] for part in parts.values()) == summary["compile_seconds"]
+    assert parts["advance 1"]["argument_bytes"] > 43 * 64  # the images at least
     assert summary["rounds_per_second"] > 0
     assert summary["versions"]["jax"] == jax.__version__
     assert jax.devices()[0].platform in summary["device"]
@@ -311,6 +315,26 @@ def hand_accuracy(result, source, labels):
     inputs = int(np.prod(source.x_test.shape[1:]))
     mlp = NumpyMlp(inputs, 6, source.num_classes, source.mean[0], source.std[0])
     return mlp.accuracy(flat(result.params), source.x_test / source.scale, labels)
+
+
+def test_nothing_moves_between_host_and_device_inside_a_stretch():
+    experiment = config.from_mapping(small())
+    program = Program(experiment).prepare([experiment])
+    replicas, _ = program.replicas([experiment])
+    state = program.init(replicas)
+    with jax.transfer_guard("disallow"):  # explicit transfers, such as the round's number, pass
+        state, _ = program.advance(state, replicas, 0, 1)
+        program.evaluate(state, replicas)
+        with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
+            state.params + np.ones((1, 1))  # the guard is on
+
+
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_a_profile_holds_one_stretch_of_rounds(rounds, tmp_path):
+    fedjax_sec.run(small(rounds=rounds), out=tmp_path / "run", profile=tmp_path / "profile")
+    assert len(list((tmp_path / "profile").rglob("*.xplane.pb"))) == 1
+    with pytest.raises(ConfigError, match="profile: the run in .* is finished"):
+        fedjax_sec.run(small(rounds=rounds), out=tmp_path / "run", resume=True, profile=tmp_path)
 
 
 def test_metrics_are_those_of_the_test_set(finished):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fedjax_sec.caching import cache_folder
 from fedjax_sec.datasets.source import MissingDataError, Source
 
 _log = logging.getLogger(__name__)
@@ -107,17 +108,6 @@ def _first_line(error: Exception) -> str:
 
 
 # --- Cache ------------------------------------------------------------------------------------
-
-
-def cache_folder() -> Path:
-    """Where decoded arrays are kept.
-
-    Not beside the prepared data: those folders are often shared between users, or read-only.
-    """
-    if chosen := os.environ.get("FEDJAX_SEC_CACHE"):
-        return Path(chosen).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "fedjax_sec"
 
 
 def _cache_file(name: str, folder: Path) -> Path:

@@ -1,0 +1,34 @@
+"""What is kept between processes: decoded data and compiled programs. Imports nothing of ours."""
+
+import os
+from pathlib import Path
+
+import jax
+
+
+def cache_folder() -> Path:
+    """Where both are kept: `FEDJAX_SEC_CACHE`, else the user's cache folder.
+
+    Not beside prepared data: those folders are often shared between users, or read-only.
+    """
+    if chosen := os.environ.get("FEDJAX_SEC_CACHE"):
+        return Path(chosen).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "fedjax_sec"
+
+
+def keep_compiled_programs() -> None:
+    """Makes JAX keep compiled programs on the disk, so that a second start compiles nothing.
+
+    Leaves JAX's settings alone where its own cache is already set (`JAX_COMPILATION_CACHE_DIR`) or
+    where `FEDJAX_SEC_COMPILATION_CACHE=off`. JAX keys the programs by their text, its version, the
+    compiler's flags and the device; what XLA makes of them also depends on the number of cores.
+    """
+    if os.environ.get("FEDJAX_SEC_COMPILATION_CACHE", "").lower() in ("off", "0", "false"):
+        return
+    if jax.config.jax_compilation_cache_dir is not None:
+        return
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    jax.config.update("jax_compilation_cache_dir", str(cache_folder() / f"compiled-{cores}-cores"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)

@@ -1,0 +1,56 @@
+"""Where things are kept between processes, and that a second start compiles nothing."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from fedjax_sec import caching
+
+START = """
+import jax, fedjax_sec
+result = fedjax_sec.run({"rounds": 2, "data": {"num_clients": 4, "max_train": 200}})
+print(jax.config.jax_compilation_cache_dir, result.summary["final"]["loss"])
+"""
+
+
+def start(**variables):
+    keep = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "FEDJAX_SEC_"))}
+    env = keep | {"JAX_PLATFORMS": "cpu"} | {k: str(v) for k, v in variables.items()}
+    env["PYTHONPATH"] = str(Path(__file__).parents[1])
+    done = subprocess.run(
+        [sys.executable, "-c", START], env=env, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+def test_where_the_cache_is(monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", "xdg")
+    monkeypatch.setenv("FEDJAX_SEC_CACHE", "ours")
+    assert caching.cache_folder() == Path("ours")
+    monkeypatch.delenv("FEDJAX_SEC_CACHE")
+    assert caching.cache_folder() == Path("xdg", "fedjax_sec")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert caching.cache_folder() == Path.home() / ".cache" / "fedjax_sec"
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="counts the programs of a CPU run")
+def test_a_second_start_compiles_nothing(tmp_path):
+    folder, loss = start(FEDJAX_SEC_CACHE=tmp_path)
+    assert Path(folder).parent == tmp_path
+    programs = {path.name for path in Path(folder).glob("*-cache")}
+    assert any("advance" in name for name in programs)
+    assert start(FEDJAX_SEC_CACHE=tmp_path) == [folder, loss]
+    assert {path.name for path in Path(folder).glob("*-cache")} == programs
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="counts the programs of a CPU run")
+def test_the_users_own_choice_wins(tmp_path):
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    assert start(FEDJAX_SEC_CACHE=ours, FEDJAX_SEC_COMPILATION_CACHE="off")[0] == "None"
+    folder, _ = start(FEDJAX_SEC_CACHE=ours, JAX_COMPILATION_CACHE_DIR=theirs)
+    assert folder == str(theirs) and not list(ours.glob("compiled*"))
