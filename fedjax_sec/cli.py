@@ -107,7 +107,8 @@ def _print_summary(result, out) -> None:
     table.add_row("best accuracy", f"{summary['best']['accuracy']:.4g}")
     table.add_row("rounds per second", f"{summary['rounds_per_second'] or float('nan'):.1f}")
     table.add_row("compile seconds", f"{summary['compile_seconds']:.1f}")
-    table.add_row("clients side by side", str(summary.get("clients_at_once", "")))
+    at_once, devices = summary["layout"].values()
+    table.add_row("clients side by side", f"{at_once} on {devices} device(s)")
     console.print(table)
     for warning in summary.get("warnings", ()):
         console.print(f"[bold yellow]Warning:[/] {escape(warning)}")

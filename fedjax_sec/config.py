@@ -90,7 +90,8 @@ class Execution:
     clients: str = static(
         "auto",
         "Local training of the clients: all side by side (`vmap`), one after another inside the "
-        "compiled round (`map`), or `chunk` of them at a time (`chunked`).",
+        "compiled round (`map`), `chunk` of them at a time (`chunked`), or dealt to all devices "
+        "(`sharded`).",
         choices=("auto", *STRATEGIES),
     )
     chunk: int | None = static(None, "Clients side by side under `chunked`.", low=1)

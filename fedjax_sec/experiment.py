@@ -23,7 +23,7 @@ from fedjax_sec.checkpoints import Checkpoints
 from fedjax_sec.config import Experiment
 from fedjax_sec.datasets import take
 from fedjax_sec.evaluation.metrics import TestSet, evaluate
-from fedjax_sec.ops.client_axis import clients_at_once
+from fedjax_sec.ops.client_axis import layout
 from fedjax_sec.round import (
     Components,
     Pool,
@@ -106,10 +106,9 @@ class Program:
             num_clients=experiment.data.num_clients,
             clients_per_round=per_round,
             omniscient=experiment.threat.knowledge == "omniscient",
-            clients_at_once=clients_at_once(
-                execution.clients, execution.chunk, per_round, model.convolves
-            ),
+            layout=layout(execution.clients, execution.chunk, per_round, model.convolves),
         )
+        self.everywhere = self.problem.layout.everywhere()
         self.pool = jax.device_put(Pool(source.x_train, source.y_train))
         self.test = jax.device_put(TestSet(source.x_test, source.y_test))
         self.traces = 0
@@ -156,7 +155,11 @@ class Program:
         key = (name, structure, tuple((leaf.shape, leaf.dtype.name) for leaf in leaves))
         if key not in self._functions:
             start = time.perf_counter()
-            self._functions[key] = jax.jit(function, donate_argnums=donate).lower(*args).compile()
+            shardings = {"in_shardings": self.everywhere, "out_shardings": self.everywhere}
+            jitted = jax.jit(
+                function, donate_argnums=donate, **(shardings if self.everywhere else {})
+            )
+            self._functions[key] = jitted.lower(*args).compile()
             self._record(name, time.perf_counter() - start, self._functions[key])
         return self._functions[key]
 
@@ -204,7 +207,7 @@ class Program:
         and `excluded` summed over all of them.
         """
         function = self._advancer(state, replicas, rounds)
-        return function(state, replicas, self.pool, _round_number(start))
+        return function(*self._placed(state, replicas, self.pool, _round_number(start)))
 
     def _advancer(self, state, replicas, rounds: int):
         diagnostics = self.experiment.evaluation.diagnostics
@@ -234,7 +237,11 @@ class Program:
     def evaluate(self, state: RoundState, replicas: Replica):
         """Test metrics of every replica's global model."""
         function = self._evaluator(state, replicas)
-        return function(state.params, replicas, self.pool, self.test)
+        return function(*self._placed(state.params, replicas, self.pool, self.test))
+
+    def _placed(self, *args):
+        """The arguments on all devices that share the work; untouched where there is one."""
+        return jax.device_put(args, self.everywhere) if self.everywhere else args
 
     def _evaluator(self, state, replicas):
         options = self.experiment.evaluation
@@ -378,7 +385,7 @@ def train(
             rounds_here * len(experiments) / training_seconds if training_seconds else None
         ),
         "replicas": len(experiments),
-        "clients_at_once": program.problem.clients_at_once,
+        "layout": program.problem.layout._asdict(),
         "traces": program.traces,
     }
     found = []

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt8
 
-from fedjax_sec.ops.client_axis import map_clients
+from fedjax_sec.ops.client_axis import Layout, map_clients
 from fedjax_sec.ops.moments import row_norms
 from fedjax_sec.types import AttackerView, LocalData, Metrics, Model, ServerView, State, Task
 
@@ -77,8 +77,8 @@ class RoundState(NamedTuple):
 
 class Problem(NamedTuple):
     """What is fixed for all replicas of one compiled program. `pixel_scale` maps stored integers
-    to [0, 1]; `mean` and `std` normalise at the model's entry; `clients_at_once` of the round's
-    clients are trained side by side."""
+    to [0, 1]; `mean` and `std` normalise at the model's entry; `layout` is how the round's
+    clients are trained."""
 
     model: Model
     input_shape: tuple[int, ...]
@@ -89,7 +89,7 @@ class Problem(NamedTuple):
     num_clients: int
     clients_per_round: int
     omniscient: bool
-    clients_at_once: int
+    layout: Layout
 
 
 def to_pixels(x: Array, scale: float) -> Float[Array, "..."]:
@@ -189,7 +189,7 @@ def run_round(
 
     local_states = jax.tree.map(lambda leaf: leaf[ids], state.client)
     updates, local_states, client_metrics = map_clients(
-        train_client, problem.clients_at_once, ids, local_states
+        train_client, problem.layout, ids, local_states
     )
     client_state = jax.tree.map(lambda old, new: old.at[ids].set(new), state.client, local_states)
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_sec import registry
+from fedjax_sec.ops.client_axis import Layout
 from fedjax_sec.round import Pool, Problem, make_task
 
 SHAPE, CLASSES, HIDDEN = (4, 4, 1), 3, 5
@@ -60,7 +61,7 @@ def tiny_task():
         num_clients=4,
         clients_per_round=4,
         omniscient=False,
-        clients_at_once=4,
+        layout=Layout(4),
     )
     return make_task(problem, tiny_pool())
 

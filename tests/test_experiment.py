@@ -273,7 +273,7 @@ def test_the_order_of_training_changes_only_rounding(model):
     assert len(set(first.metrics["loss"].tolist())) == 4  # so there is something to compare
     for other in others:
         close(other.params, first.params, rtol=1e-4, atol=1e-5)
-    found = [result.summary["clients_at_once"] for result in (first, *others)]
+    found = [result.summary["layout"]["at_once"] for result in (first, *others)]
     assert found == [5, 1, 2, 5, 1 if model is CNN and jax.default_backend() == "cpu" else 5]
 
 

@@ -1,43 +1,81 @@
 """How local training runs over the client axis."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fedjax_sec.ops.backend import on_cpu
 
-#: How clients can be trained: all side by side, one after another, or c side by side at a time.
-STRATEGIES = ("vmap", "map", "chunked")
+#: All clients side by side, one after another, c at a time, or dealt to all devices.
+STRATEGIES = ("vmap", "map", "chunked", "sharded")
 
 
-def clients_at_once(strategy: str, chunk: int | None, num_clients: int, convolves: bool) -> int:
-    """How many clients a strategy trains side by side.
+class Layout(NamedTuple):
+    """`at_once` clients are trained side by side on each of `devices` devices."""
 
-    ``vmap`` is all of them, ``map`` one, ``chunked`` is `chunk`, at most all. ``auto`` is ``map``
-    for convolutional networks on CPU, whose patches of one client still fit the cache, and
-    ``vmap`` elsewhere; see docs/performance.md for the measurements behind it.
+    at_once: int
+    devices: int = 1
 
-    >>> clients_at_once("vmap", None, 51, False), clients_at_once("chunked", 8, 51, False)
-    (51, 8)
+    def mesh(self) -> Mesh:
+        """The devices that share the work."""
+        return Mesh(jax.local_devices()[: self.devices], ("clients",))
+
+    def everywhere(self) -> NamedSharding | None:
+        """Where values lie that every device needs; None when there is one device only."""
+        return NamedSharding(self.mesh(), PartitionSpec()) if self.devices > 1 else None
+
+
+def layout(strategy: str, chunk: int | None, num_clients: int, convolves: bool) -> Layout:
+    """The layout of a strategy for the clients of a round.
+
+    ``vmap`` trains all clients side by side, ``map`` one after another, ``chunked`` `chunk` at a
+    time; ``sharded`` deals them to all local devices, each of which does what ``auto`` would.
+    ``auto`` is ``map`` for convolutional networks on CPU, whose patches of one client still fit the
+    cache, and ``vmap`` elsewhere; see docs/performance.md for the measurements behind it.
+
+    >>> layout("vmap", None, 51, False), layout("chunked", 8, 51, False)
+    (Layout(at_once=51, devices=1), Layout(at_once=8, devices=1))
     """
-    if strategy == "auto":
+    devices = min(jax.local_device_count(), num_clients) if strategy == "sharded" else 1
+    if strategy in ("auto", "sharded"):
         strategy = "map" if convolves and on_cpu() else "vmap"
-    return {"vmap": num_clients, "map": 1}.get(strategy) or min(chunk or 1, num_clients)
+    share = -(-num_clients // devices)
+    return Layout({"vmap": share, "map": 1}.get(strategy) or min(chunk or 1, share), devices)
 
 
-def map_clients(fn: Callable, at_once: int, *stacked: Any) -> Any:
-    """`jax.vmap(fn)(*stacked)`, `at_once` clients at a time, in one compiled loop.
+def map_clients(fn: Callable, how: Layout, *stacked: Any) -> Any:
+    """`jax.vmap(fn)(*stacked)`, laid out as told, inside one compiled program.
 
-    What `fn` does with values that are not stacked (the server's weights) stays unbatched.
+    What `fn` does with values that are not stacked (the server's weights) stays unbatched; with
+    several devices they are copied to each, and the results to all.
 
-    >>> import jax.numpy as jnp
-    >>> map_clients(lambda x: 2 * x, 2, jnp.arange(5)).tolist()
+    >>> map_clients(lambda x: 2 * x, Layout(at_once=2), jnp.arange(5)).tolist()
     [0, 2, 4, 6, 8]
     """
     size = jax.tree.leaves(stacked)[0].shape[0]
-    if at_once >= size:
+    if how.devices > 1:
+        return _over_devices(fn, how, size, stacked)
+    if how.at_once >= size:
         return jax.vmap(fn)(*stacked)
-    return jax.lax.map(
-        lambda args: fn(*args), stacked, batch_size=None if at_once == 1 else at_once
+    batch_size = None if how.at_once == 1 else how.at_once
+    return jax.lax.map(lambda args: fn(*args), stacked, batch_size=batch_size)
+
+
+def _over_devices(fn, how, size, stacked):
+    spare = -size % how.devices  # the last clients are trained twice where it does not divide
+    filled = jax.tree.map(
+        lambda leaf: jnp.concatenate([leaf, leaf[size - spare :]]) if spare else leaf, stacked
     )
+    split = PartitionSpec("clients")
+    trained = jax.shard_map(
+        lambda args: map_clients(fn, how._replace(devices=1), *args),
+        mesh=how.mesh(),
+        in_specs=split,
+        out_specs=split,
+        check_vma=False,
+    )(filled)
+    trained = jax.lax.with_sharding_constraint(trained, how.everywhere())
+    return jax.tree.map(lambda leaf: leaf[:size], trained)

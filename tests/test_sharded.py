@@ -1,0 +1,146 @@
+"""Several devices: four that XLA makes of one CPU, in a process of their own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PREAMBLE = """
+import json, sys
+import jax, jax.numpy as jnp, numpy as np
+from jax.flatten_util import ravel_pytree
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+import fedjax_sec
+from fedjax_sec import config
+from fedjax_sec.experiment import train
+from fedjax_sec.ops import coordinatewise, distances, iterative, moments, signs
+
+assert jax.device_count() == 4
+base = {
+    "data": {"num_clients": 6, "max_train": 60},
+    "model": {"name": "mlp", "hidden": [6]},
+    "client": {"name": "sgd", "steps": 2, "batch_size": 4},
+    "threat": {"num_malicious": 1}, "attack": {"name": "alie", "z": 1.0},
+    "defense": {"name": "trimmed_mean", "num_byzantine": 1},
+    "evaluation": {"every": 1}, "rounds": 3,
+}
+sharded = {"execution": {"clients": "sharded"}}
+flat = lambda result: np.asarray(ravel_pytree(result.params)[0])
+"""
+
+RUNS = """
+found = {}
+for name, changes in {
+    "six on four": {},
+    "three on three": {"server": {"clients_per_round": 3}},
+    "convolutions": {"model": {"name": "small_cnn", "channels": [4], "hidden": 8}},
+    "kept state": {"client": base["client"] | {
+        "keep_optimizer_state": True,
+        "optimizer": {"name": "sgd", "learning_rate": 0.1, "momentum": 0.9}}},
+}.items():
+    alone = fedjax_sec.run(base | changes)
+    spread = fedjax_sec.run(base | changes | sharded)
+    found[name] = {
+        "layout": spread.summary["layout"],
+        "difference": float(np.abs(flat(alone) - flat(spread)).max()),
+        "moved": float(np.abs(flat(alone)).max()),
+    }
+print(json.dumps(found))
+"""
+
+RESUMED = """
+cells = [config.from_mapping(base | sharded | {"seed": seed, "rounds": 4}) for seed in (0, 1)]
+whole = train(cells)
+class Stop(Exception): pass
+def stop(done, rows):
+    if done == 3: raise Stop
+from fedjax_sec.results import RunFolder
+cells = [config.from_mapping(c.to_dict() | {"checkpoint": {"every": 1}}) for c in cells]
+folders = [RunFolder(f"{sys.argv[1]}/{i}") for i in range(2)]
+for folder, cell in zip(folders, cells): folder.open(cell.to_dict())
+try: train(cells, folders, checkpoint_dir=f"{sys.argv[1]}/state", on_evaluation=stop)
+except Stop: pass
+again = train(cells, folders, checkpoint_dir=f"{sys.argv[1]}/state")
+print(json.dumps([bool(np.array_equal(flat(a), flat(b))) for a, b in zip(whole, again)]))
+"""
+
+KERNELS = """
+mesh = Mesh(jax.devices(), ("d",))
+x = jnp.asarray(np.random.default_rng(0).normal(size=(8, 4096)), jnp.float32)
+x = x.at[2].set(jnp.nan)
+valid = jnp.arange(8) != 2
+ones = valid.astype(jnp.float32)
+rules = {
+    "median": lambda x: coordinatewise.median(x, valid)[0],
+    "trimmed mean": lambda x: coordinatewise.trimmed_mean(x, valid, 2)[0],
+    "near median": lambda x: coordinatewise.mean_near_median(x, valid, 2)[0],
+    "weighted mean": lambda x: moments.weighted_mean(x, ones),
+    "moments": lambda x: jnp.stack(moments.mean_and_std(x, valid)),
+    "norms": lambda x: moments.row_norms(jnp.where(valid[:, None], x, 0.0)),
+    "finite": lambda x: 1.0 * moments.finite_rows(x),
+    "distances": lambda x: distances.squared_distances(x, valid)[0],
+    "geometric median": lambda x: iterative.geometric_median(x, ones, jnp.zeros(4096), 3)[0],
+    "centred clipping": lambda x: iterative.centered_clip(x, valid, jnp.zeros(4096), 3, 1.0)[0],
+    "signs": lambda x: signs.sign_votes(x, valid),
+}
+found = {}
+for name, rule in rules.items():
+    expected = np.asarray(jax.jit(rule)(x))
+    for spec in (P("d", None), P(None, "d")):
+        got = np.asarray(jax.jit(rule)(jax.device_put(x, NamedSharding(mesh, spec))))
+        with np.errstate(invalid="ignore"):
+            apart = np.where(got == expected, 0.0, np.abs(got - expected))
+        found[f"{name} {spec}"] = float(apart.max() / max(1.0, np.abs(got[np.isfinite(got)]).max()))
+print(json.dumps(found))
+"""
+
+
+def on_four_devices(text, *arguments):
+    keep = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
+    env = keep | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "JAX_PLATFORMS": "cpu",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "FEDJAX_SEC_COMPILATION_CACHE": "off",
+        "PYTHONPATH": str(Path(__file__).parents[1]),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", PREAMBLE + text, *map(str, arguments)],
+        env=env, capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_clients_on_four_devices_equal_clients_on_one():
+    found = on_four_devices(RUNS)
+    layouts = {name: tuple(run["layout"].values()) for name, run in found.items()}
+    assert layouts == {
+        "six on four": (2, 4),
+        "three on three": (1, 3),
+        "convolutions": (1, 4),
+        "kept state": (2, 4),
+    }
+    for name, run in found.items():
+        assert run["difference"] <= 1e-5 < run["moved"], name
+
+
+def test_a_run_on_four_devices_is_resumed_to_the_same_bits(tmp_path):
+    assert on_four_devices(RESUMED, tmp_path) == [True, True]
+
+
+def test_kernels_take_stacks_that_are_spread_over_devices():
+    found = on_four_devices(KERNELS)
+    assert len(found) == 22
+    assert {name: d for name, d in found.items() if not d <= 1e-5} == {}
+
+
+@pytest.mark.gpu
+def test_sharding_over_one_gpu_is_no_different():
+    import fedjax_sec
+
+    result = fedjax_sec.run({"rounds": 2, "execution": {"clients": "sharded"}})
+    assert result.summary["layout"]["devices"] == 1
