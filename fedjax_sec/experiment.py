@@ -23,6 +23,7 @@ from fedjax_sec.checkpoints import Checkpoints
 from fedjax_sec.config import Experiment
 from fedjax_sec.datasets import take
 from fedjax_sec.evaluation.metrics import TestSet, evaluate
+from fedjax_sec.memory import device_memory, replicas_that_fit, tree_bytes
 from fedjax_sec.ops.client_axis import layout
 from fedjax_sec.round import (
     Components,
@@ -139,7 +140,7 @@ class Program:
 
     def _over_replicas(self, fn: Callable, *stacked):
         size = jax.tree.leaves(stacked)[0].shape[0]
-        at_once = min(self.at_once or (1 if jax.default_backend() == "cpu" else size), size)
+        at_once = min(self.at_once or size, size)
         if size == 1:  # no batch axis at all: XLA's CPU code for one of size 1 is far slower
             out = fn(*jax.tree.map(lambda leaf: leaf[0], stacked))
             return jax.tree.map(lambda leaf: leaf[None], out)
@@ -210,6 +211,13 @@ class Program:
         return function(*self._placed(state, replicas, self.pool, _round_number(start)))
 
     def _advancer(self, state, replicas, rounds: int):
+        self._plan(state, replicas)
+        args = (state, replicas, self.pool, _round_number(0))
+        function = self._compile(f"advance {rounds}", self._advance(rounds), *args, donate=(0,))
+        replicas_that_fit(1, *self._needs(function, state, replicas), device_memory())
+        return function
+
+    def _advance(self, rounds: int):
         diagnostics = self.experiment.evaluation.diagnostics
 
         def advance(state, replicas, pool, start):
@@ -229,10 +237,33 @@ class Program:
 
             return self._over_replicas(one, state, replicas)
 
-        start = _round_number(0)
-        return self._compile(
-            f"advance {rounds}", advance, state, replicas, self.pool, start, donate=(0,)
-        )
+        return advance
+
+    def _plan(self, state, replicas) -> None:
+        """Settles, once, how many replicas run side by side, by what a single one needs.
+
+        On a CPU, whose cores one replica fills, that is one. Elsewhere the round is compiled for
+        one replica first, and XLA's own account of its memory decides.
+        """
+        size = jax.tree.leaves(replicas)[0].shape[0]
+        if self.at_once is not None:
+            return
+        if jax.default_backend() == "cpu":
+            self.at_once = 1
+        elif size > 1:
+            first = lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype)  # noqa: E731
+            one = jax.tree.map(first, (state, replicas))
+            traces = self.traces
+            function = self._compile("plan", self._advance(1), *one, self.pool, _round_number(0))
+            self.traces = traces  # the round itself is still to be traced
+            needs = self._needs(function, state, replicas)
+            self.at_once = replicas_that_fit(size, *needs, device_memory())
+
+    def _needs(self, function, state, replicas) -> tuple[int, int]:
+        """Bytes that a compiled function works with, and bytes that lie in memory all the time."""
+        memory = function.memory_analysis()  # None where the backend does not know
+        working = memory.temp_size_in_bytes + memory.output_size_in_bytes if memory else 1
+        return working, tree_bytes((self.pool, self.test, state, replicas))
 
     def evaluate(self, state: RoundState, replicas: Replica):
         """Test metrics of every replica's global model."""
@@ -244,6 +275,7 @@ class Program:
         return jax.device_put(args, self.everywhere) if self.everywhere else args
 
     def _evaluator(self, state, replicas):
+        self._plan(state, replicas)
         options = self.experiment.evaluation
 
         def measure(params, replicas, pool, test):
@@ -322,7 +354,8 @@ def train(
       folders: where each one's metrics and summary go; already claimed with `RunFolder.open`.
       checkpoint_dir: where the common state is saved, and from which it is taken up if there.
       at_once: replicas vmapped at a time; the others follow one after another in the same
-        program. None: all of them on an accelerator; on a CPU, whose cores one replica fills, 1.
+        program. None: as many as fit the memory of an accelerator; on a CPU, whose cores one
+        replica fills, 1.
       on_evaluation: called with the rounds done and the rows just measured.
       program: compiled functions to use again.
       profile: folder for a JAX profiler trace of the rounds between two evaluations: the second
@@ -385,6 +418,7 @@ def train(
             rounds_here * len(experiments) / training_seconds if training_seconds else None
         ),
         "replicas": len(experiments),
+        "replicas_at_once": min(program.at_once or len(experiments), len(experiments)),
         "layout": program.problem.layout._asdict(),
         "traces": program.traces,
     }

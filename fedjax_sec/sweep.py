@@ -50,7 +50,7 @@ class Sweep:
     )
     seeds: tuple[int, ...] = static((0,), "Seeds of every cell.", low=0)
     at_once: int | None = static(
-        None, "Replicas vmapped at a time (null: all on an accelerator, 1 on a CPU).", low=1
+        None, "Replicas vmapped at a time (null: as many as fit an accelerator, 1 on a CPU).", low=1
     )
     title: str = static("", "Title of the figure.")
 

@@ -1,0 +1,63 @@
+"""The memory plan of a sweep, and what happens when a single run does not fit."""
+
+import jax
+import pytest
+from helpers import small
+
+import fedjax_sec
+from fedjax_sec import config, experiment, memory
+from fedjax_sec.experiment import train
+from fedjax_sec.schema import ConfigError
+
+GIB = 2**30
+
+
+def seeds(count=5):
+    return [config.from_mapping(small(seed=seed)) for seed in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("size", "working", "resident", "limit", "expected"),
+    [
+        (64, GIB, 0, None, 64),  # nobody knows the limit
+        (64, GIB, 0, 1000 * GIB, 64),
+        (64, GIB, GIB, 11 * GIB, 8),  # 0.85 * 11 - 1 = 8.35
+        (64, GIB, 8 * GIB, 11 * GIB, 1),
+        (1, GIB, 0, 2 * GIB, 1),
+    ],
+)
+def test_replicas_that_fit(size, working, resident, limit, expected):
+    assert memory.replicas_that_fit(size, working, resident, limit) == expected
+
+
+def test_a_run_that_does_not_fit_is_refused_with_the_numbers(monkeypatch, tmp_path):
+    monkeypatch.setattr(experiment, "device_memory", lambda: 50_000)
+    with pytest.raises(ConfigError, match=r"A single run needs about 0\.00 GiB .* execution.chunk"):
+        fedjax_sec.run(small(), out=tmp_path)
+    assert not (tmp_path / "summary.json").exists()
+
+
+def test_the_limit_of_this_machine_is_known():
+    assert memory.device_memory() > GIB / 4
+
+
+def test_off_the_cpu_the_plan_fills_the_memory(monkeypatch):
+    cells = seeds()
+    expected = train(cells)
+    assert {result.summary["replicas_at_once"] for result in expected} == {
+        1 if jax.default_backend() == "cpu" else 5
+    }
+    program = experiment.Program(cells[0])
+    replicas, _ = program.replicas(cells)
+    state = program.init(replicas)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")  # as if the memory were a GPU's
+    monkeypatch.setattr(experiment, "device_memory", lambda: None)
+    program._plan(state, replicas)
+    assert program.at_once == 5 and program.traces == 0
+    working, resident = program._needs(program._functions.popitem()[1], state, replicas)
+    for count in (1, 2, 4):
+        limit = int((resident + (count + 0.5) * working) / memory.USABLE)
+        monkeypatch.setattr(experiment, "device_memory", lambda limit=limit: limit)
+        program.at_once = None
+        program._plan(state, replicas)
+        assert program.at_once == count
