@@ -313,8 +313,9 @@ class Result(NamedTuple):
     """A finished run.
 
     `metrics[name]` holds one entry an evaluation, `metrics["round"]` the number of rounds done by
-    then; `params` are the final parameters as the model's tree, None when the run was finished
-    before and only read back; `summary` is what `summary.json` holds.
+    then, 0 first; what is measured in training is NaN there. `params` are the final parameters as
+    the model's tree, None when the run was finished before and only read back; `summary` is what
+    `summary.json` holds.
     """
 
     experiment: Experiment
@@ -329,12 +330,19 @@ def read_result(experiment: Experiment, folder: results.RunFolder) -> Result:
 
 
 def stack_rows(rows: Sequence[Mapping]) -> dict[str, np.ndarray]:
-    """Metric rows as one array a metric; null entries are NaN."""
+    """Metric rows as one array a metric, NaN where a row holds null or nothing.
+
+    >>> stack_rows([{"round": 0}, {"round": 5, "train_loss": 0.5}])["train_loss"].tolist()
+    [nan, 0.5]
+    """
     names = list(dict.fromkeys(name for row in rows for name in row))
-    return {
-        name: np.array([np.asarray(row.get(name), dtype=float) for row in rows if name in row])
-        for name in names
-    }
+    found = {}
+    for name in names:
+        values = [np.asarray(row[name], dtype=float) for row in rows if name in row]
+        nothing = np.full(values[0].shape, np.nan)
+        given = iter(values)
+        found[name] = np.stack([next(given) if name in row else nothing for row in rows])
+    return found
 
 
 def train(
@@ -437,15 +445,14 @@ def _summarize(experiment, program, metrics, unused, timing) -> dict:
     best = int(np.nanargmax(metrics["accuracy"]))
 
     def scalars(at: int) -> dict:
-        known = {n: v for n, v in metrics.items() if v.ndim == 1 and len(v) >= -at}
-        return {name: float(values[at]) for name, values in known.items()}
+        return {name: float(values[at]) for name, values in metrics.items() if values.ndim == 1}
 
     final = scalars(-1)
     summary = {
         "data": {**counts, "unused_train": int(unused), "clients": experiment.data.num_clients},
         "parameters": int(sum(leaf.size for leaf in _param_leaves(program))),
         "final": final,
-        "best": scalars(best - len(metrics["accuracy"])),  # round 0 lacks training metrics
+        "best": scalars(best),
         "excluded_updates": int(np.nansum(metrics["excluded"])),
         **timing,
         **results.environment(),

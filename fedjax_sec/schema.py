@@ -41,7 +41,10 @@ def static(default, doc: str, *, low=None, high=None, above=None, below=None, ch
 
 
 def component(kind: str, default, doc: str, *, many: bool = False, optional: bool = False):
-    """A nested component of the registry `kind`: a name, a mapping, or (with `many`) a list."""
+    """A nested component of the registry `kind`: a name, a mapping, or (with `many`) a list.
+
+    A mapping without `name` changes fields of the default.
+    """
     return _field(default, doc, kind=kind, many=many, optional=optional)
 
 
@@ -113,10 +116,22 @@ def _build_value(field, hint, value, path, builders):
                 builder(item, f"{path}[{i}]" if len(items) > 1 else path)
                 for i, item in enumerate(items)
             )
+        if isinstance(value, Mapping) and "name" not in value:
+            value = {**_default_spec(field), **value}
         return None if value is None and meta["optional"] else builder(value, path)
     value = coerce(value, hint, path)
     check_range(value, meta, path)
     return value
+
+
+def _default_spec(field) -> Mapping:
+    """The specification of a component that is not given, which a mapping without name changes."""
+    default = field.default
+    if default is dataclasses.MISSING:
+        default = field.default_factory()
+    if isinstance(default, str):
+        return {"name": default}
+    return default if isinstance(default, Mapping) else {}
 
 
 def _is_list(value) -> bool:

@@ -171,6 +171,22 @@ def test_a_bare_name_is_overridden_inside():
     assert mapping["defense"] == "krum"  # the caller's mapping stays as it was
 
 
+def test_a_mapping_without_name_changes_the_default():
+    found = config.from_mapping({}, ["client.batch_size=5", "client.optimizer.learning_rate=0.5"])
+    default = config.from_mapping({})
+    assert found.client.registered_name == default.client.registered_name == "sgd"
+    assert (found.client.batch_size, found.client.steps) == (5, default.client.steps)
+    assert found.client.optimizer.transformation().init is not None
+    spec = found.to_dict()["client"]["optimizer"]
+    assert spec == {"name": "sgd", "learning_rate": 0.5}
+    weighted = config.from_mapping({"defense": {"weighted": False}}).defense.stages[0]
+    assert weighted.registered_name == "mean" and not weighted.weighted
+    with pytest.raises(ConfigError, match="attack: 'name' is missing"):  # there is no default
+        config.from_mapping({"attack": {"z": 1.0}})
+    with pytest.raises(ConfigError, match="defense: unknown key 'num_byzantine'"):
+        config.from_mapping({"defense": {"num_byzantine": 1}})
+
+
 def test_overrides_inside_a_list():
     mapping = small(defense=["clip_norm", "median"])
     experiment = config.from_mapping(mapping, ["defense.0.max_norm=3.5"])

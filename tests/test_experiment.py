@@ -39,7 +39,9 @@ def test_result(finished):
     for name in ("accuracy", "loss"):
         assert metrics[name].shape == (4,) and np.isfinite(metrics[name]).all()
     assert metrics["per_class_accuracy"].shape == (4, 10)
-    assert metrics["kept"].shape == metrics["update_norm"].shape == (3, 5)
+    assert metrics["kept"].shape == metrics["update_norm"].shape == (4, 5)
+    for name in ("kept", "train_loss"):  # nothing is trained before round 1
+        assert np.isnan(metrics[name][0]).all() and np.isfinite(metrics[name][1:]).all()
     assert result.experiment == config.from_mapping(small())
     tree = result.params["params"]
     assert tree["hidden_0"]["kernel"].shape == (64, 6) and tree["output"]["bias"].shape == (10,)
