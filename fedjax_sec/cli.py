@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import inspect
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -233,6 +234,52 @@ def _describe(cls, field) -> tuple[str, ...]:
     allowed = schema.describe_range(meta) or meta.get("kind", "") or str(field.type)
     how = "recompiles" if meta.get("static") else "traced"
     return tuple(escape(text) for text in (field.name, default, allowed, how, meta.get("doc", "")))
+
+
+@app.command()
+def bench(
+    *,
+    out: Annotated[Path, typer.Option(help="JSON file for the results.")],
+    rule: Annotated[
+        list[str] | None, typer.Option(help="Only this rule; may be given several times.")
+    ] = None,
+    size: Annotated[
+        list[str] | None, typer.Option(metavar="K,D", help="Clients and parameters of a stack.")
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=3, help="Timed calls of everything.")] = 7,
+    with_peers: Annotated[
+        bool, typer.Option("--peers/--no-peers", help="Time ByzFL too, where installed.")
+    ] = True,
+) -> None:
+    """Time the aggregation rules beside ByzFL and the machine's limit."""
+    from fedjax_sec.bench import aggregators, peers, report, timing
+
+    with reported():
+        shapes = [_shape(text) for text in size or ()] or aggregators.SHAPES
+        known = aggregators.rules(4, 1)
+        for name in rule or ():
+            if name not in known:
+                raise ConfigError(
+                    f"--rule: unknown rule {name!r}.{schema.suggestion(name, known)} "
+                    f"Known: {', '.join(known)}."
+                )
+    if with_peers and (absent := peers.missing()):
+        errors.print(f"Not installed, so not compared with: {', '.join(absent)}.")
+    rates = timing.measure_machine()
+    rows = aggregators.run(rates, shapes, rule or (), repeats, with_peers)
+    report.write(out, "fedjax-sec " + shlex.join(sys.argv[1:]), rates, rows)
+    print(report.table(rows))
+    console.print(
+        f"Product {rates.flops / 1e9:.0f} GFLOP/s, copy {rates.bytes / 1e9:.1f} GB/s. "
+        f"Results: {out}", soft_wrap=True,
+    )  # fmt: skip
+
+
+def _shape(text: str) -> tuple[int, int]:
+    clients, _, dim = text.partition(",")
+    if not (clients.strip().isdigit() and dim.strip().isdigit()) or int(clients) < 4:
+        raise ConfigError(f"--size must be K,D such as 51,80000 with K >= 4, got {text!r}.")
+    return int(clients), int(dim)
 
 
 def main() -> None:

@@ -1,0 +1,31 @@
+"""Benchmark results as a JSON file that says where, when and how, and as a table."""
+
+import datetime
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from fedjax_sec import results
+from fedjax_sec.bench import peers
+from fedjax_sec.bench.timing import Rates
+
+
+def write(path: Path, command: str, rates: Rates, rows: Sequence[dict]) -> None:
+    """Writes rows with the command, the date, the machine, its rates and all versions."""
+    report = {
+        "command": command,
+        "date": datetime.date.today().isoformat(),
+        "machine": {"product GFLOP/s": rates.flops / 1e9, "copy GB/s": rates.bytes / 1e9},
+        "peers": peers.versions(),
+        "rows": list(rows),
+        **results.environment(),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    results.write_atomically(path, json.dumps(results.to_json(report), indent=2) + "\n")
+
+
+def table(rows: Sequence[dict]) -> str:
+    """The rows as a Markdown table."""
+    return pd.DataFrame(rows).to_markdown(index=False, floatfmt=".3g", missingval="")

@@ -1,0 +1,89 @@
+"""Timing cases in turns, and what the machine itself can do."""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Case(NamedTuple):
+    """Something to time. `call()` does the work once and waits for it."""
+
+    name: str
+    call: Callable[[], object]
+
+
+class Timing(NamedTuple):
+    """Seconds a call: the median of all, the shortest, the longest, and how many."""
+
+    median: float
+    fastest: float
+    slowest: float
+    repeats: int
+
+
+def take_turns(cases: Sequence[Case], repeats: int, at_most: float = 60.0) -> dict[str, Timing]:
+    """Times the cases A B C A B C ..., after one untimed call of each.
+
+    In turns, so that a machine whose speed drifts slows all of them alike. A case whose first call
+    takes long is called less often: no more than `at_most` seconds in all, but three times.
+
+    >>> found = take_turns([Case("nothing", lambda: None)], repeats=3)
+    >>> found["nothing"].repeats
+    3
+    """
+    seconds: dict[str, list[float]] = {case.name: [] for case in cases}
+    budget = {}
+    for case in cases:
+        budget[case.name] = min(repeats, max(3, int(at_most / max(_once(case), 1e-9))))
+    for turn in range(repeats):
+        for case in cases:
+            if turn < budget[case.name]:
+                seconds[case.name].append(_once(case))
+    return {
+        name: Timing(statistics.median(found), min(found), max(found), len(found))
+        for name, found in seconds.items()
+    }
+
+
+def _once(case: Case) -> float:
+    begin = time.perf_counter()
+    case.call()
+    return time.perf_counter() - begin
+
+
+class Rates(NamedTuple):
+    """What the machine reached: FLOP/s of a large float32 product, bytes/s of a large copy."""
+
+    flops: float
+    bytes: float
+
+    def seconds(self, flops: float, moved: float) -> float:
+        """The shortest time for so many operations and bytes: the larger of the two alone.
+
+        >>> Rates(flops=100.0, bytes=10.0).seconds(flops=50.0, moved=20.0)
+        2.0
+        """
+        return max(flops / self.flops, moved / self.bytes)
+
+
+def measure_machine(size: int = 2048, copied: int = 1 << 26, repeats: int = 7) -> Rates:
+    """Rates of a [size, size] product and of a copy of `copied` floats, read and written.
+
+    The product is at full float32 precision, as all distances here are.
+    """
+    a = jax.random.normal(jax.random.key(0), (size, size))
+    product = jax.jit(lambda a: jnp.dot(a, a, precision=jax.lax.Precision.HIGHEST))
+    vector = jnp.zeros(copied)
+    plus = jax.jit(lambda v: v + 1)
+    found = take_turns(
+        [
+            Case("product", lambda: product(a).block_until_ready()),
+            Case("copy", lambda: plus(vector).block_until_ready()),
+        ],
+        repeats,
+    )
+    return Rates(2 * size**3 / found["product"].median, 8 * copied / found["copy"].median)
