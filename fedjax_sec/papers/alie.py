@@ -205,7 +205,8 @@ def _write_table(plan: Plan, item: str, rows: Mapping[str, list[Result]], out: P
         f"convention `{plan.convention}`. {_CAPTIONS[item]}\n\n"
     )
     markdown = path.with_suffix(".md")
-    markdown.write_text(head + frame.to_markdown(index=False, floatfmt=".1f", missingval="") + "\n")
+    shown = frame.astype(object).where(frame.notna(), None)  # an empty field, not `nan`
+    markdown.write_text(head + shown.to_markdown(index=False, floatfmt=".1f", missingval="") + "\n")
     return [markdown, path]
 
 
@@ -248,7 +249,9 @@ def _write_figure(plan: Plan, item: str, rows: Mapping[str, list[Result]], out: 
         "figure3": "m = 20%, z = 1",
         "figure4": "z = 1",
     }[item]
-    axes.set_title(f"{label}: {setting} ({plan.scale} scale, {plan.seeds} seeds)")
+    formulas = ", author code's formulas" if plan.convention == "author" else ""
+    seeds = f"{plan.seeds} seed{'s' if plan.seeds > 1 else ''}"
+    axes.set_title(f"{label}: {setting} ({plan.scale} scale, {seeds}{formulas})", fontsize=10)
     axes.set_ylim(0, 100)
     axes.grid(alpha=0.3)
     axes.legend()
