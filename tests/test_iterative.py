@@ -120,7 +120,7 @@ def test_centered_clipping_starts_from_the_last_aggregate():
     base = {"rounds": 3, "client": client, "data": {"num_clients": 5, "max_train": 43}}
     previous = fedjax_sec.run(base | {"defense": start, "evaluation": {"every": 1}})
     zero = fedjax_sec.run(base | {"defense": start | {"start": "zero"}, "evaluation": {"every": 1}})
-    assert np.all(zero.metrics["aggregate_norm"] <= 0.05 + 1e-6)
+    assert np.all(zero.metrics["aggregate_norm"][1:] <= 0.05 + 1e-6)
     assert previous.metrics["aggregate_norm"][-1] > 0.06  # the centre has moved
 
 
