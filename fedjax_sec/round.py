@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt8
 
@@ -102,7 +103,7 @@ def make_task(problem: Problem, pool: Pool) -> Task:
     shapes = jax.eval_shape(problem.model.init, jax.random.key(0))
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     flat, unravel = ravel_pytree(zeros)
-    mean, std = jnp.array(problem.mean), jnp.array(problem.std)
+    mean, std = np.array(problem.mean, np.float32), np.array(problem.std, np.float32)
 
     def logits(params, x, *, train=False, key=None):
         x = (x - mean.reshape((1,) * (x.ndim - 1) + (-1,))) / std.reshape(

@@ -45,7 +45,8 @@ def tiny_pool(count=40):
     """`count` random images as stored (0 to 255) and their labels."""
     rng = np.random.default_rng(0)
     x = rng.integers(0, 256, (count, *SHAPE), np.uint8)
-    return Pool(jnp.asarray(x), jnp.asarray(rng.integers(0, CLASSES, count).astype(np.int32)))
+    with jax.ensure_compile_time_eval():  # the first call may come from within a trace
+        return Pool(jnp.asarray(x), jnp.asarray(rng.integers(0, CLASSES, count).astype(np.int32)))
 
 
 @functools.cache

@@ -1,17 +1,11 @@
 """Local SGD (FedSGD with one step, FedAvg with more): McMahan et al., AISTATS 2017."""
 
-from typing import Any
-
-import jax
-import jax.numpy as jnp
-
 from fedjax_sec import registry
-from fedjax_sec.ops.permutation import permute
-from fedjax_sec.schema import ConfigError, component, numeric, static
+from fedjax_sec.clients._local_sgd import LocalSgd
 
 
 @registry.clients.register("sgd")
-class Sgd:
+class Sgd(LocalSgd):
     r"""Minibatch training with any optax optimizer, for a number of steps or epochs.
 
     Step s of a round changes the client's parameters by the optimizer's update for the gradient
@@ -36,96 +30,3 @@ class Sgd:
         >>> client.num_steps(capacity=1177)
         1
     """
-
-    optimizer: Any = component(
-        "optimizer", {"name": "sgd", "learning_rate": 0.1}, "Any optax optimizer, by name."
-    )
-    batch_size: int = static(32, "Examples in a local batch, B.", low=1)
-    steps: int | None = static(None, "Local steps in a round.", low=1)
-    epochs: int | None = static(None, "Local passes over the client's data in a round.", low=1)
-    l2: float = numeric(0.0, "Weight of the L2 regularisation, as PyTorch's weight decay.", low=0)
-    keep_optimizer_state: bool = static(
-        False, "Keep each client's optimizer state (momentum, moments) from round to round."
-    )
-    sampling: str = static(
-        "epoch",
-        "Batches: `epoch` without replacement in each epoch, `uniform` drawn independently.",
-        choices=("epoch", "uniform"),
-    )
-
-    @property
-    def keeps_state(self) -> bool:
-        return self.keep_optimizer_state
-
-    def check(self, path: str, setting) -> None:
-        if (self.steps is None) == (self.epochs is None):
-            raise ConfigError(
-                f"{path}: give exactly one of 'steps' and 'epochs', "
-                f"got steps={self.steps}, epochs={self.epochs}."
-            )
-        if setting.capacity is not None and self.batch_size > setting.capacity:
-            raise ConfigError(
-                f"{path}.batch_size must be <= {setting.capacity}, the examples of the largest "
-                f"client, got {self.batch_size}."
-            )
-
-    def num_steps(self, capacity: int) -> int:
-        """Local steps in a round for clients of up to `capacity` examples."""
-        return self.steps or self.epochs * -(-capacity // self.batch_size)
-
-    def init(self, dim: int):
-        return self.optimizer.transformation().init(jnp.zeros(dim))
-
-    def apply(self, key, params, state, local, task):
-        optimizer = self.optimizer.transformation()
-        opt_state = state if self.keep_optimizer_state else self.init(params.shape[0])
-        batches = jnp.maximum(-(-local.count // self.batch_size), 1)  # in one epoch
-        round_key = jax.random.fold_in(key, local.round)
-
-        def batch(step):
-            if self.sampling == "uniform":
-                draw = jax.random.fold_in(round_key, 2 * step)
-                position = jax.random.randint(
-                    draw, (self.batch_size,), 0, jnp.maximum(local.count, 1)
-                )
-                mask = jnp.broadcast_to(local.count > 0, (self.batch_size,))
-                return position, mask
-            if self.epochs is None:
-                epoch, place = jnp.divmod(local.round * self.steps + step, batches)
-            else:
-                per_epoch = -(-local.capacity // self.batch_size)
-                epoch, place = local.round * self.epochs + step // per_epoch, step % per_epoch
-            slot = place * self.batch_size + jnp.arange(self.batch_size)
-            position = permute(key, slot, local.count, number=epoch)
-            return position, slot < local.count
-
-        def train_step(step, params, delta, opt_state):
-            position, mask = batch(step)
-            x, y = local.fetch(position)
-            loss, gradient = jax.value_and_grad(task.loss)(
-                params, x, y, mask, train=True, key=jax.random.fold_in(round_key, 2 * step + 1)
-            )
-            gradient = gradient + self.l2 * params
-            change, new_state = optimizer.update(gradient, opt_state, params)
-            active = jnp.any(mask)  # a client with fewer batches than the largest one sits out
-            delta = jnp.where(active, delta + change, delta)
-            new_state = jax.tree.map(lambda a, b: jnp.where(active, a, b), new_state, opt_state)
-            return delta, new_state, jnp.where(active, loss, 0.0), active
-
-        # The first step is taken outside the scan: its weights are the server's, the same for all
-        # clients, so under vmap its forward pass is one matrix product over all clients' batches.
-        delta, opt_state, loss, active = train_step(0, params, jnp.zeros_like(params), opt_state)
-        total, count = loss, active.astype(jnp.float32)
-        steps = self.num_steps(local.capacity)
-        if steps > 1:
-
-            def body(carry, step):
-                delta, opt_state, total, count = carry
-                delta, opt_state, loss, active = train_step(step, params + delta, delta, opt_state)
-                return (delta, opt_state, total + loss, count + active), None
-
-            (delta, opt_state, total, count), _ = jax.lax.scan(
-                body, (delta, opt_state, total, count), jnp.arange(1, steps)
-            )
-        state = opt_state if self.keep_optimizer_state else state
-        return delta, state, {"train_loss": total / jnp.maximum(count, 1.0)}

@@ -69,14 +69,23 @@ def conv(width: int, size: int, x, init: str, name: str, lowering: str, kernel: 
     return _Conv(width, size, kernel_init(kernel or init), bias, lowering, name=name)(x)
 
 
-def flax_model(module: nn.Module, input_shape: tuple[int, ...], convolves: bool = False) -> Model:
-    """The pure-function form of a linen module for inputs [B, *input_shape]."""
+def flax_model(
+    module: nn.Module,
+    input_shape: tuple[int, ...],
+    convolves: bool = False,
+    trains_differently: bool = False,
+) -> Model:
+    """The pure-function form of a linen module for inputs [B, *input_shape].
+
+    `trains_differently`: the module takes `train` (it has dropout); others never see it.
+    """
 
     def init(key):
         return module.init(key, jnp.zeros((1, *input_shape)))
 
     def apply(variables, x, *, train=False, key=None):
         rngs = None if key is None else {"dropout": key}
-        return module.apply(variables, x, rngs=rngs)
+        options = {"train": train} if trains_differently else {}
+        return module.apply(variables, x, rngs=rngs, **options)
 
     return Model(init, apply, convolves)
