@@ -142,6 +142,45 @@ def init_state(
     )
 
 
+def train_clients(
+    problem: Problem,
+    task: Task,
+    pool: Pool,
+    replica: Replica,
+    params: Float[Array, "D"],
+    local_states: State,
+    ids: Int[Array, "K"],
+    index: Array,
+) -> tuple[Float[Array, "K D"], State, Metrics]:
+    """Local training of the clients `ids` from the same parameters, laid out as `problem` says.
+
+    Returns their updates, their new states and their metrics, each with a leading axis K.
+    """
+    components, population = replica.components, replica.population
+    # The client's own stream does not depend on the round: an epoch's order must be the same for
+    # all rounds that it spans.
+    client_key = stream(replica.key, Stream.CLIENT)
+    poison_key = stream(replica.key, Stream.POISON)
+
+    def train_client(client_id, local_state):
+        row, is_malicious = population.index[client_id], population.malicious[client_id]
+
+        def fetch(position):
+            example = row[position]
+            x, y = to_pixels(pool.x[example], problem.pixel_scale), pool.y[example]
+            if components.attack.data_stages:
+                own = jax.random.fold_in(poison_key, client_id)
+                px, py = components.attack.poison(own, x, y, position, task)
+                x, y = jnp.where(is_malicious, px, x), jnp.where(is_malicious, py, y)
+            return x, y
+
+        local = LocalData(population.counts[client_id], population.index.shape[1], index, fetch)
+        own_key = jax.random.fold_in(client_key, client_id)
+        return components.client.apply(own_key, params, local_state, local, task)
+
+    return map_clients(train_client, problem.layout, ids, local_states)
+
+
 def run_round(
     problem: Problem,
     task: Task,
@@ -167,30 +206,9 @@ def run_round(
     malicious = population.malicious[ids]
     counts = population.counts[ids]
 
-    # Local training. The client's own stream does not depend on the round: an epoch's order must
-    # be the same for all rounds that it spans.
-    client_key = stream(replica.key, Stream.CLIENT)
-    poison_key = stream(replica.key, Stream.POISON)
-
-    def train_client(client_id, local_state):
-        row, is_malicious = population.index[client_id], population.malicious[client_id]
-
-        def fetch(position):
-            example = row[position]
-            x, y = to_pixels(pool.x[example], problem.pixel_scale), pool.y[example]
-            if components.attack.data_stages:
-                own = jax.random.fold_in(poison_key, client_id)
-                px, py = components.attack.poison(own, x, y, position, task)
-                x, y = jnp.where(is_malicious, px, x), jnp.where(is_malicious, py, y)
-            return x, y
-
-        local = LocalData(population.counts[client_id], population.index.shape[1], index, fetch)
-        own_key = jax.random.fold_in(client_key, client_id)
-        return components.client.apply(own_key, state.params, local_state, local, task)
-
     local_states = jax.tree.map(lambda leaf: leaf[ids], state.client)
-    updates, local_states, client_metrics = map_clients(
-        train_client, problem.layout, ids, local_states
+    updates, local_states, client_metrics = train_clients(
+        problem, task, pool, replica, state.params, local_states, ids, index
     )
     client_state = jax.tree.map(lambda old, new: old.at[ids].set(new), state.client, local_states)
 
