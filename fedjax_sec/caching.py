@@ -1,4 +1,4 @@
-"""What is kept between processes: decoded data and compiled programs. Imports nothing of ours."""
+"""What is kept between processes, and where. Imports nothing of ours."""
 
 import os
 from pathlib import Path
@@ -7,7 +7,9 @@ import jax
 
 
 def cache_folder() -> Path:
-    """Where both are kept: `FEDJAX_SEC_CACHE`, else the user's cache folder.
+    """Where decoded data, compiled programs and measured choices are kept.
+
+    `FEDJAX_SEC_CACHE`, else the user's cache folder.
 
     Not beside prepared data: those folders are often shared between users, or read-only.
     """
@@ -15,6 +17,13 @@ def cache_folder() -> Path:
         return Path(chosen).expanduser()
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(base).expanduser() / "fedjax_sec"
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def keep_compiled_programs() -> None:
@@ -28,7 +37,7 @@ def keep_compiled_programs() -> None:
         return
     if jax.config.jax_compilation_cache_dir is not None:
         return
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    jax.config.update("jax_compilation_cache_dir", str(cache_folder() / f"compiled-{cores}-cores"))
+    folder = cache_folder() / f"compiled-{usable_cores()}-cores"
+    jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)

@@ -110,6 +110,10 @@ def _print_summary(result, out) -> None:
     table.add_row("compile seconds", f"{summary['compile_seconds']:.1f}")
     at_once, devices = summary["layout"].values()
     table.add_row("clients side by side", f"{at_once} on {devices} device(s)")
+    tuning = summary["tuning"]
+    if tuning["convolution"]:
+        table.add_row("convolutions as", tuning["convolution"])
+    table.add_row("chosen by", "measurement" if tuning["milliseconds"] else "rule")
     console.print(table)
     for warning in summary.get("warnings", ()):
         console.print(f"[bold yellow]Warning:[/] {escape(warning)}")
@@ -238,35 +242,49 @@ def _describe(cls, field) -> tuple[str, ...]:
 
 @app.command()
 def bench(
+    suite: Annotated[
+        str, typer.Argument(help="aggregators, rounds, scaling or fixed.")
+    ] = "aggregators",
     *,
     out: Annotated[Path, typer.Option(help="JSON file for the results.")],
-    rule: Annotated[
-        list[str] | None, typer.Option(help="Only this rule; may be given several times.")
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="Only this rule, or these rounds (words of their names), or this axis."),
     ] = None,
     size: Annotated[
         list[str] | None, typer.Option(metavar="K,D", help="Clients and parameters of a stack.")
     ] = None,
     repeats: Annotated[int, typer.Option(min=3, help="Timed calls of everything.")] = 7,
     with_peers: Annotated[
-        bool, typer.Option("--peers/--no-peers", help="Time ByzFL too, where installed.")
+        bool, typer.Option("--peers/--no-peers", help="Time the peers too, where installed.")
     ] = True,
+    data_dir: DataDir = None,
 ) -> None:
-    """Time the aggregation rules beside ByzFL and the machine's limit."""
-    from fedjax_sec.bench import aggregators, peers, report, timing
+    """Time ourselves beside peers and the machine's limit."""
+    from fedjax_sec.bench import SUITES, peers, report, timing
 
     with reported():
-        shapes = [_shape(text) for text in size or ()] or aggregators.SHAPES
-        known = aggregators.rules(4, 1)
-        for name in rule or ():
-            if name not in known:
+        if suite not in SUITES:
+            raise ConfigError(
+                f"Unknown benchmark {suite!r}.{schema.suggestion(suite, SUITES)} "
+                f"Known: {', '.join(SUITES)}."
+            )
+        shapes = [_shape(text) for text in size or ()]
+        if shapes and suite != "aggregators":
+            raise ConfigError(f"--size belongs to the benchmark 'aggregators', not to {suite!r}.")
+        chosen = SUITES[suite]
+        known = chosen.names()
+        for name in only or ():
+            if not any(name in one for one in known):
                 raise ConfigError(
-                    f"--rule: unknown rule {name!r}.{schema.suggestion(name, known)} "
+                    f"--only: unknown {name!r}.{schema.suggestion(name, known)} "
                     f"Known: {', '.join(known)}."
                 )
-    if with_peers and (absent := peers.missing()):
-        errors.print(f"Not installed, so not compared with: {', '.join(absent)}.")
-    rates = timing.measure_machine()
-    rows = aggregators.run(rates, shapes, rule or (), repeats, with_peers)
+        if with_peers and (absent := peers.missing()):
+            errors.print(f"Not installed, so not compared with: {', '.join(absent)}.")
+        rates = timing.measure_machine()
+        folder = None if data_dir is None else str(data_dir)
+        rows = chosen.run(rates, tuple(only or ()), repeats, with_peers, folder, shapes)
     report.write(out, "fedjax-sec " + shlex.join(sys.argv[1:]), rates, rows)
     print(report.table(rows))
     console.print(

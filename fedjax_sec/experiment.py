@@ -5,7 +5,9 @@ a single run is one replica.
 """
 
 import contextlib
+import dataclasses
 import functools
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,13 +19,13 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from fedjax_sec import config as config_lib
-from fedjax_sec import registry, results
+from fedjax_sec import registry, results, schema
 from fedjax_sec.caching import keep_compiled_programs
 from fedjax_sec.checkpoints import Checkpoints
 from fedjax_sec.config import Experiment
 from fedjax_sec.datasets import take
 from fedjax_sec.evaluation.metrics import TestSet, evaluate
-from fedjax_sec.memory import device_memory, replicas_that_fit, tree_bytes
+from fedjax_sec.memory import USABLE, device_memory, replicas_that_fit, tree_bytes
 from fedjax_sec.ops.client_axis import layout
 from fedjax_sec.round import (
     Components,
@@ -37,8 +39,15 @@ from fedjax_sec.round import (
     make_task,
     run_round,
     stream,
+    train_clients,
 )
 from fedjax_sec.schema import ConfigError
+from fedjax_sec.tuning import Choice, Tuning, candidates, tune
+
+#: Local steps, and on a CPU clients, on which ways to compute local training are compared.
+TUNING_STEPS, TUNING_CLIENTS = 2, 8
+#: The file that says how an interrupted run computed local training.
+EXECUTION = "execution.json"
 
 
 @functools.lru_cache(maxsize=4)
@@ -84,6 +93,97 @@ def _initial_params(model, input_shape, num_classes):
     return jax.jit(jax.vmap(lambda key: ravel_pytree(init(stream(key, Stream.INIT)))[0]))
 
 
+def _make_problem(experiment: Experiment, source, choice: Choice, per_round: int) -> Problem:
+    chosen = experiment.model
+    if choice.convolution is not None:
+        chosen = dataclasses.replace(chosen, convolution=choice.convolution)
+    model = chosen.make(source.x_train.shape[1:], source.num_classes)
+    return Problem(
+        model=model,
+        input_shape=source.x_train.shape[1:],
+        num_classes=source.num_classes,
+        pixel_scale=source.scale,
+        mean=source.mean,
+        std=source.std,
+        num_clients=experiment.data.num_clients,
+        clients_per_round=per_round,
+        omniscient=experiment.threat.knowledge == "omniscient",
+        layout=layout(choice.clients, choice.chunk, per_round, model.convolves),
+    )
+
+
+def make_replicas(experiments: Sequence[Experiment], source) -> tuple[Replica, list[int]]:
+    """The experiments stacked along a leading replica axis, and each one's unused examples."""
+    populations, unused = [], []
+    for experiment in experiments:
+        population, left = make_population(experiment, np.asarray(source.y_train))
+        experiment.check(capacity=population.index.shape[1])
+        populations.append(population)
+        unused.append(left)
+    width = max(p.index.shape[1] for p in populations)
+    populations = [
+        p._replace(index=np.pad(p.index, ((0, 0), (0, width - p.index.shape[1]))))
+        for p in populations
+    ]
+    components = [
+        Components(e.client, e.server.optimizer, e.attack, e.defense) for e in experiments
+    ]
+    stack = lambda *leaves: jnp.stack([jnp.asarray(leaf) for leaf in leaves])  # noqa: E731
+    keys = jnp.stack([jax.random.key(e.seed) for e in experiments])
+    return Replica(
+        keys, jax.tree.map(stack, *components), jax.tree.map(stack, *populations)
+    ), unused
+
+
+def tuned(experiment: Experiment) -> Tuning:
+    """How local training is computed: measured on a few steps of some clients, or remembered.
+
+    On a CPU, which is kept busy by a few clients, on no more than `TUNING_CLIENTS` of them.
+    """
+    source = load_source(experiment)
+    execution, per_round = experiment.execution, experiment.clients_per_round
+    convolution = getattr(experiment.model, "convolution", None)
+    found = candidates(execution.clients, execution.chunk, convolution, per_round)
+    if jax.default_backend() == "cpu":
+        per_round = min(per_round, TUNING_CLIENTS)
+    short = dataclasses.replace(experiment, client=experiment.client.shortened(TUNING_STEPS))
+    shape = {
+        "model": schema.dump(experiment.model),
+        "input": source.x_train.shape[1:],
+        "clients": per_round,
+        "client": str(jax.tree.structure(short.client)),
+        "poison": str(jax.tree.structure(experiment.attack.data_stages)),
+    }
+
+    @functools.cache
+    def inputs():
+        replica = jax.tree.map(lambda leaf: leaf[0], make_replicas([short], source)[0])
+        return replica, jax.device_put(Pool(source.x_train, source.y_train))
+
+    def measure(choice):
+        replica, pool = inputs()
+        problem = _make_problem(experiment, source, choice, per_round)
+        task = make_task(problem, pool)
+
+        def train(params, replica, pool):
+            client = replica.components.client
+            states = jax.vmap(lambda _: client.init(task.dim))(jnp.arange(per_round))
+            states = states if client.keeps_state else ()
+            return train_clients(
+                problem, make_task(problem, pool), pool, replica, params, states,
+                jnp.arange(per_round), jnp.int32(0),
+            )  # fmt: skip
+
+        args = jnp.zeros(task.dim), replica, pool
+        function = jax.jit(train).lower(*args).compile()
+        memory, limit = function.memory_analysis(), device_memory()
+        if memory and limit and memory.temp_size_in_bytes > USABLE * limit:
+            return None
+        return lambda: jax.block_until_ready(function(*args))
+
+    return tune(found, shape, measure)
+
+
 class Program:
     """The compiled functions for all experiments of one structure.
 
@@ -91,52 +191,26 @@ class Program:
     each function to the seconds of its compilation and the bytes it needs.
     """
 
-    def __init__(self, experiment: Experiment, at_once: int | None = None):
+    def __init__(
+        self, experiment: Experiment, at_once: int | None = None, tuning: Tuning | None = None
+    ):
         keep_compiled_programs()
         source = load_source(experiment)
         self.experiment, self.source, self.at_once = experiment, source, at_once
-        model = experiment.model.make(source.x_train.shape[1:], source.num_classes)
-        execution, per_round = experiment.execution, experiment.clients_per_round
-        self.problem = Problem(
-            model=model,
-            input_shape=source.x_train.shape[1:],
-            num_classes=source.num_classes,
-            pixel_scale=source.scale,
-            mean=source.mean,
-            std=source.std,
-            num_clients=experiment.data.num_clients,
-            clients_per_round=per_round,
-            omniscient=experiment.threat.knowledge == "omniscient",
-            layout=layout(execution.clients, execution.chunk, per_round, model.convolves),
-        )
-        self.everywhere = self.problem.layout.everywhere()
         self.pool = jax.device_put(Pool(source.x_train, source.y_train))
         self.test = jax.device_put(TestSet(source.x_test, source.y_test))
+        self.tuning = tuning or tuned(experiment)
+        self.problem = _make_problem(
+            experiment, source, self.tuning.choice, experiment.clients_per_round
+        )
+        self.everywhere = self.problem.layout.everywhere()
         self.traces = 0
         self.compiled: dict[str, dict] = {}
         self._functions: dict = {}
 
     def replicas(self, experiments: Sequence[Experiment]) -> tuple[Replica, list[int]]:
         """The experiments stacked along a leading replica axis, and each one's unused examples."""
-        populations, unused = [], []
-        for experiment in experiments:
-            population, left = make_population(experiment, np.asarray(self.source.y_train))
-            experiment.check(capacity=population.index.shape[1])
-            populations.append(population)
-            unused.append(left)
-        width = max(p.index.shape[1] for p in populations)
-        populations = [
-            p._replace(index=np.pad(p.index, ((0, 0), (0, width - p.index.shape[1]))))
-            for p in populations
-        ]
-        components = [
-            Components(e.client, e.server.optimizer, e.attack, e.defense) for e in experiments
-        ]
-        stack = lambda *leaves: jnp.stack([jnp.asarray(leaf) for leaf in leaves])  # noqa: E731
-        keys = jnp.stack([jax.random.key(e.seed) for e in experiments])
-        return Replica(
-            keys, jax.tree.map(stack, *components), jax.tree.map(stack, *populations)
-        ), unused
+        return make_replicas(experiments, self.source)
 
     def _over_replicas(self, fn: Callable, *stacked):
         size = jax.tree.leaves(stacked)[0].shape[0]
@@ -345,6 +419,22 @@ def stack_rows(rows: Sequence[Mapping]) -> dict[str, np.ndarray]:
     return found
 
 
+def settle(experiment: Experiment, checkpoint_dir: str | Path | None) -> Tuning:
+    """How to compute local training: as an interrupted run with this state did, else measured.
+
+    It changes results by rounding, so it is written down beside the state: what resumes does not
+    measure again.
+    """
+    path = None if checkpoint_dir is None else Path(checkpoint_dir).parent / EXECUTION
+    if path is not None and path.exists():
+        return Tuning.from_dict(json.loads(path.read_text()))
+    tuning = tuned(experiment)
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        results.write_atomically(path, json.dumps(tuning.to_dict(), indent=2) + "\n")
+    return tuning
+
+
 def train(
     experiments: Sequence[Experiment],
     folders: Sequence[results.RunFolder] | None = None,
@@ -371,7 +461,8 @@ def train(
     """
     if len({e.structure() for e in experiments}) != 1:
         raise ConfigError("These experiments differ in structure and cannot share a program.")
-    program = program or Program(experiments[0], at_once)
+    if program is None:
+        program = Program(experiments[0], at_once, settle(experiments[0], checkpoint_dir))
     replicas, unused = program.replicas(experiments)
     first = experiments[0]
     begin = time.perf_counter()
@@ -428,6 +519,7 @@ def train(
         "replicas": len(experiments),
         "replicas_at_once": min(program.at_once or len(experiments), len(experiments)),
         "layout": program.problem.layout._asdict(),
+        "tuning": program.tuning.to_dict(),
         "traces": program.traces,
     }
     found = []

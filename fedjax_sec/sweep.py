@@ -21,8 +21,9 @@ import pandas as pd
 from fedjax_sec import config as config_lib
 from fedjax_sec import results, schema
 from fedjax_sec.config import Experiment
-from fedjax_sec.experiment import Program, Result, read_result, train, verify
+from fedjax_sec.experiment import Program, Result, read_result, settle, train, verify
 from fedjax_sec.schema import ConfigError, static
+from fedjax_sec.tuning import Tuning
 
 
 class Cell(NamedTuple):
@@ -162,14 +163,19 @@ def run_cells(
     by_name = {cell.name: cell for cell in cells}
     groups = _groups(cells, folders, out / "groups", by_name)
     fresh: dict[str, Result] = {}
+    # Settled beforehand: what is measured must not be disturbed by a compilation.
+    tuned = [settle(members[0].experiment, folder / "state") for folder, members in groups]
     # One program is compiled while the one before it runs: XLA compiles on one core.
     with ThreadPoolExecutor(max_workers=1) as compiler:
-        programs = [compiler.submit(_prepare, members, at_once) for _, members in groups[:1]]
+        waiting = (
+            compiler.submit(_prepare, members, at_once, choice)
+            for (_, members), choice in zip(groups, tuned, strict=True)
+        )
+        programs = [next(waiting, None)]
         for number, (group_dir, members) in enumerate(groups):
             callback = on_group(number, len(groups), members) if on_group else None
             program = programs.pop().result()
-            if number + 1 < len(groups):
-                programs.append(compiler.submit(_prepare, groups[number + 1][1], at_once))
+            programs.append(next(waiting, None))
             found = train(
                 [cell.experiment for cell in members],
                 [folders[cell.name] for cell in members],
@@ -184,9 +190,9 @@ def run_cells(
     ]
 
 
-def _prepare(members: Sequence[Cell], at_once: int | None) -> Program:
+def _prepare(members: Sequence[Cell], at_once: int | None, tuning: Tuning) -> Program:
     experiments = [cell.experiment for cell in members]
-    return Program(experiments[0], at_once).prepare(experiments)
+    return Program(experiments[0], at_once, tuning).prepare(experiments)
 
 
 def _groups(cells, folders, root: Path, by_name):

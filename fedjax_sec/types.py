@@ -91,10 +91,13 @@ class ClientUpdate(Protocol):
     """Local training of one client; the round vmaps it over the client axis.
 
     `apply` is called with unbatched `params`, so work done before the first local step ends is
-    shared by all clients. `keeps_state` says whether `state` outlives the round.
+    shared by all clients. `keeps_state` says whether `state` outlives the round. `shortened(steps)`
+    is the same work for at most so many local steps, to measure ways to compute it.
     """
 
     keeps_state: bool
+
+    def shortened(self, steps: int) -> "ClientUpdate": ...
 
     def init(self, dim: int) -> State: ...
 

@@ -11,6 +11,9 @@ from jaxtyping import install_import_hook
 CHECKED = ("ops", "types", "round", "pipeline", "api", "evaluation")
 install_import_hook([f"fedjax_sec.{name}" for name in CHECKED], "beartype.beartype")
 
+# The rule decides how local training is computed; tests of the measuring switch it on.
+os.environ["FEDJAX_SEC_TUNING"] = "off"
+
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)
 # The models are tiny, so nearly all time is compilation: optimise little, compile nothing twice.

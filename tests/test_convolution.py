@@ -5,7 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_sec.ops.convolution import LOWERINGS, conv2d, max_pool
+from fedjax_sec import registry
+from fedjax_sec.ops.convolution import (
+    LOWERINGS,
+    conv2d,
+    max_pool,
+    max_pool_batch_last,
+    to_batch_first,
+    to_batch_last,
+)
 
 ALL = pytest.mark.parametrize("lowering", [*LOWERINGS, "auto"])
 # batch, height, width, channels, features, kernel height and width
@@ -15,6 +23,13 @@ SHAPES = [
     (3, 7, 5, 2, 5, 1, 1),
     (2, 6, 9, 2, 3, 2, 5),
 ]
+
+
+def pool_batch_last(x, size):
+    return to_batch_first(max_pool_batch_last(to_batch_last(x), size))
+
+
+POOLS = pytest.mark.parametrize("pool", [max_pool, pool_batch_last])
 
 
 def draw(*shapes, seed=0):
@@ -97,11 +112,12 @@ def test_an_unknown_lowering_is_refused():
         conv2d(jnp.ones((1, 3, 3, 1)), jnp.ones((2, 2, 1, 1)), "fft")
 
 
+@POOLS
 @pytest.mark.parametrize(("height", "width", "size"), [(6, 6, 3), (7, 5, 2), (4, 9, 4), (3, 3, 1)])
-def test_max_pool_and_its_gradient(height, width, size):
+def test_max_pool_and_its_gradient(height, width, size, pool):
     (x,) = draw((2, height, width, 3))
     rows, columns = height // size, width // size
-    out, pullback = jax.vjp(lambda x: max_pool(x, size), x)
+    out, pullback = jax.vjp(lambda x: pool(x, size), x)
     (cotangent,) = draw(out.shape, seed=1)
     x, cotangent = np.asarray(x), np.asarray(cotangent)
     expected, gradient = np.zeros(out.shape, np.float32), np.zeros(x.shape, np.float32)
@@ -114,6 +130,33 @@ def test_max_pool_and_its_gradient(height, width, size):
     np.testing.assert_array_equal(pullback(jnp.asarray(cotangent))[0], gradient)
 
 
-def test_equal_maxima_share_the_gradient():
-    gradient = jax.grad(lambda x: max_pool(x, 2).sum())(jnp.ones((1, 2, 2, 1)))
+@POOLS
+def test_equal_maxima_share_the_gradient(pool):
+    gradient = jax.grad(lambda x: pool(x, 2).sum())(jnp.ones((1, 2, 2, 1)))
     np.testing.assert_array_equal(gradient, np.full((1, 2, 2, 1), 0.25))
+    uneven = jax.grad(lambda x: pool(x, 3).sum())(jnp.ones((1, 3, 3, 1)))
+    same = jax.grad(lambda x: max_pool(x, 3).sum())(jnp.ones((1, 3, 3, 1)))
+    np.testing.assert_array_equal(uneven, same)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [("fltrust_cnn", (12, 11, 2)), ("rlr_cnn", (7, 8, 1)), ("small_cnn", (6, 7, 3)),
+     ("alie_cifar10", (26, 25, 3))],
+)  # fmt: skip
+def test_networks_do_not_depend_on_the_lowering(name, shape):
+    """Same parameters, outputs, dropped activations and gradients, whatever the order of axes."""
+    x = jax.random.uniform(jax.random.key(0), (3, *shape))
+    results = []
+    for lowering in LOWERINGS:
+        spec = {"name": name, "convolution": lowering}
+        model = registry.models.build(spec).make(shape, 4)
+        variables = model.init(jax.random.key(1))
+
+        def loss(variables, x, model=model):
+            return jnp.sum(model.apply(variables, x, train=True, key=jax.random.key(2)) ** 2)
+
+        results.append((variables, *jax.value_and_grad(loss, argnums=(0, 1))(variables, x)))
+    for other in results[1:]:
+        for a, b in zip(jax.tree.leaves(results[0]), jax.tree.leaves(other), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)

@@ -1,5 +1,7 @@
 """Federated adversarial training: local SGD on batches partly replaced by PGD examples."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 
@@ -41,6 +43,10 @@ class Adversarial(LocalSgd):
     step_size: float = numeric(0.01, "PGD's step, pixels in [0, 1].", low=0)
     pgd_steps: int = static(40, "PGD's gradients.", low=1)
     random_start: bool = static(True, "Start PGD anywhere in the ball.")
+
+    def shortened(self, steps):
+        """Also at most so many steps of PGD."""
+        return dataclasses.replace(super().shortened(steps), pgd_steps=min(self.pgd_steps, steps))
 
     def examples(self, key, params, x, y, mask, task):
         # The last batch of an epoch may be shorter: its share is counted over what is there.

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from fedjax_sec.ops.convolution import LOWERINGS, conv2d
+from fedjax_sec.ops import convolution
 from fedjax_sec.schema import static
 from fedjax_sec.types import Model
 
@@ -19,7 +19,7 @@ def convolution_field() -> Any:
     return static(
         "auto",
         "How convolutions are computed, see `fedjax_sec.ops.convolution`; same up to rounding.",
-        choices=("auto", *LOWERINGS),
+        choices=("auto", *convolution.LOWERINGS),
     )
 
 
@@ -57,16 +57,45 @@ class _Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        shape = (self.size, self.size, x.shape[-1], self.features)
+        last = self.lowering == "batch_last"
+        shape = (self.size, self.size, x.shape[0 if last else -1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
         bias = self.param("bias", self.bias_init, (self.features,), jnp.float32)
-        return conv2d(x, kernel, self.lowering) + bias[None, None, None]
+        if last:
+            return convolution.conv2d_batch_last(x, kernel) + bias[:, None, None, None]
+        return convolution.conv2d(x, kernel, self.lowering) + bias[None, None, None]
 
 
-def conv(width: int, size: int, x, init: str, name: str, lowering: str, kernel: str | None = None):
-    """A valid convolution with stride 1 and a square kernel."""
-    bias = bias_init(init, size * size * x.shape[-1])
-    return _Conv(width, size, kernel_init(kernel or init), bias, lowering, name=name)(x)
+class Convolutional:
+    """The layers on images of one network, in the order of axes that suits how it convolves.
+
+    Images enter by `enter` and leave by `flat`; what lies between may be [B, H, W, C] or
+    [C, H, W, B], so a network must not look at the axes itself.
+    """
+
+    def __init__(self, lowering: str, init: str):
+        self.lowering = convolution.rule_lowering() if lowering == "auto" else lowering
+        self.init, self.batch_last = init, self.lowering == "batch_last"
+
+    def enter(self, x):
+        """[B, H, W, C] in this network's own order."""
+        return convolution.to_batch_last(x) if self.batch_last else x
+
+    def conv(self, width: int, size: int, x, name: str, kernel: str | None = None):
+        """A valid convolution with stride 1 and a square kernel."""
+        bias = bias_init(self.init, size * size * x.shape[0 if self.batch_last else -1])
+        layer = _Conv(width, size, kernel_init(kernel or self.init), bias, self.lowering, name=name)
+        return layer(x)
+
+    def max_pool(self, x, size: int):
+        """The maximum over disjoint windows."""
+        pool = convolution.max_pool_batch_last if self.batch_last else convolution.max_pool
+        return pool(x, size)
+
+    def flat(self, x):
+        """[B, H W C], alike for every order."""
+        x = convolution.to_batch_first(x) if self.batch_last else x
+        return x.reshape(x.shape[0], -1)
 
 
 def flax_model(

@@ -3,8 +3,13 @@
 from flax import linen as nn
 
 from fedjax_sec import registry
-from fedjax_sec.models._common import INITS, conv, convolution_field, dense, flax_model
-from fedjax_sec.ops.convolution import max_pool
+from fedjax_sec.models._common import (
+    INITS,
+    Convolutional,
+    convolution_field,
+    dense,
+    flax_model,
+)
 from fedjax_sec.schema import ConfigError, static
 
 
@@ -16,11 +21,10 @@ class _Network(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        x = nn.relu(conv(16, 3, x, self.scheme, "conv_0", self.lowering, self.first_scheme))
-        x = max_pool(x, 3)
-        x = nn.relu(conv(64, 4, x, self.scheme, "conv_1", self.lowering))
-        x = max_pool(x, 4)
-        x = x.reshape(x.shape[0], -1)
+        images = Convolutional(self.lowering, self.scheme)
+        x = nn.relu(images.conv(16, 3, images.enter(x), "conv_0", self.first_scheme))
+        x = nn.relu(images.conv(64, 4, images.max_pool(x, 3), "conv_1"))
+        x = images.flat(images.max_pool(x, 4))
         x = nn.relu(dense(384, x, self.scheme, "hidden_0"))
         x = nn.relu(dense(192, x, self.scheme, "hidden_1"))
         return dense(self.num_classes, x, self.scheme, "output")

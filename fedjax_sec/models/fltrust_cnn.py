@@ -3,8 +3,13 @@
 from flax import linen as nn
 
 from fedjax_sec import registry
-from fedjax_sec.models._common import INITS, conv, convolution_field, dense, flax_model
-from fedjax_sec.ops.convolution import max_pool
+from fedjax_sec.models._common import (
+    INITS,
+    Convolutional,
+    convolution_field,
+    dense,
+    flax_model,
+)
 from fedjax_sec.schema import ConfigError, static
 
 
@@ -15,10 +20,11 @@ class _Network(nn.Module):
 
     @nn.compact
     def __call__(self, x):
+        images = Convolutional(self.lowering, self.scheme)
+        x = images.enter(x)
         for i, width in enumerate((30, 50)):
-            x = nn.relu(conv(width, 3, x, self.scheme, f"conv_{i}", self.lowering))
-            x = max_pool(x, 2)
-        x = x.reshape(x.shape[0], -1)
+            x = images.max_pool(nn.relu(images.conv(width, 3, x, f"conv_{i}")), 2)
+        x = images.flat(x)
         x = nn.relu(dense(100, x, self.scheme, "hidden"))
         return dense(self.num_classes, x, self.scheme, "output")
 

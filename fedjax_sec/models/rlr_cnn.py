@@ -3,8 +3,13 @@
 from flax import linen as nn
 
 from fedjax_sec import registry
-from fedjax_sec.models._common import INITS, conv, convolution_field, dense, flax_model
-from fedjax_sec.ops.convolution import max_pool
+from fedjax_sec.models._common import (
+    INITS,
+    Convolutional,
+    convolution_field,
+    dense,
+    flax_model,
+)
 from fedjax_sec.schema import ConfigError, static
 
 
@@ -16,10 +21,13 @@ class _Network(nn.Module):
 
     @nn.compact
     def __call__(self, x, train=False):
+        images = Convolutional(self.lowering, self.scheme)
+        x = images.enter(x)
         for i, width in enumerate((32, 64)):
-            x = nn.relu(conv(width, 3, x, self.scheme, f"conv_{i}", self.lowering))
-        x = nn.Dropout(self.dropout, deterministic=not train)(max_pool(x, 2))
-        x = x.reshape(x.shape[0], -1)
+            x = nn.relu(images.conv(width, 3, x, f"conv_{i}"))
+        # After flattening, so that the masks do not depend on the order of axes.
+        x = images.flat(images.max_pool(x, 2))
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
         x = nn.relu(dense(128, x, self.scheme, "hidden"))
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         return dense(self.num_classes, x, self.scheme, "output")

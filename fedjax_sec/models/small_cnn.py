@@ -3,8 +3,13 @@
 from flax import linen as nn
 
 from fedjax_sec import registry
-from fedjax_sec.models._common import INITS, conv, convolution_field, dense, flax_model
-from fedjax_sec.ops.convolution import max_pool
+from fedjax_sec.models._common import (
+    INITS,
+    Convolutional,
+    convolution_field,
+    dense,
+    flax_model,
+)
 from fedjax_sec.schema import ConfigError, static
 
 
@@ -17,10 +22,11 @@ class _Network(nn.Module):
 
     @nn.compact
     def __call__(self, x):
+        images = Convolutional(self.lowering, self.scheme)
+        x = images.enter(x)
         for i, width in enumerate(self.channels):
-            x = nn.relu(conv(width, 3, x, self.scheme, f"conv_{i}", self.lowering))
-        x = max_pool(x, 2)
-        x = x.reshape(x.shape[0], -1)
+            x = nn.relu(images.conv(width, 3, x, f"conv_{i}"))
+        x = images.flat(images.max_pool(x, 2))
         x = nn.relu(dense(self.hidden, x, self.scheme, "hidden"))
         return dense(self.num_classes, x, self.scheme, "output")
 

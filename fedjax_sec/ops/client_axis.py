@@ -28,20 +28,28 @@ class Layout(NamedTuple):
         return NamedSharding(self.mesh(), PartitionSpec()) if self.devices > 1 else None
 
 
+def rule_strategy(convolves: bool) -> str:
+    """What `auto` means where nothing is measured.
+
+    `map` for convolutional networks on CPU, whose patches of one client still fit the cache, and
+    `vmap` elsewhere; see docs/performance.md for the measurements behind it.
+    """
+    return "map" if convolves and on_cpu() else "vmap"
+
+
 def layout(strategy: str, chunk: int | None, num_clients: int, convolves: bool) -> Layout:
     """The layout of a strategy for the clients of a round.
 
     ``vmap`` trains all clients side by side, ``map`` one after another, ``chunked`` `chunk` at a
-    time; ``sharded`` deals them to all local devices, each of which does what ``auto`` would.
-    ``auto`` is ``map`` for convolutional networks on CPU, whose patches of one client still fit the
-    cache, and ``vmap`` elsewhere; see docs/performance.md for the measurements behind it.
+    time; ``sharded`` deals them to all local devices, each of which follows `rule_strategy`, as
+    does ``auto``.
 
     >>> layout("vmap", None, 51, False), layout("chunked", 8, 51, False)
     (Layout(at_once=51, devices=1), Layout(at_once=8, devices=1))
     """
     devices = min(jax.local_device_count(), num_clients) if strategy == "sharded" else 1
     if strategy in ("auto", "sharded"):
-        strategy = "map" if convolves and on_cpu() else "vmap"
+        strategy = rule_strategy(convolves)
     share = -(-num_clients // devices)
     return Layout({"vmap": share, "map": 1}.get(strategy) or min(chunk or 1, share), devices)
 

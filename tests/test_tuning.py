@@ -1,0 +1,155 @@
+"""How local training is computed: candidates, measuring, remembering, resuming."""
+
+import dataclasses
+import json
+import time
+
+import jax
+import numpy as np
+import pytest
+from helpers import small
+
+from fedjax_sec import experiment as experiment_lib
+from fedjax_sec import tuning
+from fedjax_sec.config import from_mapping
+from fedjax_sec.tuning import Choice, Tuning, candidates, tune
+
+CNN = {"name": "small_cnn", "channels": [4], "hidden": 8}
+A, B, C = Choice("vmap"), Choice("map"), Choice("chunked", 8)
+
+
+@pytest.fixture
+def measuring(monkeypatch, tmp_path):
+    """Tuning switched on, with an empty cache folder and nothing remembered."""
+    monkeypatch.setenv("FEDJAX_SEC_TUNING", "on")
+    monkeypatch.setenv("FEDJAX_SEC_CACHE", str(tmp_path))
+    monkeypatch.setattr(tuning, "_found", {})
+    return tmp_path
+
+
+def lasting(milliseconds, calls=None):
+    """A measure under which each choice takes its time; None for one that does not fit."""
+
+    def measure(choice):
+        if milliseconds[choice] is None:
+            return None
+
+        def call():
+            if calls is not None:
+                calls.append(choice)
+            time.sleep(milliseconds[choice] / 1e3)
+
+        return call
+
+    return measure
+
+
+def test_candidates_are_what_the_fields_leave_open():
+    both = candidates("auto", None, "auto", 51)
+    assert both[0] == Choice("map", None, "patches")  # the rule's, on a CPU
+    assert len(both) == len(set(both)) == 2 * len(tuning.LOWERINGS) + 1
+    assert Choice("chunked", 8, "patches") in both
+    assert candidates("auto", None, None, 51) == [A, B, C]
+    assert candidates("auto", None, None, 8) == [A, B]  # no more clients than side by side
+    fixed = candidates("chunked", 3, "auto", 51)
+    assert {choice[:2] for choice in fixed} == {("chunked", 3)}
+    assert next(choice.convolution for choice in fixed) == "patches"
+    assert candidates("auto", None, "rows", 51)[0] == Choice("map", None, "rows")
+    assert candidates("vmap", None, "xla", 51) == [Choice("vmap", None, "xla")]
+    assert candidates("sharded", None, "auto", 51) == [Choice("sharded", None, "patches")]
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "expected"),
+    [
+        ({A: 20, B: 5, C: 40}, B),
+        ({A: 20, B: 19.5, C: 40}, A),  # not clearly faster than the rule's choice
+        ({A: None, B: 20, C: 5}, C),  # the rule's choice does not fit
+        ({A: 20, B: None, C: None}, A),
+        ({A: None, B: None, C: None}, A),
+    ],
+)
+def test_the_fastest_is_chosen(measuring, milliseconds, expected):
+    found = tune([A, B, C], {"work": 1}, lasting(milliseconds))
+    assert found.choice == expected
+    fitting = {str(choice) for choice, value in milliseconds.items() if value is not None}
+    assert found.milliseconds.keys() == fitting
+
+
+def test_a_hopeless_candidate_is_timed_once(measuring):
+    calls = []
+    tune([A, B], {"work": 2}, lasting({A: 5, B: 50}, calls))
+    assert calls.count(B) == 2 and calls.count(A) > 3  # one call each is not counted
+
+
+def test_what_was_measured_is_remembered_by_this_process_and_the_next(measuring, monkeypatch):
+    first = tune([A, B], {"work": 3}, lasting({A: 20, B: 5}))
+    calls = []
+    again = lasting({A: 5, B: 20}, calls)
+    assert tune([A, B], {"work": 3}, again) == first and not calls
+    monkeypatch.setattr(tuning, "_found", {})  # as in another process
+    assert tune([A, B], {"work": 3}, again) == first and not calls
+    (path,) = measuring.glob("tuning/*.json")
+    assert json.loads(path.read_text())["clients"] == "map"
+    assert tune([A, B], {"work": 4}, again).choice == A and calls  # another shape
+    path.write_text("{")  # damaged: measured anew
+    monkeypatch.setattr(tuning, "_found", {})
+    assert tune([A, B], {"work": 3}, again).choice == A
+
+
+def test_nothing_is_measured_when_switched_off_or_nothing_is_open(measuring, monkeypatch):
+    assert tune([B], {}, None) == Tuning(B, {})
+    monkeypatch.setenv("FEDJAX_SEC_TUNING", "off")
+    assert tune([A, B], {}, None) == Tuning(A, {})
+    assert not list(measuring.iterdir())
+
+
+@pytest.mark.parametrize("client", [{"steps": 3}, {"epochs": 1, "keep_optimizer_state": True}])
+def test_an_experiment_is_measured_and_computes_the_same(measuring, client):
+    spec = small(model=CNN, client={"name": "sgd", "batch_size": 3, **client}, rounds=2)
+    found = experiment_lib.run(spec)
+    tuned = found.summary["tuning"]
+    names = {str(choice) for choice in candidates("auto", None, "auto", 5)}
+    assert tuned["milliseconds"].keys() == names
+    assert all(0 < value < 1e4 for value in tuned["milliseconds"].values())
+    for clients, lowering in (("vmap", "rows"), ("map", "batch_last")):
+        fixed = {"execution.clients": clients, "model.convolution": lowering}
+        other = experiment_lib.run(spec, **fixed)
+        assert other.summary["tuning"]["clients"] == clients
+        assert other.summary["tuning"]["milliseconds"] == {}
+        for a, b in zip(jax.tree.leaves(found.params), jax.tree.leaves(other.params), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+    (path,) = measuring.glob("tuning/*.json")
+    assert json.loads(path.read_text())["shape"]["clients"] == 5
+    assert len(experiment_lib.run(spec | {"seed": 5, "defense": "median"}).summary["tuning"]) == 4
+    assert len(list(measuring.glob("tuning/*.json"))) == 1  # neither seed nor defence matters
+
+
+def test_a_resumed_run_computes_as_it_began(measuring, monkeypatch, tmp_path):
+    spec = small(model=CNN, rounds=4)
+    out = tmp_path / "run"
+    monkeypatch.setattr(experiment_lib, "tune", lambda *_: Tuning(Choice("map", None, "rows"), {}))
+
+    def stop(done, rows):
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        experiment_lib.run(spec, out=out, on_evaluation=stop)
+    monkeypatch.setattr(experiment_lib, "tune", None)  # calling it would fail
+    resumed = experiment_lib.run(spec, out=out, resume=True)
+    assert resumed.summary["tuning"]["convolution"] == "rows"
+    assert resumed.summary["layout"]["at_once"] == 1
+
+
+def test_every_choice_reaches_the_network():
+    experiment = from_mapping(small(model=CNN))
+    for lowering in tuning.LOWERINGS:
+        tuning_of = Tuning(Choice("vmap", None, lowering), {})
+        program = experiment_lib.Program(experiment, tuning=tuning_of)
+        chosen = dataclasses.replace(experiment.model, convolution=lowering)
+        x = jax.random.uniform(jax.random.key(0), (2, 8, 8, 1))
+        model = chosen.make((8, 8, 1), 10)
+        variables = model.init(jax.random.key(1))
+        text = str(jax.make_jaxpr(model.apply)(variables, x))
+        assert str(jax.make_jaxpr(program.problem.model.apply)(variables, x)) == text
