@@ -6,11 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import small
 from typer.testing import CliRunner
 
 import fedjax_sec
-from fedjax_sec import cli
-from fedjax_sec.bench import aggregators, peers, timing
+from fedjax_sec import cli, registry
+from fedjax_sec import config as config_lib
+from fedjax_sec.bench import aggregators, fixed, peers, rounds, scaling, timing
+from fedjax_sec.ops.client_axis import Layout
+from fedjax_sec.round import Pool, Problem, make_task, to_pixels
+from fedjax_sec.types import LocalData
 
 
 def test_cases_take_turns_and_slow_ones_fewer(monkeypatch):
@@ -52,7 +57,7 @@ def test_every_rule_is_what_its_name_says():
 def test_bench_writes_machine_command_and_rows(tmp_path, monkeypatch):
     monkeypatch.setattr(timing, "measure_machine", lambda: timing.Rates(1e9, 1e9))
     out = tmp_path / "results" / "b.json"
-    arguments = ["bench", "--out", str(out), "--rule", "krum", "--rule", "mean", "--size", "8,300"]
+    arguments = ["bench", "--out", str(out), "--only", "krum", "--only", "mean", "--size", "8,300"]
     monkeypatch.setattr("sys.argv", ["fedjax-sec", *arguments])
     done = CliRunner().invoke(cli.app, [*arguments, "--repeats", "3", "--no-peers"])
     assert done.exit_code == 0, done.output
@@ -67,7 +72,7 @@ def test_bench_writes_machine_command_and_rows(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--rule", "kurm"], "unknown rule 'kurm'. Did you mean 'krum'?"),
+        (["--only", "kurm"], "unknown 'kurm'. Did you mean 'krum'?"),
         (["--size", "51"], "--size must be K,D such as 51,80000 with K >= 4, got '51'"),
         (["--size", "3,10"], "got '3,10'"),
     ],
@@ -86,3 +91,124 @@ def test_byzfl_agrees_where_the_rules_are_the_same():
         for case in peers.byzfl_cases(theirs[name], updates):
             found = fedjax_sec.aggregate(updates, ours[name].defense)
             np.testing.assert_allclose(found, np.asarray(case.call()), rtol=1e-4, atol=1e-5)
+
+
+def test_flops_are_those_of_the_layers():
+    one = rounds.Workload({"model": "mlp"}, 1, images=1)
+    # forward, weight gradients, and the gradient of the hidden layer's activations
+    assert rounds.flops("", one) == 2 * (79_400 + 79_400 + 1_000)
+    attacked = rounds.Workload({"model": "mlp"}, 1, images=0, attacked=3)
+    assert rounds.flops("", attacked) == 3 * 2 * (79_400 + 79_400)
+    for name, workload in rounds.workloads().items():
+        model = config_lib.from_mapping(workload.experiment).model.make((28, 28, 1), 10)
+        shapes = jax.eval_shape(model.init, jax.random.key(0))
+        image = jax.ShapeDtypeStruct((1, 28, 28, 1), jnp.float32)
+        cost = jax.jit(model.apply).lower(shapes, image).cost_analysis()
+        every = rounds.PRODUCTS[workload.experiment["model"]][1]
+        assert 2 * every == pytest.approx(cost["flops"], rel=0.05), name
+
+
+@pytest.mark.parametrize("name", ["mlp", "fltrust_cnn"])
+@pytest.mark.parametrize("kind", ["one step", "epochs", "pgd"])
+def test_the_pytorch_loop_computes_our_updates(name, kind):
+    """The peer does the same work: same weights and data, same updates."""
+    pytest.importorskip("torch", reason="PyTorch is not installed (extra `bench`)")
+    from fedjax_sec.bench import torch_loop
+
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 256, (24, 28, 28, 1), np.uint8)
+    y = rng.integers(0, 10, 24).astype(np.int32)
+    pgd = {"eps": 0.1, "step_size": 0.03, "pgd_steps": 5, "fraction": 1.0, "random_start": False}
+    steps = {"epochs": 2} if kind == "epochs" else {"steps": 1}
+    model = registry.models.build(name).make((28, 28, 1), 10)
+    problem = Problem(
+        model=model, input_shape=(28, 28, 1), num_classes=10, pixel_scale=255.0, mean=(0.2,),
+        std=(0.3,), num_clients=3, clients_per_round=3, omniscient=False, layout=Layout(3),
+    )  # fmt: skip
+    task = make_task(problem, Pool(jnp.asarray(x), jnp.asarray(y)))
+    optimizer = {"name": "sgd", "learning_rate": 0.1, "momentum": 0.9}
+    spec = {"name": "sgd", "batch_size": 8, "optimizer": optimizer, **steps}
+    client = registry.clients.build(
+        spec | ({"name": "adversarial", **pgd} if kind == "pgd" else {})
+    )
+    variables = model.init(jax.random.key(1))
+    params = jax.flatten_util.ravel_pytree(variables)[0]
+
+    def train(number):
+        def fetch(position):
+            row = 8 * number + position
+            return to_pixels(jnp.asarray(x)[row], 255.0), jnp.asarray(y)[row]
+
+        local = LocalData(jnp.asarray(8), 8, jnp.asarray(0), fetch)
+        return client.apply(jax.random.key(number), params, client.init(task.dim), local, task)[0]
+
+    ours = [task.unravel(train(number)) for number in range(3)]
+
+    network = torch_loop.network(name)
+    torch_loop.load_parameters(network, variables)
+    loop = torch_loop.Simulator(
+        network, x, y, [range(8 * i, 8 * i + 8) for i in range(3)], batch_size=8, **steps,
+        momentum=0.9, aggregate=lambda stack: stack.mean(0), mean=0.2, std=0.3,
+        pgd=pgd if kind == "pgd" else None,
+    )  # fmt: skip
+    before = [weight.detach().clone() for weight in loop.weights]
+    loop.round()
+    for row, update in zip(loop.stack, ours, strict=True):
+        expected = torch_loop.network(name)
+        torch_loop.load_parameters(expected, update)
+        parts = row.split([weight.numel() for weight in before])
+        for found, weight in zip(parts, expected.parameters(), strict=True):
+            np.testing.assert_allclose(
+                found.numpy(), weight.detach().flatten().numpy(), rtol=2e-3, atol=2e-6
+            )
+    moved = loop.weights[0].detach() - before[0]
+    mean = loop.stack.mean(0)[: moved.numel()].view_as(moved)
+    np.testing.assert_allclose(moved.numpy(), mean.numpy(), atol=1e-6)
+
+
+def test_the_pytorch_attack_is_alie():
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed (extra `bench`)")
+    from fedjax_sec.bench import torch_loop
+
+    updates = np.random.default_rng(0).normal(size=(9, 30)).astype(np.float32)
+    stack = torch.from_numpy(updates.copy())
+    torch_loop.alie(4, 1.5)(stack)
+    ours = fedjax_sec.attack(updates, "alie", malicious=np.arange(9) < 4, z=1.5)
+    np.testing.assert_allclose(stack.numpy(), ours, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["round"], "Unknown benchmark 'round'. Did you mean 'rounds'?"),
+        (["rounds", "--size", "8,300"], "--size belongs to the benchmark 'aggregators'"),
+        (["scaling", "--only", "seed_s"], "--only: unknown 'seed_s'. Did you mean 'seeds'?"),
+    ],
+)
+def test_bench_refuses_what_it_does_not_know(arguments, message, tmp_path):
+    out = tmp_path / "b.json"
+    done = CliRunner().invoke(cli.app, ["bench", *arguments, "--out", str(out)])
+    assert done.exit_code == 2 and not out.exists()
+    assert message in " ".join(done.output.split())
+
+
+@pytest.mark.parametrize("axis", ["K", "seeds"])
+def test_scaling_has_a_row_for_each_size(axis, monkeypatch):
+    monkeypatch.setattr(scaling, "CLIENTS", (8, 9))
+    monkeypatch.setattr(scaling, "SEEDS", (1, 2))
+    monkeypatch.setattr(scaling, "RULES", ("mean", "krum"))
+    monkeypatch.setattr(scaling, "MLP", small(rounds=2))
+    rows = scaling.run(timing.Rates(1e9, 1e9), [axis], repeats=3)
+    if axis == "K":
+        assert [(row["K"], row["rule"]) for row in rows] == [
+            (8, "mean"), (8, "krum"), (9, "mean"), (9, "krum")
+        ]  # fmt: skip
+        assert all(row["ours ms"] > 0 for row in rows)
+    else:
+        assert [row["seeds"] for row in rows] == [1, 2]
+        assert all(row["faster"] > 0 for row in rows)
+
+
+def test_the_trivial_round_is_timed():
+    row = fixed._trivial_round(repeats=3, rounds=3)
+    assert 0 < row["ms"] < 1e4

@@ -1,1 +1,39 @@
 """Speed measurements: our time beside a peer's and the machine's own limit, in one run."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from fedjax_sec.bench import aggregators, fixed, rounds, scaling
+
+
+class Suite(NamedTuple):
+    """What `fedjax-sec bench NAME` runs: `names()` are the parts that can be chosen alone."""
+
+    names: Callable
+    run: Callable
+
+
+SUITES = {
+    "aggregators": Suite(
+        lambda: aggregators.rules(4, 1),
+        lambda rates, only, repeats, with_peers, data_dir, shapes: aggregators.run(
+            rates, shapes or aggregators.SHAPES, only, repeats, with_peers
+        ),
+    ),
+    "rounds": Suite(
+        rounds.workloads,
+        lambda rates, only, repeats, with_peers, data_dir, shapes: rounds.run(
+            rates, only, repeats, data_dir, with_peers
+        ),
+    ),
+    "scaling": Suite(
+        lambda: ("K", "D", "batch", "seeds"),
+        lambda rates, only, repeats, with_peers, data_dir, shapes: scaling.run(
+            rates, only, repeats, data_dir
+        ),
+    ),
+    "fixed": Suite(
+        tuple,
+        lambda rates, only, repeats, with_peers, data_dir, shapes: fixed.run(repeats, data_dir),
+    ),
+}

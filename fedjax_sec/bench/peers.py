@@ -40,7 +40,8 @@ def byzfl_aggregators(f: int, num_iterations: int, radius: float) -> dict[str, C
         "krum": byzfl.Krum(f=f),
         "multi_krum": byzfl.MultiKrum(f=f),
         "geometric_median": byzfl.GeometricMedian(nu=0.1, T=num_iterations),
-        "centered_clipping": byzfl.CenteredClipping(L=1, tau=radius),
+        # It keeps its last result as the next centre: a new one for each call starts at zero.
+        "centered_clipping": lambda stack: byzfl.CenteredClipping(L=1, tau=radius)(stack),
     }
 
 

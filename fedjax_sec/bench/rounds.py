@@ -1,0 +1,199 @@
+"""Whole rounds: ours, a plain PyTorch loop with ByzFL's rules, and the limit by arithmetic."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from fedjax_sec import config as config_lib
+from fedjax_sec.bench import peers
+from fedjax_sec.bench.timing import Case, Rates, take_turns
+from fedjax_sec.experiment import Program, make_population
+
+#: Multiplications of one image's forward pass: the first layer's, and all layers'.
+PRODUCTS = {
+    "mlp": (784 * 100, 784 * 100 + 100 * 10),
+    "fltrust_cnn": (26**2 * 9 * 30, 26**2 * 9 * 30 + 11**2 * 270 * 50 + 1250 * 100 + 100 * 10),
+    "rlr_cnn": (26**2 * 9 * 32, 26**2 * 9 * 32 + 24**2 * 288 * 64 + 9216 * 128 + 128 * 10),
+}
+ALIE = {"name": "alie", "z": 1.5}
+DEFENSES = {
+    "mean": {"name": "mean", "weighted": False},
+    "median": {"name": "median"},
+    "trimmed mean": {"name": "trimmed_mean"},
+    "Krum": {"name": "krum"},
+    "Bulyan": {"name": "bulyan"},
+}
+PGD = {"eps": 0.3, "step_size": 0.01, "pgd_steps": 40, "fraction": 0.5}
+
+
+class Workload(NamedTuple):
+    """A round to time: our configuration, rounds in one timed call, and what it must compute."""
+
+    experiment: dict
+    rounds: int
+    images: int  # forward and backward passes of the weights
+    attacked: int = 0  # forward and backward passes of inputs alone
+
+
+def workloads(data_dir: str | None = None) -> dict[str, Workload]:
+    """All benchmarked rounds by name."""
+    data = {"data_dir": data_dir} if data_dir else {}
+    threat = {"num_malicious": 12, "placement": "first"}
+    momentum = {"name": "sgd", "learning_rate": 1.0, "momentum": 0.9}
+    found = {}
+    for attack_name, attack in (("no attack", None), ("ALIE", ALIE)):
+        for name, defense in DEFENSES.items():
+            needs_f = {} if name in ("mean", "median") else {"num_byzantine": 12}
+            found[f"ALIE MNIST, {attack_name}, {name}"] = Workload(
+                {
+                    "data": {"name": "mnist", "num_clients": 51, **data},
+                    "model": "mlp",
+                    "client": {"name": "sgd", "steps": 1, "batch_size": 83, "l2": 1e-4},
+                    "server": {"optimizer": momentum},
+                    "threat": threat if attack else {},
+                    "attack": attack,
+                    "defense": defense | needs_f,
+                },
+                15, 51 * 83,
+            )  # fmt: skip
+    for name in ("mean", "median", "Krum"):
+        needs_f = {"num_byzantine": 20} if name == "Krum" else {}
+        found[f"FLTrust CNN, {name}"] = Workload(
+            {
+                "data": {"name": "fashion_mnist", "num_clients": 100, **data},
+                "model": "fltrust_cnn",
+                "client": {"name": "sgd", "steps": 1, "batch_size": 32},
+                "defense": DEFENSES[name] | needs_f,
+            },
+            2, 100 * 32,
+        )  # fmt: skip
+    found["PGD-40 CNN, mean"] = Workload(
+        {
+            "data": {"name": "fashion_mnist", "num_clients": 51, **data},
+            "model": "fltrust_cnn",
+            "client": {"name": "adversarial", "steps": 1, "batch_size": 64, **PGD},
+            "defense": DEFENSES["mean"],
+        },
+        1, 51 * 64, 51 * 32 * PGD["pgd_steps"],
+    )  # fmt: skip
+    # A tenth of the paper's 60,000 images: its time is proportional, and minutes long.
+    found["RLR Fashion-MNIST, a tenth, mean"] = Workload(
+        {
+            "data": {"name": "fashion_mnist", "num_clients": 10, "max_train": 6000, **data},
+            "model": "rlr_cnn",
+            "client": {
+                "name": "sgd", "epochs": 2, "batch_size": 256,
+                "optimizer": {"name": "sgd", "learning_rate": 0.1, "momentum": 0.9},
+            },
+            "defense": DEFENSES["mean"],
+        },
+        1, 2 * 6000,
+    )  # fmt: skip
+    return found
+
+
+def flops(name: str, workload: Workload) -> float:
+    """Operations that nobody can avoid: per image a forward pass, the weights' gradients, and the
+    inputs' gradients of all layers but the first; for PGD, of all layers, without the weights'.
+
+    >>> round(flops("", Workload({"model": "mlp"}, 1, images=1)) / 79_400, 2)
+    4.03
+    """
+    first, every = PRODUCTS[workload.experiment["model"]]
+    return 2 * (workload.images * (3 * every - first) + workload.attacked * 2 * every)
+
+
+def run(
+    rates: Rates, only: Sequence[str] = (), repeats: int = 5, data_dir: str | None = None,
+    with_peers: bool = True, at_most: float = 60.0,
+) -> list[dict]:  # fmt: skip
+    """One row a workload: rounds per second, ratios, compile seconds, memory."""
+    rows = []
+    for name, workload in workloads(data_dir).items():
+        if not only or any(word in name for word in only):
+            rows.append(_row(name, workload, rates, repeats, with_peers, at_most))
+    return rows
+
+
+def _row(name, workload, rates, repeats, with_peers, at_most) -> dict:
+    rounds = workload.rounds
+    changes = {"rounds": rounds, "evaluation.every": rounds, "evaluation.diagnostics": False}
+    experiment = config_lib.from_mapping(workload.experiment, changes)
+    program = Program(experiment).prepare([experiment])
+    replicas, _ = program.replicas([experiment])
+    state = program.init(replicas)
+
+    def ours():
+        nonlocal state
+        state, _ = program.advance(state, replicas, 0, rounds)
+        jax.block_until_ready(state)
+
+    cases = [Case("ours", ours)]
+    if with_peers and (theirs := torch_round(experiment, program)) is not None:
+        cases.append(Case("PyTorch loop", lambda: [theirs() for _ in range(rounds)]))
+    found = take_turns(cases, repeats, at_most)
+    seconds = found["ours"].median / rounds
+    limit = rates.seconds(flops(name, workload), 0.0)
+    row = {
+        "round": name,
+        "ours rounds/s": 1 / seconds,
+        "ours ms": 1e3 * seconds,
+        "fastest ms": 1e3 * found["ours"].fastest / rounds,
+        "slowest ms": 1e3 * found["ours"].slowest / rounds,
+        "limit ms": 1e3 * limit,
+        "times the limit": seconds / limit,
+        "compile s": program.compile_seconds,
+        "temporary MiB": program.compiled[f"advance {rounds}"].get("temporary_bytes", 0) / 2**20,
+        "computed as": str(program.tuning.choice),
+    }
+    if "PyTorch loop" in found:
+        theirs_seconds = found["PyTorch loop"].median / rounds
+        row["PyTorch loop ms"] = 1e3 * theirs_seconds
+        row["faster than PyTorch loop"] = theirs_seconds / seconds
+    return row
+
+
+def torch_round(experiment, program) -> Callable | None:
+    """One round of the PyTorch loop on the same data; None where it or ByzFL's rule is missing.
+
+    Without an attack or a rule to compare, the server's and the clients' settings are ours.
+    """
+    if peers.missing():
+        return None
+    (stage,) = experiment.defense.stages
+    f = getattr(stage, "num_byzantine", None) or 0
+    known = peers.byzfl_aggregators(f, 3, 100.0)
+    if stage.registered_name not in known:
+        return None
+    from fedjax_sec.bench import torch_loop
+
+    population, _ = make_population(experiment, np.asarray(program.source.y_train))
+    client = experiment.client
+    optimizer = client.optimizer.dump_spec()
+    attack = None
+    if experiment.attack.stages:
+        attack = torch_loop.alie(experiment.threat.num_malicious, experiment.attack.stages[0].z)
+    pgd = None
+    if client.registered_name == "adversarial":
+        names = ("fraction", "eps", "step_size", "pgd_steps", "random_start")
+        pgd = {name: getattr(client, name) for name in names}
+    simulator = torch_loop.Simulator(
+        torch_loop.network(experiment.model.registered_name),
+        program.source.x_train,
+        program.source.y_train,
+        [row[:count] for row, count in zip(population.index, population.counts, strict=True)],
+        batch_size=client.batch_size,
+        steps=client.steps,
+        epochs=client.epochs,
+        learning_rate=optimizer["learning_rate"],
+        momentum=optimizer.get("momentum") or 0.0,
+        aggregate=known[stage.registered_name],
+        attack=attack,
+        pgd=pgd,
+        mean=program.source.mean[0],
+        std=program.source.std[0],
+        device="cuda" if jax.default_backend() == "gpu" else "cpu",
+    )
+    return simulator.round

@@ -1,0 +1,140 @@
+"""How time grows with K, D, the batch size, and the number of seeds in a sweep."""
+
+import time
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_sec import config as config_lib
+from fedjax_sec.api import _aggregate
+from fedjax_sec.bench.aggregators import rules
+from fedjax_sec.bench.timing import Case, Rates, take_turns
+from fedjax_sec.experiment import Program, train
+from fedjax_sec.pipeline import Defense
+
+RULES = ("mean", "median", "trimmed_mean", "near_median", "krum", "bulyan", "geometric_median")
+CLIENTS = (10, 20, 51, 100, 200)
+DIMS = (10_000, 80_000, 300_000, 1_000_000)
+BATCHES = (8, 16, 32, 83, 166)
+SEEDS = (1, 2, 4, 8, 16)
+MLP = {
+    "data": {"name": "digits", "num_clients": 20},
+    "client": {"name": "sgd", "steps": 1, "batch_size": 32},
+    "threat": {"num_malicious": 4},
+    "attack": {"name": "alie", "z": 1.5},
+    "defense": {"name": "krum", "num_byzantine": 4},
+    "rounds": 300,
+    "evaluation": {"every": 50},
+}
+
+
+def run(rates: Rates, only: Sequence[str] = (), repeats: int = 5, data_dir=None) -> list[dict]:
+    """Rows of all sweeps over a size; `only` names some of `K`, `D`, `batch`, `seeds`."""
+    parts = {
+        "K": lambda: _stacks("K", [(k, 80_000) for k in CLIENTS], rates, repeats),
+        "D": lambda: _stacks("D", [(51, d) for d in DIMS], rates, repeats),
+        "batch": lambda: _batches(rates, repeats, data_dir),
+        "seeds": lambda: _seeds(repeats),
+    }
+    return [row for name, part in parts.items() if not only or name in only for row in part()]
+
+
+def _stacks(axis, shapes, rates, repeats) -> list[dict]:
+    rows = []
+    for num_rows, dim in shapes:
+        stack = jnp.asarray(
+            np.random.default_rng(0).normal(size=(num_rows, dim)).astype(np.float32)
+        )
+        known = rules(num_rows, dim)
+        cases = []
+        for name in RULES:
+            args = (
+                Defense.build(known[name].defense),
+                stack,
+                jnp.ones(num_rows),
+                jax.random.key(0),
+            )
+            function = _aggregate.lower(*args).compile()
+            cases.append(Case(name, lambda f=function, a=args: f(*a).block_until_ready()))
+        for name, timing in take_turns(cases, repeats).items():
+            limit = rates.seconds(known[name].flops, 4 * (num_rows + 1) * dim)
+            rows.append(
+                {
+                    "over": axis, "K": num_rows, "D": dim, "rule": name,
+                    "ours ms": 1e3 * timing.median, "limit ms": 1e3 * limit,
+                }
+            )  # fmt: skip
+    return rows
+
+
+def _batches(rates, repeats, data_dir) -> list[dict]:
+    rows = []
+    for model, products in (("mlp", 79_400), ("fltrust_cnn", 1_942_020)):
+        for batch in BATCHES if model == "mlp" else BATCHES[:3]:
+            spec = {
+                "data": {"name": "mnist", "num_clients": 51, "data_dir": data_dir},
+                "model": model,
+                "client": {"name": "sgd", "steps": 1, "batch_size": batch},
+                "defense": {"name": "mean", "weighted": False},
+                "rounds": 2,
+                "evaluation": {"every": 2, "diagnostics": False},
+            }
+            experiment = config_lib.from_mapping(spec)
+            program = Program(experiment).prepare([experiment])
+            replicas, _ = program.replicas([experiment])
+            state = [program.init(replicas)]
+
+            def call(program=program, replicas=replicas, state=state):
+                state[0], _ = program.advance(state[0], replicas, 0, 2)
+                jax.block_until_ready(state[0])
+
+            timing = take_turns([Case("ours", call)], repeats, at_most=20.0)["ours"]
+            rows.append(
+                {
+                    "over": "batch", "model": model, "K": 51, "B": batch,
+                    "ours ms": 1e3 * timing.median / 2,
+                    "limit ms": 1e3 * rates.seconds(6.0 * products * 51 * batch, 0.0),
+                    "computed as": str(program.tuning.choice),
+                }
+            )  # fmt: skip
+    return rows
+
+
+def _seeds(repeats) -> list[dict]:
+    """Sweeps of seeds in one program against runs one after another, compilation included.
+
+    Nothing is read from the cache of compiled programs: both compile, the single runs each time.
+    """
+    cached = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)
+    try:
+        rows = []
+        experiments = [config_lib.from_mapping(MLP | {"seed": seed}) for seed in range(max(SEEDS))]
+        train([experiments[0]])  # reads the data
+        for size in SEEDS:
+            together, alone = [], []
+            for _ in range(max(repeats // 2, 3)):
+                together.append(_seconds(lambda size=size: train(experiments[:size])))
+                alone.append(
+                    _seconds(lambda size=size: [train([one]) for one in experiments[:size]])
+                )
+            rows.append(
+                {
+                    "over": "seeds", "seeds": size,
+                    "one sweep s": float(np.median(together)),
+                    "one after another s": float(np.median(alone)),
+                    "faster": float(np.median(alone) / np.median(together)),
+                }
+            )  # fmt: skip
+        return rows
+    finally:
+        jax.config.update("jax_enable_compilation_cache", cached)
+
+
+def _seconds(call) -> float:
+    jax.clear_caches()
+    begin = time.perf_counter()
+    call()
+    return time.perf_counter() - begin
