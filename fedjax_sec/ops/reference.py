@@ -5,6 +5,7 @@ and these against NumPy. They promise no speed, no low memory and, unlike the ke
 cancellation or overflow beyond what a rule needs with huge values.
 """
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -27,7 +28,7 @@ def _share(filled, valid, lowest, highest, with_kept):
     if not with_kept:
         return None
     inside = (lowest[None, :] <= filled) & (filled <= highest[None, :]) & valid[:, None]
-    return inside.mean(axis=1)
+    return inside.mean(axis=1, dtype=filled.dtype)
 
 
 def _finish(value, n):
@@ -88,20 +89,21 @@ def kmeans_mean(updates, valid, threshold, *, with_kept=True):
     center, _ = median(updates, valid)
     v0 = jnp.where(row < n, v - center[None, :], 0.0)
     everything = _finish(jnp.mean(v0, axis=0, where=row < n), n)
-    best = jnp.full(v.shape[1], -jnp.inf)
-    value, lowest, highest = everything, v[0], v[n - 1]
-    for s in range(1, len(v)):
+
+    def split(s):
         left = jnp.mean(v0, axis=0, where=row < s)
         right = jnp.sum(v0, axis=0, where=(row >= s) & (row < n)) / jnp.maximum(n - s, 1)
-        score = jnp.sqrt(float(s)) * jnp.sqrt(jnp.maximum(n - s, 0)) * (right - left)
-        better = (s < n) & (score > best)
-        apart = right - left > threshold
+        score = jnp.sqrt(s * jnp.maximum(n - s, 0).astype(v.dtype)) * (right - left)
+        apart = (s < n) & (right - left > threshold)
         keep_left, keep_right = apart & (s > n - s), apart & (s < n - s)
-        chosen = jnp.where(keep_left, left, jnp.where(keep_right, right, everything))
-        value = jnp.where(better, chosen, value)
-        lowest = jnp.where(better, jnp.where(keep_right, v[s], v[0]), lowest)
-        highest = jnp.where(better, jnp.where(keep_left, v[s - 1], v[n - 1]), highest)
-        best = jnp.where(better, score, best)
+        value = jnp.where(keep_left, left, jnp.where(keep_right, right, everything))
+        lowest = jnp.where(keep_right, v[s], v[0])
+        highest = jnp.where(keep_left, v[s - 1], v[n - 1])
+        return jnp.where(s < n, score, -jnp.inf), value, lowest, highest
+
+    score, *found = jax.vmap(split)(jnp.arange(1, max(len(v), 2)))
+    best = jnp.argmax(score, axis=0)[None, :]
+    value, lowest, highest = (jnp.take_along_axis(a, best, axis=0)[0] for a in found)
     return _finish(center + value, n), _share(filled, valid, lowest, highest, with_kept)
 
 
@@ -136,6 +138,65 @@ def row_norms(updates):
     return jnp.sqrt(jnp.sum(updates**2, axis=1))
 
 
+def finite_rows(updates):
+    """Which rows hold only numbers.
+
+    >>> finite_rows(jnp.array([[1.0], [jnp.nan]])).tolist()
+    [True, False]
+    """
+    return jnp.isfinite(updates).all(axis=1)
+
+
+def sign_votes(updates, valid):
+    """Sum of the signs.
+
+    >>> sign_votes(jnp.array([[2.0], [3.0], [-1.0]]), jnp.ones(3, bool)).tolist()
+    [1.0]
+    """
+    return jnp.sum(jnp.where(valid[:, None], jnp.sign(updates), 0.0), axis=0)
+
+
+def distances_from(updates, center):
+    """Euclidean distances from a point.
+
+    >>> distances_from(jnp.array([[3.0, 5.0]]), jnp.array([0.0, 1.0])).tolist()
+    [5.0]
+    """
+    return row_norms(updates - center[None, :])
+
+
+def geometric_median(updates, weights, start, num_iterations, smoothing=1e-6):
+    """Weiszfeld's iteration: means weighted by the inverse distances from the last mean.
+
+    >>> geometric_median(jnp.array([[0.0], [4.0]]), jnp.ones(2), jnp.ones(1), 1)[0].tolist()
+    [1.0]
+    """
+    center, influence = start, jnp.zeros_like(weights)
+    for _ in range(num_iterations):
+        distance = jnp.maximum(distances_from(updates, center), smoothing)
+        influence = jnp.where(weights > 0, weights / distance, 0.0)
+        center = weighted_mean(updates, influence)
+    total = influence.sum()
+    return center, influence / jnp.where(total == 0, 1.0, total)
+
+
+def centered_clip(updates, valid, start, num_iterations, radius):
+    """Repeatedly add the mean of the differences, each no longer than the radius.
+
+    >>> x = jnp.array([[0.0], [9.0]])
+    >>> centered_clip(x, jnp.ones(2, bool), jnp.zeros(1), 1, 3.0)[0].tolist()
+    [1.5]
+    """
+    center, factor = start, jnp.zeros(len(updates), updates.dtype)
+    for _ in range(num_iterations):
+        distance = distances_from(updates, center)
+        factor = jnp.where(distance > radius, radius / distance, 1.0)
+        factor = jnp.where(valid, factor, 0.0)
+        difference = jnp.where(valid[:, None], updates - center[None, :], 0.0)
+        center = center + factor @ difference / jnp.maximum(valid.sum(), 1)
+    return center, factor
+
+
 def squared_distances(updates, valid):
     """Squared distances from differences, unscaled (scale one).
 
@@ -143,7 +204,7 @@ def squared_distances(updates, valid):
     [[0.0, 4.0], [4.0, 0.0]]
     """
     clean = jnp.where(valid[:, None], updates, 0.0)
-    squares = jnp.stack([jnp.sum((clean - row[None, :]) ** 2, axis=1) for row in clean])
+    squares = jax.lax.map(lambda row: jnp.sum((clean - row[None, :]) ** 2, axis=1), clean)
     squares = jnp.where(jnp.isnan(squares), jnp.inf, squares)
     squares = jnp.where(jnp.eye(len(updates), dtype=bool), 0.0, squares)
     both = valid[:, None] & valid[None, :]
@@ -158,14 +219,14 @@ def krum_scores(sqdist, alive, num_neighbours, squared=True):
     """
     distance = sqdist if squared else jnp.sqrt(sqdist)
     near = jnp.minimum(jnp.maximum(num_neighbours, 1), alive.sum() - 1)
-    scores = []
-    for i in range(len(sqdist)):
+
+    def score(i):
         other = alive & (jnp.arange(len(sqdist)) != i)
         ordered = jnp.sort(jnp.where(other, distance[i], jnp.inf))
-        score = jnp.sum(ordered, where=jnp.arange(len(sqdist)) < near)
-        score = jnp.minimum(score, jnp.finfo(score.dtype).max)
-        scores.append(jnp.where(alive[i], score, jnp.inf))
-    return jnp.stack(scores)
+        total = jnp.sum(ordered, where=jnp.arange(len(sqdist)) < near)
+        return jnp.where(alive[i], jnp.minimum(total, jnp.finfo(total.dtype).max), jnp.inf)
+
+    return jax.vmap(score)(jnp.arange(len(sqdist)))
 
 
 def krum_sequence(sqdist, valid, num_select, num_select_actual, neighbours_fn, squared=True):
