@@ -11,6 +11,10 @@ module               contents
 ``coordinatewise``   `median`, `trimmed_mean`, `mean_near_median`, `kmeans_mean`
 ``moments``          `weighted_mean`, `mean_and_std`, `row_norms`, `finite_rows`
 ``distances``        `squared_distances`, `krum_scores`, `krum_sequence`
+``iterative``        `distances_from`, `geometric_median`, `centered_clip`
+``signs``            `sign_votes`
+``perturbation``     `z_max`
+``precision``        `wide`, the type of sums, and `root`, with a derivative at zero
 ``reference``        the same signatures in plain ``jnp``: slow and obviously right
 ===================  ==========================================================================
 
@@ -18,4 +22,9 @@ Shared rules. ``valid`` (bool ``[K]``, may be traced) marks the rows that exist:
 hold anything, NaN and infinity included, and the result is that of the valid rows alone. Counts
 that depend on the number ``n`` of valid rows are floored so that no mean is over nothing. With no
 valid row at all the result is zero. Valid rows must not hold NaN, except for the distances.
+
+Results have the type of the updates (distances at least float32); half precision is added up in
+float32. Gradients exist where the mathematics has one: not for votes, counts and Krum's choice.
+Where two values tie or a norm is zero they are finite, and rows that do not take part get zero,
+whatever they hold, also under `vmap`.
 """

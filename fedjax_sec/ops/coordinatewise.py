@@ -8,7 +8,8 @@ rule used in that coordinate, so clients that tie count alike. With ``with_kept=
 and costs nothing.
 
 No rule subtracts a value after having added it: a finite but huge malicious value (1e30) that
-enters a float32 sum cannot be taken out again.
+enters a float32 sum cannot be taken out again. Half precision is sorted as it is and averaged in
+float32.
 """
 
 from collections.abc import Callable
@@ -17,6 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from fedjax_sec.ops.precision import wide
 from fedjax_sec.ops.sorting import (
     map_columns,
     map_columns_pair,
@@ -40,9 +42,12 @@ class _Sorted:
         block = jnp.where(valid[:, None], block, jnp.inf)
         self.n = valid.sum()
         self.num_rows = block.shape[0]
-        self.dtype = block.dtype
+        self.dtype = wide(block.dtype)
         self.unrolled = unrolled(self.num_rows)
-        self.rows = sorted_rows(block) if self.unrolled else sort_block(block)
+        if self.unrolled:
+            self.rows = [row.astype(self.dtype) for row in sorted_rows(block)]
+        else:
+            self.rows = sort_block(block).astype(self.dtype)
 
     def row(self, index: Int[Array, ""] | Int[Array, "1 C"]) -> Float[Array, "1 C"]:
         """``v[index]``, where index may be traced and differ between columns."""
@@ -99,7 +104,9 @@ def _halfway(low: Array, high: Array) -> Array:
 
 def _shares(updates, valid, lowest, highest) -> Float[Array, "K"]:
     inside = (lowest[None, :] <= updates) & (updates <= highest[None, :]) & valid[:, None]
-    return inside.sum(axis=1, dtype=jnp.int32).astype(updates.dtype) / max(updates.shape[1], 1)
+    # Not in half precision: in float16 more than 65504 coordinates are infinitely many.
+    count = inside.sum(axis=1, dtype=jnp.int32).astype(wide(updates.dtype))
+    return (count / max(updates.shape[1], 1)).astype(updates.dtype)
 
 
 def _pair(rule, updates) -> tuple[Float[Array, "D"], Float[Array, "D"]]:
@@ -107,8 +114,8 @@ def _pair(rule, updates) -> tuple[Float[Array, "D"], Float[Array, "D"]]:
     return low[0], high[0]
 
 
-def _finish(value: Float[Array, "D"], valid: Bool[Array, "K"]) -> Float[Array, "D"]:
-    return jnp.where(valid.any(), value, 0.0)
+def _finish(value: Float[Array, "D"], updates, valid) -> Float[Array, "D"]:
+    return jnp.where(valid.any(), value, 0.0).astype(updates.dtype)
 
 
 def _reduce(
@@ -128,7 +135,7 @@ def _reduce(
         start, stop = bounds(v)
         return v.row(start), v.row(stop - 1)
 
-    value = _finish(map_columns(mean, updates), valid)
+    value = _finish(map_columns(mean, updates), updates, valid)
     if not with_kept:
         return value, None
     # Sorting a second time costs less on CPU than keeping the sorted rows.
@@ -157,9 +164,9 @@ def median(
 
     if not with_kept:
         value = map_columns(lambda block: _Sorted(block, valid).center()[0], updates)
-        return _finish(value, valid), None
+        return _finish(value, updates, valid), None
     low, high = _pair(lambda block: _Sorted(block, valid).middle(), updates)
-    return _finish(_halfway(low, high), valid), _shares(updates, valid, low, high)
+    return _finish(_halfway(low, high), updates, valid), _shares(updates, valid, low, high)
 
 
 def trimmed_mean(
@@ -269,7 +276,7 @@ def kmeans_mean(
     n = valid.sum()
 
     def rule(block):
-        ordered = sort_block(jnp.where(valid[:, None], block, jnp.inf))
+        ordered = sort_block(jnp.where(valid[:, None], block, jnp.inf)).astype(wide(block.dtype))
         dtype, num_rows = ordered.dtype, ordered.shape[0]
         low = lax.dynamic_index_in_dim(ordered, jnp.maximum(n - 1, 0) // 2, 0, keepdims=False)
         high = lax.dynamic_index_in_dim(ordered, jnp.minimum(n // 2, num_rows - 1), 0, False)
@@ -316,5 +323,5 @@ def kmeans_mean(
         return center + best["value"], best["lowest"], best["highest"]
 
     value, lowest, highest = map_columns(rule, updates, chunk=sort_chunk())
-    value = _finish(value, valid)
+    value = _finish(value, updates, valid)
     return value, _shares(updates, valid, lowest, highest) if with_kept else None

@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from fedjax_sec.ops.backend import on_cpu
 from fedjax_sec.ops.moments import inverse_power
+from fedjax_sec.ops.precision import root, wide
 
 
 def squared_distances(
@@ -20,7 +21,8 @@ def squared_distances(
     valid rows, and z the row that attains this median, one Gram matrix G of ``c (u_i - z)`` gives
     ``d_ij = G_ii + G_jj - 2 G_ij = c^2 |u_i - u_j|^2``. The shift keeps the accuracy when the
     updates nearly coincide, the scale keeps the squares in range. The true distance is
-    ``sqrt(d) / c``. Whatever cannot be represented is infinite.
+    ``sqrt(d) / c``. Whatever cannot be represented is infinite. Distances of half precision are
+    float32, since D squares near one leave the range of float16 and close ones would tie.
 
     Args:
         updates: stack of client updates; valid rows may be huge, or hold NaN or infinity.
@@ -37,6 +39,7 @@ def squared_distances(
     num_rows = updates.shape[0]
     # Faster on CPU than the maximum of absolute values.
     magnitude = jnp.maximum(jnp.max(updates, axis=1), -jnp.min(updates, axis=1))
+    magnitude = magnitude.astype(wide(updates.dtype))
     magnitude = jnp.where(valid & ~jnp.isnan(magnitude), magnitude, jnp.inf)
     middle = jnp.argsort(magnitude)[jnp.maximum(valid.sum() - 1, 0) // 2]
     usable = jnp.isfinite(magnitude[middle])
@@ -68,7 +71,8 @@ def _gram(
     """
 
     def product(rows, center):
-        shifted = jnp.where(valid[:, None], (rows - center[None, :]) * scale, 0.0)
+        difference = rows.astype(scale.dtype) - center[None, :].astype(scale.dtype)
+        shifted = jnp.where(valid[:, None], difference * scale, 0.0)
         return jnp.dot(shifted, shifted.T, precision=lax.Precision.HIGHEST)
 
     def block(start, size):
@@ -81,18 +85,23 @@ def _gram(
     whole, rest = divmod(dim, GRAM_CHUNK)
     if not on_cpu() or whole < 2:
         return product(updates, reference)
-    zeros = jnp.zeros((num_rows, num_rows), updates.dtype)
+    zeros = jnp.zeros((num_rows, num_rows), scale.dtype)
     gram = lax.fori_loop(0, whole, lambda i, sum: sum + block(i * GRAM_CHUNK, GRAM_CHUNK), zeros)
     return gram + block(dim - rest, rest) if rest else gram
+
+
+def _distance(sqdist, squared):
+    wider = sqdist.astype(wide(sqdist.dtype))
+    return wider if squared else root(wider)
 
 
 def _limit_neighbours(num_neighbours, num_alive):
     return jnp.minimum(jnp.maximum(num_neighbours, 1), num_alive - 1)
 
 
-def _finite(score: Array, alive: Array) -> Array:
+def _finite(score: Array, alive: Array, dtype) -> Array:
     # Clients that are alive stay below the infinity of the others even when all scores overflow.
-    return jnp.where(alive, jnp.minimum(score, jnp.finfo(score.dtype).max), jnp.inf)
+    return jnp.where(alive, jnp.minimum(score, jnp.finfo(dtype).max), jnp.inf).astype(dtype)
 
 
 def krum_scores(
@@ -119,12 +128,12 @@ def krum_scores(
     [1.0, 1.0, 4.0]
     """
     num_rows = sqdist.shape[0]
-    distance = sqdist if squared else jnp.sqrt(sqdist)
+    distance = _distance(sqdist, squared)
     other = alive[None, :] & ~jnp.eye(num_rows, dtype=bool)
     ordered = jnp.sort(jnp.where(other, distance, jnp.inf), axis=1)
     num_neighbours = _limit_neighbours(num_neighbours, alive.sum())
     near = jnp.arange(num_rows)[None, :] < num_neighbours
-    return _finite(jnp.sum(jnp.where(near, ordered, 0.0), axis=1), alive)
+    return _finite(jnp.sum(jnp.where(near, ordered, 0.0), axis=1), alive, sqdist.dtype)
 
 
 def krum_sequence(
@@ -140,7 +149,7 @@ def krum_sequence(
     Every step takes the client with the lowest `krum_scores` (of equal ones the lowest index) and
     removes it: the selection phase of Bulyan, El Mhamdi et al. 2018, section 4. Distances are
     sorted once; afterwards a client's rank among the remaining neighbours of every other is
-    counted down, so a step costs O(K^2) elementwise work.
+    counted down, so a step costs O(K^2) elementwise work. A choice has no gradient.
 
     Args:
         sqdist: squared distances, in any unit.
@@ -161,7 +170,7 @@ def krum_sequence(
     ([True, True, False, False], [1, 0, -1])
     """
     num_rows = sqdist.shape[0]
-    distance = sqdist if squared else jnp.sqrt(sqdist)
+    distance = _distance(sqdist, squared)
     other = valid[None, :] & ~jnp.eye(num_rows, dtype=bool)
     masked = jnp.where(other, distance, jnp.inf)
     neighbour = jnp.argsort(masked, axis=1)
@@ -177,7 +186,7 @@ def krum_sequence(
         remaining = alive.sum()
         limit = _limit_neighbours(neighbours_fn(remaining), remaining)
         near = present & (rank <= limit)
-        score = _finite(jnp.sum(jnp.where(near, ordered, 0.0), axis=1), alive)
+        score = _finite(jnp.sum(jnp.where(near, ordered, 0.0), axis=1), alive, ordered.dtype)
         taken = jnp.where(t < num_steps, jnp.argmin(score), -1)
         removed = jnp.where(
             taken >= 0, lax.dynamic_slice_in_dim(place, jnp.maximum(taken, 0), 1, axis=1), num_rows

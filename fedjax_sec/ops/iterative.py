@@ -6,25 +6,34 @@ iteration. Inner products of all pairs would give the distances without further 
 them to cancellation as soon as one row is far away.
 """
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from fedjax_sec.ops.moments import inverse_power, weighted_mean
+from fedjax_sec.ops.moments import inverse_power, unit_rows, wide_weighted_mean
+from fedjax_sec.ops.precision import wide
 
 
 def distances_from(updates: Float[Array, "K D"], center: Float[Array, "D"]) -> Float[Array, "K"]:
     """Euclidean distance of every client's update from one point.
 
     As `moments.row_norms` of the differences, also where their squares leave the range of floats,
-    but without writing the differences down.
+    but without writing the differences down. The gradient is zero for a row that is the point, or
+    is not finite. The result has the wider of the two types.
 
     >>> x = jnp.array([[3.0, 4.0], [0.0, 0.0], [3e30, 4e30]])
     >>> distances_from(x, jnp.zeros(2)).tolist()[:2]
     [5.0, 0.0]
     """
+    distance = _distances_from(updates, center.astype(wide(center.dtype)))
+    return distance.astype(jnp.result_type(updates, center))
+
+
+@jax.custom_jvp
+def _distances_from(updates, center):
     squares = jnp.sum((updates - center[None, :]) ** 2, axis=1)
-    limits = jnp.finfo(updates.dtype)
+    limits = jnp.finfo(squares.dtype)
 
     def rescaled():
         difference = updates - center[None, :]
@@ -34,6 +43,14 @@ def distances_from(updates: Float[Array, "K D"], center: Float[Array, "D"]) -> F
     in_range = ((squares > limits.tiny / limits.eps) & (squares < jnp.inf)) | (squares == 0)
     # A square that underflowed is zero too, but then a rescaled distance would be below 1e-19.
     return lax.cond(jnp.all(in_range), lambda: jnp.sqrt(squares), rescaled)
+
+
+@_distances_from.defjvp
+def _(primals, tangents):
+    # Rows that do not take part may hold NaN, which must not reach the gradient of the others.
+    distance = _distances_from(*primals)
+    unit = unit_rows(primals[0] - primals[1][None, :], distance)
+    return distance, jnp.sum(unit * (tangents[0] - tangents[1][None, :]), axis=1)
 
 
 def geometric_median(
@@ -67,17 +84,21 @@ def geometric_median(
     >>> print(f"{z[0]:.3f}")
     1.000
     """
-    used = weights > 0
+    dtype = wide(updates.dtype)
+    alpha = weights.astype(dtype)
+    used = alpha > 0
 
     def step(_, state):
         center, _ = state
         distance = jnp.where(used, distances_from(updates, center), 1.0)
-        influence = jnp.where(used, weights / jnp.maximum(distance, smoothing), 0.0)
+        influence = jnp.where(used, alpha / jnp.maximum(distance, smoothing), 0.0)
         influence = influence * inverse_power(jnp.max(influence))
         share = influence / jnp.maximum(influence.sum(), jnp.finfo(influence.dtype).tiny)
-        return weighted_mean(updates, influence), share
+        return wide_weighted_mean(updates, influence), share
 
-    return lax.fori_loop(0, num_iterations, step, (start, jnp.zeros_like(weights)))
+    state = (start.astype(dtype), jnp.zeros_like(alpha))
+    center, share = lax.fori_loop(0, num_iterations, step, state)
+    return center.astype(updates.dtype), share.astype(weights.dtype)
 
 
 def centered_clip(
@@ -108,7 +129,8 @@ def centered_clip(
     >>> print(f"{v[0]:.3f}")
     2.333
     """
-    count = jnp.maximum(valid.sum(), 1).astype(updates.dtype)
+    dtype = wide(updates.dtype)
+    count = jnp.maximum(valid.sum(), 1).astype(dtype)
 
     def step(_, state):
         center, _ = state
@@ -119,7 +141,9 @@ def centered_clip(
         factor = jnp.minimum(1.0, radius * scale / jnp.maximum(distance * scale, 1e-6))
         factor = jnp.where(valid, factor, 0.0)
         total = factor.sum()
-        moved = weighted_mean(updates, factor) * (total / count)
+        moved = wide_weighted_mean(updates, factor) * (total / count)
         return center * (1.0 - total / count) + moved, factor
 
-    return lax.fori_loop(0, num_iterations, step, (start, jnp.zeros(valid.shape, updates.dtype)))
+    state = (start.astype(dtype), jnp.zeros(valid.shape, dtype))
+    center, factor = lax.fori_loop(0, num_iterations, step, state)
+    return center.astype(updates.dtype), factor.astype(updates.dtype)

@@ -1,11 +1,13 @@
 # ruff: noqa: F821
 """Means, standard deviations and norms of client updates."""
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from fedjax_sec.ops.sorting import map_columns_pair, split_rows, tree_sum, unrolled
+from fedjax_sec.ops.precision import root, wide
+from fedjax_sec.ops.sorting import map_columns, map_columns_pair, split_rows, tree_sum, unrolled
 
 
 def inverse_power(magnitude: Float[Array, "*S"]) -> Float[Array, "*S"]:
@@ -27,7 +29,8 @@ def weighted_mean(updates: Float[Array, "K D"], weights: Float[Array, "K"]) -> F
     """Weighted mean of the clients, ``sum_i w_i u_i / sum_i w_i``.
 
     Rows of weight zero do not take part, whatever they hold. Weights are normalised before they
-    are multiplied, so huge finite rows do not overflow. Zero when all weights are zero.
+    are multiplied, so huge finite rows do not overflow. Zero when all weights are zero. The
+    derivative by the weight of a row is taken at zero too, as long as the row is finite.
 
     Args:
         updates: stack of client updates.
@@ -37,18 +40,55 @@ def weighted_mean(updates: Float[Array, "K D"], weights: Float[Array, "K"]) -> F
     >>> weighted_mean(x, jnp.array([1.0, 3.0, 0.0])).tolist()
     [3.0, 5.0]
     """
-    weights = weights.astype(updates.dtype)
-    weights = weights * inverse_power(jnp.max(jnp.abs(weights)))
+    return wide_weighted_mean(updates, weights).astype(updates.dtype)
+
+
+def _normalised(weights):
+    scale = inverse_power(jnp.max(jnp.abs(weights)))
+    weights = weights * scale
     total = weights.sum()
-    weights = weights / jnp.where(total != 0, total, 1.0)
+    return weights / jnp.where(total != 0, total, 1.0), scale, total
+
+
+@jax.custom_jvp
+def wide_weighted_mean(
+    updates: Float[Array, "K D"], weights: Float[Array, "K"]
+) -> Float[Array, "D"]:
+    """`weighted_mean` before it is rounded to half precision: in at least float32.
+
+    >>> wide_weighted_mean(jnp.ones((2, 1), jnp.bfloat16), jnp.array([1.0, 3.0]))
+    Array([1.], dtype=float32)
+    """
+    dtype = wide(updates.dtype)
+    weights, _, _ = _normalised(weights.astype(dtype))
+
+    def product(rows):
+        return jnp.dot(weights, rows.astype(dtype), precision=lax.Precision.HIGHEST)
 
     def dot(rows):
-        return jnp.dot(weights, rows, precision=lax.Precision.HIGHEST)
+        # Half precision is widened block by block; at once it would be a second, larger stack.
+        return product(rows) if rows.dtype == dtype else map_columns(product, rows)
 
     # Blanking rows copies the whole stack, which costs more than the product itself.
     used = weights != 0
     return lax.cond(
         jnp.all(used), dot, lambda rows: dot(jnp.where(used[:, None], rows, 0.0)), updates
+    )
+
+
+@wide_weighted_mean.defjvp
+def _(primals, tangents):
+    # Written out because `vmap` turns the condition into a choice between both branches, of which
+    # the one that does not blank would spoil the gradient: NaN times zero.
+    updates, weights = primals
+    mean = wide_weighted_mean(updates, weights)
+    move, reweight = (tangent.astype(mean.dtype) for tangent in tangents)
+    share, scale, total = _normalised(weights.astype(mean.dtype))
+    rows = jnp.where(jnp.isfinite(updates), updates - mean[None, :], 0.0)
+    change = jnp.where(total != 0, reweight * scale / jnp.where(total != 0, total, 1.0), 0.0)
+    return mean, (
+        jnp.dot(share, move, precision=lax.Precision.HIGHEST)
+        + jnp.dot(change, rows, precision=lax.Precision.HIGHEST)
     )
 
 
@@ -71,7 +111,8 @@ def mean_and_std(
     """Mean and standard deviation of every coordinate over the rows where `mask` is true.
 
     ``std = sqrt(sum (u - mean)^2 / max(n - ddof, 1))`` in two passes, corrected for the rounding
-    of the mean (Chan, Golub and LeVeque 1983, equation 1.7). Squares overflow beyond 1e19.
+    of the mean (Chan, Golub and LeVeque 1983, equation 1.7). Squares overflow beyond 1e19. Where
+    the deviation is zero, so is its gradient.
 
     Args:
         updates: stack of client updates; rows outside the mask may hold anything.
@@ -83,12 +124,13 @@ def mean_and_std(
     >>> mean.tolist(), std.tolist()
     ([2.0], [1.0])
     """
-    dtype = updates.dtype
+    dtype = wide(updates.dtype)
     n = mask.sum()
     count = jnp.maximum(n, 1).astype(dtype)
     freedom = jnp.maximum(n - ddof, 1).astype(dtype)
 
     def block_rule(block):
+        block = block.astype(dtype)
         if unrolled(block.shape[0]):
             # One elementwise loop over the rows; XLA's column reductions are slow on CPU.
             terms = [(mask[i], row) for i, row in enumerate(split_rows(block))]
@@ -102,29 +144,55 @@ def mean_and_std(
             error = deviation.sum(axis=0, keepdims=True)
             square = (deviation * deviation).sum(axis=0, keepdims=True)
         variance = jnp.maximum(square - error * error / count, 0.0) / freedom
-        return mean + error / count, jnp.sqrt(variance)
+        return mean + error / count, root(variance)
 
     mean, std = map_columns_pair(block_rule, updates)
-    return mean[0], std[0]
+    return mean[0].astype(updates.dtype), std[0].astype(updates.dtype)
 
 
 def row_norms(updates: Float[Array, "K D"]) -> Float[Array, "K"]:
     """Euclidean norm of every client's update, ``|c u| / c``.
 
     With c a power of two, which keeps squares of huge (1e30) and tiny (1e-30) values in range. A
-    row with NaN or infinity has norm NaN or infinity.
+    row with NaN or infinity has norm NaN or infinity. The gradient ``u / |u|`` is zero for a row
+    that is zero or not finite.
 
     >>> row_norms(jnp.array([[3.0, 4.0], [3e30, 4e30], [0.0, 0.0]])).tolist()[::2]
     [5.0, 0.0]
     """
-    squares = jnp.sum(updates * updates, axis=1)
-    limits = jnp.finfo(updates.dtype)
+    return _row_norms(updates).astype(updates.dtype)
+
+
+@jax.custom_jvp
+def _row_norms(updates):
+    rows = updates.astype(wide(updates.dtype))
+    squares = jnp.sum(rows * rows, axis=1)
+    limits = jnp.finfo(squares.dtype)
 
     def rescaled():
         largest = jnp.maximum(jnp.max(updates, axis=1), -jnp.min(updates, axis=1))
+        largest = largest.astype(squares.dtype)
         scale = inverse_power(largest)
         return jnp.sqrt(jnp.sum((updates * scale[:, None]) ** 2, axis=1)) / scale
 
     # The second pass is four times as expensive and rarely needed.
     in_range = (squares > limits.tiny / limits.eps) & (squares < jnp.inf)
     return lax.cond(jnp.all(in_range), lambda: jnp.sqrt(squares), rescaled)
+
+
+@_row_norms.defjvp
+def _(primals, tangents):
+    norms = _row_norms(*primals)
+    return norms, jnp.sum(unit_rows(primals[0], norms) * tangents[0], axis=1)
+
+
+def unit_rows(rows: Float[Array, "K D"], norms: Float[Array, "K"]) -> Float[Array, "K D"]:
+    """``u_i / |u_i|``, the derivative of the norm; zero where the norm is zero or not finite.
+
+    >>> unit_rows(jnp.array([[3.0], [0.0]]), jnp.array([3.0, 0.0])).tolist()
+    [[1.0], [0.0]]
+    """
+    usable = (norms > 0) & jnp.isfinite(norms)
+    scale = inverse_power(norms)
+    unit = rows * scale[:, None] / jnp.where(usable, norms * scale, 1.0)[:, None]
+    return jnp.where(usable[:, None], unit, 0.0)
