@@ -1,6 +1,6 @@
 """Draws the figures of docs/performance.md from the measurements in benchmarks/results/.
 
-    python benchmarks/figures.py
+python benchmarks/figures.py
 """
 
 import json

@@ -284,8 +284,10 @@ def bench(
             errors.print(f"Not installed, so not compared with: {', '.join(absent)}.")
         rates = timing.measure_machine()
         folder = None if data_dir is None else str(data_dir)
-        rows = chosen.run(rates, tuple(only or ()), repeats, with_peers, folder, shapes)
-    report.write(out, "fedjax-sec " + shlex.join(sys.argv[1:]), rates, rows)
+        rows = []
+        for row in chosen.run(rates, tuple(only or ()), repeats, with_peers, folder, shapes):
+            rows.append(row)  # written at once: a long benchmark that is stopped keeps what it has
+            report.write(out, "fedjax-sec " + shlex.join(sys.argv[1:]), rates, rows)
     print(report.table(rows))
     console.print(
         f"Product {rates.flops / 1e9:.0f} GFLOP/s, copy {rates.bytes / 1e9:.1f} GB/s. "

@@ -10,7 +10,7 @@ from helpers import small
 from typer.testing import CliRunner
 
 import fedjax_sec
-from fedjax_sec import cli, registry
+from fedjax_sec import bench, cli, registry
 from fedjax_sec import config as config_lib
 from fedjax_sec.bench import aggregators, fixed, peers, rounds, scaling, timing
 from fedjax_sec.ops.client_axis import Layout
@@ -198,7 +198,7 @@ def test_scaling_has_a_row_for_each_size(axis, monkeypatch):
     monkeypatch.setattr(scaling, "SEEDS", (1, 2))
     monkeypatch.setattr(scaling, "RULES", ("mean", "krum"))
     monkeypatch.setattr(scaling, "MLP", small(rounds=2))
-    rows = scaling.run(timing.Rates(1e9, 1e9), [axis], repeats=3)
+    rows = list(scaling.run(timing.Rates(1e9, 1e9), [axis], repeats=3))
     if axis == "K":
         assert [(row["K"], row["rule"]) for row in rows] == [
             (8, "mean"), (8, "krum"), (9, "mean"), (9, "krum")
@@ -212,3 +212,16 @@ def test_scaling_has_a_row_for_each_size(axis, monkeypatch):
 def test_the_trivial_round_is_timed():
     row = fixed._trivial_round(repeats=3, rounds=3)
     assert 0 < row["ms"] < 1e4
+
+
+def test_a_stopped_benchmark_keeps_the_rows_that_it_has(tmp_path, monkeypatch):
+    def interrupted(*_):
+        yield {"what": "first", "ms": 1.0}
+        raise ValueError("stopped")
+
+    monkeypatch.setattr(timing, "measure_machine", lambda: timing.Rates(1e9, 1e9))
+    monkeypatch.setitem(bench.SUITES, "fixed", bench.Suite(tuple, interrupted))
+    out = tmp_path / "b.json"
+    done = CliRunner().invoke(cli.app, ["bench", "fixed", "--out", str(out)])
+    assert done.exit_code == 2
+    assert json.loads(out.read_text())["rows"] == [{"what": "first", "ms": 1.0}]

@@ -1,6 +1,7 @@
 """Aggregation rules on a stack [K, D]: ours, the plain version, ByzFL's, and the limit."""
 
 import time
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
@@ -51,9 +52,8 @@ def rules(num_rows: int, dim: int) -> dict[str, Rule]:
 
 def run(
     rates: Rates, shapes=SHAPES, only=(), repeats: int = 7, with_peers: bool = True
-) -> list[dict]:
+) -> Iterator[dict]:
     """One row a shape and rule: medians in milliseconds, ratios, compile seconds, memory."""
-    rows = []
     for num_rows, dim in shapes:
         updates = np.random.default_rng(0).normal(size=(num_rows, dim)).astype(np.float32)
         stack = jnp.asarray(updates)
@@ -61,8 +61,7 @@ def run(
         for name, rule in rules(num_rows, dim).items():
             if only and name not in only:
                 continue
-            rows.append(_row(name, rule, stack, updates, theirs.get(name), rates, repeats))
-    return rows
+            yield _row(name, rule, stack, updates, theirs.get(name), rates, repeats)
 
 
 def _row(name, rule, stack, updates, theirs, rates, repeats) -> dict:

@@ -1,6 +1,6 @@
 """Whole rounds: ours, a plain PyTorch loop with ByzFL's rules, and the limit by arithmetic."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -108,13 +108,11 @@ def flops(name: str, workload: Workload) -> float:
 def run(
     rates: Rates, only: Sequence[str] = (), repeats: int = 5, data_dir: str | None = None,
     with_peers: bool = True, at_most: float = 60.0,
-) -> list[dict]:  # fmt: skip
+) -> Iterator[dict]:  # fmt: skip
     """One row a workload: rounds per second, ratios, compile seconds, memory."""
-    rows = []
     for name, workload in workloads(data_dir).items():
         if not only or any(word in name for word in only):
-            rows.append(_row(name, workload, rates, repeats, with_peers, at_most))
-    return rows
+            yield _row(name, workload, rates, repeats, with_peers, at_most)
 
 
 def _row(name, workload, rates, repeats, with_peers, at_most) -> dict:

@@ -1,7 +1,7 @@
 """How time grows with K, D, the batch size, and the number of seeds in a sweep."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ MLP = {
 }
 
 
-def run(rates: Rates, only: Sequence[str] = (), repeats: int = 5, data_dir=None) -> list[dict]:
+def run(rates: Rates, only: Sequence[str] = (), repeats: int = 5, data_dir=None) -> Iterator[dict]:
     """Rows of all sweeps over a size; `only` names some of `K`, `D`, `batch`, `seeds`."""
     parts = {
         "K": lambda: _stacks("K", [(k, 80_000) for k in CLIENTS], rates, repeats),
@@ -38,7 +38,9 @@ def run(rates: Rates, only: Sequence[str] = (), repeats: int = 5, data_dir=None)
         "batch": lambda: _batches(rates, repeats, data_dir),
         "seeds": lambda: _seeds(repeats),
     }
-    return [row for name, part in parts.items() if not only or name in only for row in part()]
+    for name, part in parts.items():
+        if not only or name in only:
+            yield from part()
 
 
 def _stacks(axis, shapes, rates, repeats) -> list[dict]:
