@@ -131,7 +131,7 @@ def test_the_pytorch_loop_computes_our_updates(name, kind):
     client = registry.clients.build(
         spec | ({"name": "adversarial", **pgd} if kind == "pgd" else {})
     )
-    variables = model.init(jax.random.key(1))
+    variables = jax.jit(model.init)(jax.random.key(1))
     params = jax.flatten_util.ravel_pytree(variables)[0]
 
     def train(number):

@@ -151,12 +151,13 @@ def test_networks_do_not_depend_on_the_lowering(name, shape):
     for lowering in LOWERINGS:
         spec = {"name": name, "convolution": lowering}
         model = registry.models.build(spec).make(shape, 4)
-        variables = model.init(jax.random.key(1))
+        variables = jax.jit(model.init)(jax.random.key(1))
 
         def loss(variables, x, model=model):
             return jnp.sum(model.apply(variables, x, train=True, key=jax.random.key(2)) ** 2)
 
-        results.append((variables, *jax.value_and_grad(loss, argnums=(0, 1))(variables, x)))
+        gradients = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
+        results.append((variables, *gradients(variables, x)))
     for other in results[1:]:
         for a, b in zip(jax.tree.leaves(results[0]), jax.tree.leaves(other), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
