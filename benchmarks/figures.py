@@ -1,4 +1,4 @@
-"""Draws the figures of docs/performance.md from the measurements in benchmarks/results/.
+"""Draws the figure of docs/performance.md from the measurements in benchmarks/results/.
 
 python benchmarks/figures.py
 """
@@ -41,39 +41,5 @@ def stacks(found: pd.DataFrame) -> None:
     save(figure, "performance_stacks")
 
 
-def batches(found: pd.DataFrame) -> None:
-    """Milliseconds of a round against the batch size."""
-    part = found[found["over"] == "batch"]
-    figure, axis = plt.subplots(figsize=(6, 4))
-    for model, line in part.groupby("model", sort=False):
-        (drawn,) = axis.plot(line["B"], line["ours ms"], "o-", label=f"{model}, 51 clients")
-        axis.plot(
-            line["B"], line["limit ms"], "--", color=drawn.get_color(),
-            label=f"{model}: 6 FLOP a weight use",
-        )  # fmt: skip
-    axis.set(xscale="log", yscale="log", xlabel="batch size B", ylabel="milliseconds a round")
-    axis.grid(alpha=0.3)
-    axis.legend(fontsize=8)
-    save(figure, "performance_batch")
-
-
-def seeds(found: pd.DataFrame) -> None:
-    """Seconds of a sweep against the number of its seeds."""
-    part = found[found["over"] == "seeds"]
-    figure, axis = plt.subplots(figsize=(6, 4))
-    for column, label in (
-        ("one after another s", "one run after another"),
-        ("one sweep s", "one sweep"),
-    ):
-        axis.plot(part["seeds"], part[column], "o-", label=label)
-    axis.set(xlabel="seeds", ylabel="seconds, compilation included", ylim=(0, None))
-    axis.grid(alpha=0.3)
-    axis.legend(fontsize=8)
-    save(figure, "performance_seeds")
-
-
 if __name__ == "__main__":
-    scaling = rows("scaling_cpu")
-    stacks(scaling)
-    batches(scaling)
-    seeds(scaling)
+    stacks(rows("scaling_cpu"))
