@@ -156,7 +156,7 @@ def _row(name, workload, rates, repeats, with_peers, at_most) -> dict:
 def torch_round(experiment, program) -> Callable | None:
     """One round of the PyTorch loop on the same data; None where it or ByzFL's rule is missing.
 
-    Without an attack or a rule to compare, the server's and the clients' settings are ours.
+    It leaves out the server's momentum and the L2 term, which only spares it work.
     """
     if peers.missing():
         return None
