@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from fedjax_sec.ops import coordinatewise, distances, moments, reference, sorting
+from fedjax_sec.ops.selection import order_statistic
 
 CLIENTS = [1, 2, 3, 4, 5, 7, 8, 12, 13, 51, 100]
 DIM = 37
@@ -257,6 +258,43 @@ def test_sort_clients(num_clients):
     for kind in ("normal", "ties", "huge"):
         x = stack(num_clients, kind)
         np.testing.assert_array_equal(sorting.sort_clients(jnp.asarray(x)), np.sort(x, axis=0))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("num_rows", [1, 2, 129, 1023, 1024, 1500])
+def test_order_statistic(num_rows, dtype):
+    """Exactly the sorted value, below and above the number of rows whose counts fit one word."""
+    rng = np.random.default_rng(num_rows)
+    for kind in ("normal", "ties", "huge", "tiny"):
+        x = stack(num_rows, kind).astype(dtype)
+        x[rng.random(x.shape) < 0.05] = np.inf
+        x[rng.random(x.shape) < 0.05] = -np.inf
+        rank = rng.integers(0, num_rows, size=(1, x.shape[1]))
+        with jax.enable_x64(dtype == np.float64):
+            got = order_statistic(jnp.asarray(x), jnp.asarray(rank, jnp.int32))
+            same = order_statistic(jnp.asarray(x), jnp.int32(num_rows // 2))
+        assert got.dtype == dtype
+        np.testing.assert_array_equal(got, np.take_along_axis(np.sort(x, axis=0), rank, axis=0))
+        np.testing.assert_array_equal(same[0], np.sort(x, axis=0)[num_rows // 2])
+
+
+def test_order_statistic_shares_its_gradient_among_ties():
+    x = jnp.array([[1.0], [5.0], [1.0], [-3.0]])
+    gradient = jax.grad(lambda x: order_statistic(x, jnp.int32(1)).sum())(x)
+    assert gradient[:, 0].tolist() == [0.5, 0.0, 0.5, 0.0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("num_drop", [0, 1, 40, 129])
+def test_many_clients_select_what_a_sort_would(kind, num_drop):
+    """Beyond the network's size: the same bounds, ties and shares as by sorting all values."""
+    x, valid = with_invalid(stack(130, kind))
+    for name, count in (("mean_near_median", num_drop), ("trimmed_mean", num_drop // 2)):
+        got = getattr(coordinatewise, name)(jnp.asarray(x), jnp.asarray(valid), count)
+        want = getattr(reference, name)(jnp.asarray(x), jnp.asarray(valid), count)
+        scale = np.abs(np.asarray(want[0])).max()
+        np.testing.assert_allclose(got[0], want[0], rtol=1e-5, atol=1e-6 * scale)
+        np.testing.assert_array_equal(got[1], want[1])
 
 
 @pytest.mark.parametrize("num_rows", range(1, 13))

@@ -8,6 +8,7 @@ version it is tested against.
 module               contents
 ===================  ==========================================================================
 ``sorting``          `sort_clients`, and `map_columns` which keeps a whole rule inside the cache
+``selection``        `order_statistic`, for more clients than a sorting network pays for
 ``coordinatewise``   `median`, `trimmed_mean`, `mean_near_median`, `kmeans_mean`
 ``moments``          `weighted_mean`, `mean_and_std`, `row_norms`, `finite_rows`
 ``distances``        `squared_distances`, `krum_scores`, `krum_sequence`

@@ -1,11 +1,11 @@
 # ruff: noqa: F821
 """Robust estimates of location, coordinate by coordinate, over the valid clients.
 
-Every rule sorts a block of columns and reduces it at once (see `sorting`), and
-returns ``(aggregate [D], kept [K])``. ``kept[i]`` is the share of coordinates in which the value
-of client i took part, counted by value: it lies between the lowest and the highest value that the
-rule used in that coordinate, so clients that tie count alike. With ``with_kept=False`` it is None
-and costs nothing.
+Every rule sorts a block of columns and reduces it at once (see `sorting`; over many clients it
+selects instead, see `selection`), and returns ``(aggregate [D], kept [K])``. ``kept[i]`` is the
+share of coordinates in which the value of client i took part, counted by value: it lies between
+the lowest and the highest value that the rule used in that coordinate, so clients that tie count
+alike. With ``with_kept=False`` it is None and costs nothing.
 
 No rule subtracts a value after having added it: a finite but huge malicious value (1e30) that
 enters a float32 sum cannot be taken out again. Half precision is sorted as it is and averaged in
@@ -18,7 +18,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from fedjax_sec.ops.backend import on_cpu
 from fedjax_sec.ops.precision import wide
+from fedjax_sec.ops.selection import order_statistic
 from fedjax_sec.ops.sorting import (
     map_columns,
     map_columns_pair,
@@ -29,23 +31,26 @@ from fedjax_sec.ops.sorting import (
     unrolled,
 )
 
+#: Most rows for which `mean_near_median`, the longest rule, is one loop unless `lean`.
+MAX_NEAR_COMPARED = 64
+
 
 class _Sorted:
     """The sorted rows of a block, written so that a rule over them stays one loop on CPU.
 
-    On CPU a list of rows and trees of elementwise operations, as `sorted_rows` asks; elsewhere,
-    and for many rows, plain array operations. `n` is the number of valid rows, which come first.
-    One value a column is an array ``[1, C]``.
+    On CPU a list of rows and trees of elementwise operations, as `sorted_rows` asks; elsewhere
+    plain array operations. `n` is the number of valid rows, which come first. One value a column
+    is an array ``[1, C]``. `lean`: see `sorted_rows`.
     """
 
-    def __init__(self, block: Float[Array, "K C"], valid: Bool[Array, "K"]):
+    def __init__(self, block: Float[Array, "K C"], valid: Bool[Array, "K"], lean: bool = False):
         block = jnp.where(valid[:, None], block, jnp.inf)
         self.n = valid.sum()
         self.num_rows = block.shape[0]
         self.dtype = wide(block.dtype)
         self.unrolled = unrolled(self.num_rows)
         if self.unrolled:
-            self.rows = [row.astype(self.dtype) for row in sorted_rows(block)]
+            self.rows = [row.astype(self.dtype) for row in sorted_rows(block, lean)]
         else:
             self.rows = sort_block(block).astype(self.dtype)
 
@@ -96,6 +101,74 @@ class _Sorted:
         kept = (start <= row) & (row < stop)
         return jnp.sum(jnp.where(kept, self.rows, 0.0), axis=0, keepdims=True) / count
 
+    def window_start(self, width: Array, num_drop: int) -> Int[Array, "1 C"]:
+        """Where the `width` values nearest to the median start, ``n - width <= num_drop``."""
+        center, high = self.center(), self.window(width, num_drop)
+        if not self.unrolled:
+            farther = center - self.rows[:num_drop] > high - center
+            below = jnp.arange(num_drop)[:, None] < self.n - width
+            return jnp.sum(farther & below, axis=0, keepdims=True, dtype=jnp.int32)
+        farther = [center - self.rows[s] > high[s] - center for s in range(num_drop)]
+        dropped = [(f & (s < self.n - width)).astype(jnp.int32) for s, f in enumerate(farther)]
+        return tree_sum(dropped)
+
+
+class _Selected:
+    """The same answers as `_Sorted` without sorting, for more clients than a network pays for.
+
+    Each order statistic costs 16 passes over the block (see `selection`), so the time grows with
+    K, not with K log2(K)^2, and compile time not at all.
+    """
+
+    def __init__(self, block: Float[Array, "K C"], valid: Bool[Array, "K"]):
+        self.n = valid.sum()
+        self.dtype = wide(block.dtype)
+        self.values = jnp.where(valid[:, None], block.astype(self.dtype), jnp.inf)
+
+    def row(self, index):
+        return order_statistic(self.values, jnp.clip(index, 0, self.values.shape[0] - 1))
+
+    def middle(self):
+        low = self.row((self.n - 1) // 2)
+        above = jnp.where(self.values > low, self.values, jnp.inf).min(axis=0, keepdims=True)
+        return low, jnp.where(_count(self.values <= low) > self.n // 2, low, above)
+
+    def center(self):
+        return _halfway(*self.middle())
+
+    def mean(self, start, stop):
+        low, high = self.row(start), self.row(stop - 1)
+        inner = jnp.where((low < self.values) & (self.values < high), self.values, 0.0)
+        # Of the values that tie with an end, as many as lie within the bounds.
+        low_count = (_count(self.values <= low) - start).astype(self.dtype)
+        high_count = (stop - _count(self.values < high)).astype(self.dtype)
+        total = inner.sum(axis=0, keepdims=True) + low * low_count + high * high_count
+        return jnp.where(low == high, low, total / jnp.maximum(stop - start, 1).astype(self.dtype))
+
+    def window_start(self, width, num_drop):
+        center = self.center()
+        distance, left = jnp.abs(self.values - center), self.values < center
+        farthest = order_statistic(distance, width - 1)
+        ties = _count(left & (distance == farthest))
+        wanted = width - _count(distance < farthest)  # of two equally far the smaller is kept
+        return _count(left & (distance > farthest)) + ties - jnp.minimum(ties, wanted)
+
+
+def _count(chosen: Bool[Array, "K C"]) -> Int[Array, "1 C"]:
+    return chosen.sum(axis=0, keepdims=True, dtype=jnp.int32)
+
+
+def _ordered(
+    block: Float[Array, "K C"], valid: Bool[Array, "K"], lean: bool = False
+) -> _Sorted | _Selected:
+    if on_cpu() and not unrolled(block.shape[0]):
+        return _Selected(block, valid)
+    return _Sorted(block, valid, lean)
+
+
+def _blocks(updates: Float[Array, "K D"]) -> int | None:
+    return None if unrolled(updates.shape[0]) else sort_chunk()
+
 
 def _halfway(low: Array, high: Array) -> Array:
     # Where the two are equal also infinities, and numbers too small to halve, come out exact.
@@ -110,7 +183,7 @@ def _shares(updates, valid, lowest, highest) -> Float[Array, "K"]:
 
 
 def _pair(rule, updates) -> tuple[Float[Array, "D"], Float[Array, "D"]]:
-    low, high = map_columns_pair(rule, updates)
+    low, high = map_columns_pair(rule, updates, chunk=_blocks(updates))
     return low[0], high[0]
 
 
@@ -119,23 +192,24 @@ def _finish(value: Float[Array, "D"], updates, valid) -> Float[Array, "D"]:
 
 
 def _reduce(
-    bounds: Callable[[_Sorted], tuple[Array, Array]],
+    bounds: Callable[[_Sorted | _Selected], tuple[Array, Array]],
     updates: Float[Array, "K D"],
     valid: Bool[Array, "K"],
     with_kept: bool,
+    lean: bool = False,
 ) -> tuple[Float[Array, "D"], Float[Array, "K"] | None]:
     """Mean of ``v[start:stop]`` of the sorted columns, with ``bounds(v) = (start, stop)``."""
 
     def mean(block):
-        v = _Sorted(block, valid)
+        v = _ordered(block, valid, lean)
         return v.mean(*bounds(v))[0]
 
     def extremes(block):
-        v = _Sorted(block, valid)
+        v = _ordered(block, valid, lean)
         start, stop = bounds(v)
         return v.row(start), v.row(stop - 1)
 
-    value = _finish(map_columns(mean, updates), updates, valid)
+    value = _finish(map_columns(mean, updates, chunk=_blocks(updates)), updates, valid)
     if not with_kept:
         return value, None
     # Sorting a second time costs less on CPU than keeping the sorted rows.
@@ -163,9 +237,10 @@ def median(
     """
 
     if not with_kept:
-        value = map_columns(lambda block: _Sorted(block, valid).center()[0], updates)
+        chunk = _blocks(updates)
+        value = map_columns(lambda block: _ordered(block, valid).center()[0], updates, chunk=chunk)
         return _finish(value, updates, valid), None
-    low, high = _pair(lambda block: _Sorted(block, valid).middle(), updates)
+    low, high = _pair(lambda block: _ordered(block, valid).middle(), updates)
     return _finish(_halfway(low, high), updates, valid), _shares(updates, valid, low, high)
 
 
@@ -232,18 +307,10 @@ def mean_near_median(
         width = jnp.maximum(v.n - num_drop, 1)
         if not num_drop:
             return jnp.int32(0), width
-        center, high = v.center(), v.window(width, num_drop)
-        if v.unrolled:
-            farther = [center - v.rows[s] > high[s] - center for s in range(num_drop)]
-            dropped = [(f & (s < v.n - width)).astype(jnp.int32) for s, f in enumerate(farther)]
-            start = tree_sum(dropped)
-        else:
-            farther = center - v.rows[:num_drop] > high - center
-            below = jnp.arange(num_drop)[:, None] < v.n - width
-            start = jnp.sum(farther & below, axis=0, keepdims=True, dtype=jnp.int32)
+        start = v.window_start(width, num_drop)
         return start, start + width
 
-    return _reduce(bounds, updates, valid, with_kept)
+    return _reduce(bounds, updates, valid, with_kept, lean=updates.shape[0] > MAX_NEAR_COMPARED)
 
 
 def kmeans_mean(
