@@ -1,4 +1,4 @@
-"""Draws the figure of docs/performance.md from the measurements in benchmarks/results/.
+"""Draws the figures of docs/performance.md from the measurements in benchmarks/results/.
 
 python benchmarks/figures.py
 """
@@ -41,5 +41,39 @@ def stacks(found: pd.DataFrame) -> None:
     save(figure, "performance_stacks")
 
 
+def batches(found: pd.DataFrame) -> None:
+    """Milliseconds of a round against the batch size, beside the limit by arithmetic."""
+    part = found[found["over"] == "batch"]
+    models = list(dict.fromkeys(part["model"]))
+    figure, axes = plt.subplots(1, len(models), figsize=(9, 3.6))
+    for model, panel in zip(models, axes, strict=True):
+        line = part[part["model"] == model]
+        panel.plot(line["B"], line["ours ms"], "o-", label="ours")
+        panel.plot(line["B"], line["limit ms"], "k--", label="limit by arithmetic")
+        panel.set(xscale="log", yscale="log", xlabel="batch size B", title=f"{model}, 51 clients")
+        panel.grid(alpha=0.3)
+    axes[0].set_ylabel("milliseconds a round")
+    axes[0].legend(fontsize=8)
+    save(figure, "performance_batch")
+
+
+def seeds(found: pd.DataFrame) -> None:
+    """Seconds for a number of seeds, in one sweep and one after another."""
+    part = found[found["over"] == "seeds"]
+    figure, axis = plt.subplots(figsize=(5.5, 3.6))
+    for name, style in (
+        ("one after another s", "o-"), ("one sweep s", "s-"),
+        ("cached, one after another s", "o--"), ("cached, one sweep s", "s--"),
+    ):  # fmt: skip
+        axis.plot(part["seeds"], part[name], style, label=name.removesuffix(" s"))
+    axis.set(xlabel="seeds", ylabel="seconds, compilation included", ylim=(0, None))
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8)
+    save(figure, "performance_seeds")
+
+
 if __name__ == "__main__":
-    stacks(rows("scaling_cpu"))
+    measured = rows("scaling_cpu")
+    stacks(measured)
+    batches(measured)
+    seeds(measured)

@@ -243,7 +243,7 @@ def _describe(cls, field) -> tuple[str, ...]:
 @app.command()
 def bench(
     suite: Annotated[
-        str, typer.Argument(help="aggregators, rounds, scaling or fixed.")
+        str, typer.Argument(help="aggregators, memory, rounds, scaling or fixed.")
     ] = "aggregators",
     *,
     out: Annotated[Path, typer.Option(help="JSON file for the results.")],
@@ -270,8 +270,10 @@ def bench(
                 f"Known: {', '.join(SUITES)}."
             )
         shapes = [_shape(text) for text in size or ()]
-        if shapes and suite != "aggregators":
-            raise ConfigError(f"--size belongs to the benchmark 'aggregators', not to {suite!r}.")
+        if shapes and suite not in ("aggregators", "memory"):
+            raise ConfigError(
+                f"--size belongs to the benchmarks 'aggregators' and 'memory', not to {suite!r}."
+            )
         chosen = SUITES[suite]
         known = chosen.names()
         for name in only or ():

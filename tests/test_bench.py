@@ -1,6 +1,7 @@
 """The benchmark command: what it times, what it writes, what it refuses."""
 
 import json
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from typer.testing import CliRunner
 import fedjax_sec
 from fedjax_sec import bench, cli, registry
 from fedjax_sec import config as config_lib
-from fedjax_sec.bench import aggregators, fixed, peers, rounds, scaling, timing
+from fedjax_sec.bench import aggregators, fixed, memory, peers, rounds, scaling, timing
 from fedjax_sec.ops.client_axis import Layout
 from fedjax_sec.round import Pool, Problem, make_task, to_pixels
 from fedjax_sec.types import LocalData
@@ -181,7 +182,10 @@ def test_the_pytorch_attack_is_alie():
     ("arguments", "message"),
     [
         (["round"], "Unknown benchmark 'round'. Did you mean 'rounds'?"),
-        (["rounds", "--size", "8,300"], "--size belongs to the benchmark 'aggregators'"),
+        (
+            ["rounds", "--size", "8,300"],
+            "--size belongs to the benchmarks 'aggregators' and 'memory', not to 'rounds'",
+        ),
         (["scaling", "--only", "seed_s"], "--only: unknown 'seed_s'. Did you mean 'seeds'?"),
     ],
 )
@@ -207,6 +211,19 @@ def test_scaling_has_a_row_for_each_size(axis, monkeypatch):
     else:
         assert [row["seeds"] for row in rows] == [1, 2]
         assert all(row["faster"] > 0 for row in rows)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads a process's peak from /proc")
+def test_peak_memory_counts_what_a_rule_allocates(monkeypatch):
+    """A whole second stack is seen, and none where the rule works in blocks."""
+    shape = (16, 2_000_000)
+    (row,) = memory.run(["median"], shape)
+    assert row["stack MiB"] == pytest.approx(122.07, abs=0.01)
+    assert 1.0 <= row["peak / stack"] < 1.5
+    copying = memory.CHILD.replace("_aggregate.lower", "jax.jit(lambda d, s, w, k: s + 1).lower")
+    monkeypatch.setattr(memory, "CHILD", copying)
+    (row,) = memory.run(["median"], shape)
+    assert 1.9 < row["peak / stack"] < 2.3
 
 
 def test_the_trivial_round_is_timed():

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from fedjax_sec.bench import aggregators, fixed, rounds, scaling
+from fedjax_sec.bench import aggregators, fixed, memory, rounds, scaling
 
 
 class Suite(NamedTuple):
@@ -30,6 +30,12 @@ SUITES = {
         lambda: ("K", "D", "batch", "seeds"),
         lambda rates, only, repeats, with_peers, data_dir, shapes: scaling.run(
             rates, only, repeats, data_dir
+        ),
+    ),
+    "memory": Suite(
+        lambda: aggregators.rules(4, 1),
+        lambda rates, only, repeats, with_peers, data_dir, shapes: memory.run(
+            only, *(shapes or ())[:1]
         ),
     ),
     "fixed": Suite(

@@ -8,7 +8,7 @@ import numpy as np
 
 from fedjax_sec import config as config_lib
 from fedjax_sec.bench import peers
-from fedjax_sec.bench.timing import Case, Rates, take_turns
+from fedjax_sec.bench.timing import Case, Rates, compiling_anew, take_turns
 from fedjax_sec.experiment import Program, make_population
 
 #: Multiplications of one image's forward pass: the first layer's, and all layers'.
@@ -119,7 +119,8 @@ def _row(name, workload, rates, repeats, with_peers, at_most) -> dict:
     rounds = workload.rounds
     changes = {"rounds": rounds, "evaluation.every": rounds, "evaluation.diagnostics": False}
     experiment = config_lib.from_mapping(workload.experiment, changes)
-    program = Program(experiment).prepare([experiment])
+    with compiling_anew():
+        program = Program(experiment).prepare([experiment])
     replicas, _ = program.replicas([experiment])
     state = program.init(replicas)
 
@@ -134,6 +135,7 @@ def _row(name, workload, rates, repeats, with_peers, at_most) -> dict:
     found = take_turns(cases, repeats, at_most)
     seconds = found["ours"].median / rounds
     limit = rates.seconds(flops(name, workload), 0.0)
+    memory = program.compiled[f"advance {rounds}"]
     row = {
         "round": name,
         "ours rounds/s": 1 / seconds,
@@ -143,7 +145,8 @@ def _row(name, workload, rates, repeats, with_peers, at_most) -> dict:
         "limit ms": 1e3 * limit,
         "times the limit": seconds / limit,
         "compile s": program.compile_seconds,
-        "temporary MiB": program.compiled[f"advance {rounds}"].get("temporary_bytes", 0) / 2**20,
+        "temporary MiB": memory.get("temporary_bytes", 0) / 2**20,
+        "arguments MiB": memory.get("argument_bytes", 0) / 2**20,
         "computed as": str(program.tuning.choice),
     }
     if "PyTorch loop" in found:

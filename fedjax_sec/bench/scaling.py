@@ -10,7 +10,7 @@ import numpy as np
 from fedjax_sec import config as config_lib
 from fedjax_sec.api import _aggregate
 from fedjax_sec.bench.aggregators import rules
-from fedjax_sec.bench.timing import Case, Rates, take_turns
+from fedjax_sec.bench.timing import Case, Rates, compiling_anew, take_turns
 from fedjax_sec.experiment import Program, train
 from fedjax_sec.pipeline import Defense
 
@@ -107,32 +107,36 @@ def _batches(rates, repeats, data_dir) -> list[dict]:
 def _seeds(repeats) -> list[dict]:
     """Sweeps of seeds in one program against runs one after another, compilation included.
 
-    Nothing is read from the cache of compiled programs: both compile, the single runs each time.
+    Twice: all compile anew, the single runs each time; and with the cache of compiled programs,
+    from which all but the very first run read theirs.
     """
-    cached = jax.config.jax_enable_compilation_cache
-    jax.config.update("jax_enable_compilation_cache", False)
-    try:
-        rows = []
-        experiments = [config_lib.from_mapping(MLP | {"seed": seed}) for seed in range(max(SEEDS))]
-        train([experiments[0]])  # reads the data
-        for size in SEEDS:
-            together, alone = [], []
-            for _ in range(max(repeats // 2, 3)):
-                together.append(_seconds(lambda size=size: train(experiments[:size])))
-                alone.append(
-                    _seconds(lambda size=size: [train([one]) for one in experiments[:size]])
-                )
-            rows.append(
-                {
-                    "over": "seeds", "seeds": size,
-                    "one sweep s": float(np.median(together)),
-                    "one after another s": float(np.median(alone)),
-                    "faster": float(np.median(alone) / np.median(together)),
-                }
-            )  # fmt: skip
-        return rows
-    finally:
-        jax.config.update("jax_enable_compilation_cache", cached)
+    experiments = [config_lib.from_mapping(MLP | {"seed": seed}) for seed in range(max(SEEDS))]
+    train([experiments[0]])  # reads the data, and compiles for the cache
+    rows = []
+    for size in SEEDS:
+        some = experiments[:size]
+        seconds: dict[str, list[float]] = {}
+        for _ in range(max(repeats // 2, 3)):
+            with compiling_anew():
+                seconds.setdefault("one sweep s", []).append(_seconds(lambda s=some: train(s)))
+                seconds.setdefault("one after another s", []).append(_singly(some))
+            seconds.setdefault("cached, one sweep s", []).append(_seconds(lambda s=some: train(s)))
+            seconds.setdefault("cached, one after another s", []).append(_singly(some))
+        median = {name: float(np.median(found)) for name, found in seconds.items()}
+        rows.append(
+            {
+                "over": "seeds", "seeds": size, **median,
+                "faster": median["one after another s"] / median["one sweep s"],
+                "cached, faster": (
+                    median["cached, one after another s"] / median["cached, one sweep s"]
+                ),
+            }
+        )  # fmt: skip
+    return rows
+
+
+def _singly(experiments) -> float:
+    return sum(_seconds(lambda one=one: train([one])) for one in experiments)
 
 
 def _seconds(call) -> float:

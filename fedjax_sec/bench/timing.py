@@ -1,5 +1,6 @@
 """Timing cases in turns, and what the machine itself can do."""
 
+import contextlib
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -53,6 +54,17 @@ def _once(case: Case) -> float:
     begin = time.perf_counter()
     case.call()
     return time.perf_counter() - begin
+
+
+@contextlib.contextmanager
+def compiling_anew():
+    """Nothing is read from the cache of compiled programs within, so compile times are true."""
+    cached = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", cached)
 
 
 class Rates(NamedTuple):
