@@ -6,6 +6,17 @@ import numpy as np
 import pytest
 
 from fedjax_sec import registry
+from fedjax_sec.ops.client_axis import Layout
+from fedjax_sec.pipeline import Attack
+from fedjax_sec.round import (
+    Components,
+    Pool,
+    Population,
+    Problem,
+    Replica,
+    make_task,
+    train_clients,
+)
 
 
 def test_rlr_cnn_drops_half_of_its_activations_in_training_only():
@@ -21,7 +32,74 @@ def test_rlr_cnn_drops_half_of_its_activations_in_training_only():
     np.testing.assert_allclose(dropped.mean(axis=0), plain, atol=0.05)
 
 
-@pytest.mark.parametrize("name, side", [("fltrust_cnn", 9), ("rlr_cnn", 5)])
+# Dropout layers of each network, and the smallest image that leaves something to flatten.
+DROPOUTS = {"rlr_cnn": (2, 6), "rlr_cifar10": (3, 22)}
+
+
+def one_path_a_logit(variables):
+    """The network with logit j fed by one unit of each dense layer only, all of them positive."""
+
+    def chain(path, leaf):
+        layer, kind = path[-2].key, path[-1].key
+        if layer.startswith("conv"):
+            return jnp.zeros_like(leaf) if kind == "kernel" else jnp.ones_like(leaf)
+        return jnp.eye(*leaf.shape) if kind == "kernel" else jnp.zeros_like(leaf)
+
+    return jax.tree_util.tree_map_with_path(chain, variables)
+
+
+@pytest.mark.parametrize("name", DROPOUTS)
+def test_every_dropout_layer_acts(name):
+    layers, side = DROPOUTS[name]
+    model = registry.models.build(name).make((side, side, 1), 10)
+    variables = one_path_a_logit(model.init(jax.random.key(0)))
+    x = jnp.zeros((200, side, side, 1))
+    np.testing.assert_array_equal(model.apply(variables, x), 1.0)
+    dropped = model.apply(variables, x, train=True, key=jax.random.key(1))
+    # A path survives all masks or none: without one of the layers it survives twice as often.
+    assert np.unique(dropped).tolist() == [0.0, 2.0**layers]
+    share = np.mean(dropped > 0)
+    assert abs(share - 0.5**layers) < 4 * np.sqrt(0.5**layers / dropped.size)
+
+
+def updates_of_two_equal_clients(name, dropout, steps):
+    """Two clients that hold the same examples, all in every batch, take steps too small to move."""
+    side = DROPOUTS[name][1]
+    model = registry.models.build({"name": name, "dropout": dropout}).make((side, side, 1), 10)
+    x = np.random.default_rng(0).integers(0, 256, (4, side, side, 1), np.uint8)
+    pool = Pool(jnp.asarray(np.concatenate([x, x])), jnp.arange(8) % 4)
+    problem = Problem(model, x.shape[1:], 10, 255.0, (0.5,), (0.5,), 2, 2, False, Layout(2))
+    client = registry.clients.build(
+        {"name": "sgd", "steps": steps, "batch_size": 4,
+         "optimizer": {"name": "sgd", "learning_rate": 1e-4}}
+    )  # fmt: skip
+    population = Population(jnp.arange(8).reshape(2, 4), jnp.array([4, 4]), jnp.zeros(2, bool))
+    replica = Replica(jax.random.key(0), Components(client, None, Attack(()), None), population)
+    task = make_task(problem, pool)
+
+    @jax.jit
+    def train():
+        params = jax.flatten_util.ravel_pytree(model.init(jax.random.key(1)))[0]
+        ids = jnp.arange(2)
+        return train_clients(problem, task, pool, replica, params, (), ids, jnp.int32(0))[0]
+
+    return np.asarray(train())
+
+
+@pytest.mark.parametrize("name", DROPOUTS)
+def test_masks_differ_between_clients_and_between_steps(name):
+    def differences(dropout):
+        one, two = (updates_of_two_equal_clients(name, dropout, steps) for steps in (1, 2))
+        size = np.linalg.norm(one[0])
+        between_clients = np.linalg.norm(one[0] - one[1]) / size
+        between_steps = np.linalg.norm(two[0] - 2 * one[0]) / size
+        return between_clients, between_steps
+
+    assert max(differences(0.0)) < 0.01
+    assert min(differences(0.5)) > 0.1
+
+
+@pytest.mark.parametrize("name, side", [("fltrust_cnn", 9), ("rlr_cnn", 5), ("rlr_cifar10", 21)])
 def test_images_that_the_poolings_reduce_to_nothing_are_refused(name, side):
     model = registry.models.build(name)
     with pytest.raises(ValueError, match=f"{name} needs images of at least"):

@@ -1,0 +1,68 @@
+"""The convolutional network of the RLR paper's CIFAR10 experiments."""
+
+from flax import linen as nn
+
+from fedjax_sec import registry
+from fedjax_sec.models._common import (
+    INITS,
+    Convolutional,
+    convolution_field,
+    dense,
+    flax_model,
+)
+from fedjax_sec.schema import ConfigError, static
+
+
+class _Network(nn.Module):
+    num_classes: int
+    dropout: float
+    scheme: str
+    lowering: str
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        images = Convolutional(self.lowering, self.scheme)
+        x = images.enter(x)
+        for i, width in enumerate((64, 128, 256)):
+            x = images.max_pool(nn.relu(images.conv(width, 3, x, f"conv_{i}")), 2)
+        # After flattening, so that the masks do not depend on the order of axes.
+        x = images.flat(x)
+        for i, width in enumerate((128, 256)):
+            x = nn.Dropout(self.dropout, deterministic=not train)(x)
+            x = nn.relu(dense(width, x, self.scheme, f"hidden_{i}"))
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        return dense(self.num_classes, x, self.scheme, "output")
+
+
+@registry.models.register("rlr_cifar10")
+class RlrCifar10:
+    """RLR's CIFAR10 network: conv 3x3x64, 3x3x128, 3x3x256, each pooled; dense 128, 256, classes.
+
+    `x [B, 32, 32, 3] -> logits [B, 10]`, 537,610 parameters. Convolutions without padding, each
+    followed by ReLU and a 2x2 max-pooling; dropout before every dense layer. The dropout masks are
+    drawn anew for every client and local step, and there are none in evaluation.
+
+    Raises: `ConfigError` for images smaller than 22 x 22, which the poolings reduce to nothing.
+
+    Source: Ozdayi et al. 2021, author code (`src/models.py`, `CNN_CIFAR`); the text does not
+    describe it. Initialisation as PyTorch's, dropout 0.5.
+
+    Example:
+        >>> import jax
+        >>> from fedjax_sec import registry
+        >>> model = registry.models.build("rlr_cifar10").make((32, 32, 3), 10)
+        >>> sum(p.size for p in jax.tree.leaves(jax.eval_shape(model.init, jax.random.key(0))))
+        537610
+    """
+
+    dropout: float = static(0.5, "Share of the activations dropped in training.", low=0, below=1)
+    init: str = static("pytorch", "Initial weights and biases.", choices=INITS)
+    convolution: str = convolution_field()
+
+    def make(self, input_shape, num_classes):
+        if len(input_shape) != 3 or min(input_shape[:2]) < 22:
+            raise ConfigError(
+                f"model: rlr_cifar10 needs images of at least 22 x 22 pixels, got {input_shape}."
+            )
+        network = _Network(num_classes, self.dropout, self.init, self.convolution)
+        return flax_model(network, input_shape, convolves=True, trains_differently=True)
