@@ -70,15 +70,20 @@ def verify(experiment: Experiment) -> None:
     """
     source = load_source(experiment)
     experiment.model.make(source.x_train.shape[1:], source.num_classes)
-    population, _ = make_population(experiment, np.asarray(source.y_train))
+    population, _ = make_population(experiment, np.asarray(source.y_train), source.users_train)
     experiment.check(capacity=population.index.shape[1])
 
 
-def make_population(experiment: Experiment, labels: np.ndarray) -> tuple[Population, int]:
-    """Partition and malicious clients by the experiment's seed, and the examples left unused."""
+def make_population(
+    experiment: Experiment, labels: np.ndarray, users: np.ndarray | None = None
+) -> tuple[Population, int]:
+    """Partition and malicious clients by the experiment's seed, and the examples left unused.
+
+    `labels` and `users` [T] are those of the training examples; None where nobody knows the users.
+    """
     data, threat = experiment.data, experiment.threat
     rng = np.random.default_rng([experiment.seed, int(Stream.PARTITION)])
-    parts = data.partition.split(rng, labels, data.num_clients)
+    parts = data.partition.split(rng, labels, data.num_clients, users)
     malicious = np.arange(data.num_clients) < threat.num_malicious
     if threat.placement == "random":
         rng = np.random.default_rng([experiment.seed, int(Stream.MALICIOUS)])
@@ -116,7 +121,9 @@ def make_replicas(experiments: Sequence[Experiment], source) -> tuple[Replica, l
     """The experiments stacked along a leading replica axis, and each one's unused examples."""
     populations, unused = [], []
     for experiment in experiments:
-        population, left = make_population(experiment, np.asarray(source.y_train))
+        population, left = make_population(
+            experiment, np.asarray(source.y_train), source.users_train
+        )
         experiment.check(capacity=population.index.shape[1])
         populations.append(population)
         unused.append(left)

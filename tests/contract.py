@@ -496,8 +496,9 @@ def check_dataset(component, folder):
 
 def check_partitioner(component):
     labels = np.random.default_rng(0).integers(0, 10, 203).astype(np.int32)
+    users = np.random.default_rng(1).integers(0, 31, 203).astype(np.int32)
     first, again, other = (
-        component.split(np.random.default_rng(seed), labels, 7) for seed in (0, 0, 1)
+        component.split(np.random.default_rng(seed), labels, 7, users) for seed in (0, 0, 1)
     )
     check_partition(first, len(labels))
     assert first.counts.shape == (7,) and first.counts.min() >= 1

@@ -51,6 +51,11 @@ def toy(train=6, test=3, official=(6, 3)):
     return Source("toy", *arrays, 2, 255.0, (0.5,), (0.5,), official, "test")
 
 
+def toy_with_users():
+    users = np.array([0, 0, 1, 2, 2, 2], np.int32), np.array([0, 1, 3], np.int32)
+    return toy()._replace(users_train=users[0], users_test=users[1])
+
+
 @pytest.fixture
 def prepared(tmp_path):
     """A folder as tfds prepares it, with 5 + 3 random images of MNIST's shape, in record groups."""
@@ -154,6 +159,13 @@ def test_take_keeps_the_first_examples_and_labels_the_rest_as_missing():
         {"train": (source.x_train, source.y_train), "test": (source.x_test, source.y_test)},
     )
     assert not take(source, max_train=6).is_subset
+
+
+def test_take_keeps_the_users_of_what_it_keeps():
+    part = take(toy_with_users(), max_train=4, max_test=2)
+    assert part.users_train.tolist() == [0, 0, 1, 2] and part.users_test.tolist() == [0, 1]
+    assert take(toy_with_users(), max_train=2).describe()["users"] == 1
+    assert take(toy()).users_train is None and take(toy(), max_test=1).users_test is None
 
 
 @pytest.mark.parametrize(

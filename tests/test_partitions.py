@@ -3,10 +3,13 @@
 import numpy as np
 import pytest
 
+import fedjax_sec
 from fedjax_sec import registry
 from fedjax_sec.datasets.packing import Partition, check_partition, materialize, pack_lists
 from fedjax_sec.partitions.by_label import ByLabel
 from fedjax_sec.partitions.iid import Iid
+from fedjax_sec.partitions.natural import Natural
+from fedjax_sec.schema import ConfigError
 
 PARTITIONERS = {
     "iid": Iid(),
@@ -116,6 +119,47 @@ def test_impossible_numbers_of_shards_are_named():
         ByLabel(shards_per_client=3).split(rng(), some_labels(10), 4)
     with pytest.raises(ValueError, match="shards_per_client"):
         registry.partitions.build({"name": "by_label", "shards_per_client": 0})
+
+
+# --- By user ------------------------------------------------------------------------------------
+
+USERS = np.array([3, 8, 3, 5, 5, 3, 8, 3, 12], np.int32)  # user 12 has one example, 4 has none
+
+
+@pytest.mark.parametrize("users", ["drawn", "first"])
+def test_a_client_is_a_user(users):
+    partition = Natural(users=users).split(rng(), np.zeros(9, np.int32), 4, USERS)
+    assert owned(partition) == [[0, 2, 5, 7], [3, 4], [1, 6], [8]]
+    assert partition.counts.tolist() == [4, 2, 2, 1] and partition.unused == 0
+
+
+def test_fewer_clients_than_users_are_the_first_or_drawn_ones():
+    users = rng(5).integers(0, 60, 1009)
+    by_user = [np.flatnonzero(users == user).tolist() for user in np.unique(users)]
+    first = Natural(users="first").split(rng(), np.zeros(1009, np.int32), 20, users)
+    assert owned(first) == by_user[:20] and first.unused == 1009 - sum(map(len, by_user[:20]))
+    drawn = [
+        owned(Natural().split(rng(seed), np.zeros(1009, np.int32), 20, users)) for seed in (0, 0, 1)
+    ]
+    assert drawn[0] == drawn[1] != drawn[2] and drawn[0] != by_user[:20]
+    for clients in drawn:  # whole users, none twice, in the order of their numbers
+        places = [by_user.index(client) for client in clients]
+        assert places == sorted(set(places))
+
+
+@pytest.mark.parametrize("num_clients", [0, 5])
+def test_numbers_of_clients_beyond_the_users_are_named(num_clients):
+    message = f"data.num_clients must be between 1 and 4, .* got {num_clients}"
+    with pytest.raises(ConfigError, match=message):
+        Natural().split(rng(), np.zeros(9, np.int32), num_clients, USERS)
+
+
+def test_data_without_users_has_no_natural_partition():
+    with pytest.raises(ConfigError, match=r"data.partition: natural needs .*'mnist_by_writer'"):
+        Natural().split(rng(), np.zeros(9, np.int32), 4)
+    experiment = {"data": {"name": "digits", "partition": "natural"}, "rounds": 1}
+    with pytest.raises(ConfigError, match="this one has no users"):
+        fedjax_sec.run(experiment)
 
 
 def test_registered_names_build_what_they_say():

@@ -170,7 +170,8 @@ def torch_round(experiment, program) -> Callable | None:
         return None
     from fedjax_sec.bench import torch_loop
 
-    population, _ = make_population(experiment, np.asarray(program.source.y_train))
+    source = program.source
+    population, _ = make_population(experiment, np.asarray(source.y_train), source.users_train)
     client = experiment.client
     optimizer = client.optimizer.dump_spec()
     attack = None

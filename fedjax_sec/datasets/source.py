@@ -15,6 +15,8 @@ class Source(NamedTuple):
     Pixels stay integers; `x / scale` lies in [0, 1], and `mean` and `std` (a number a channel, in
     those units) normalise it at the model's entry. `official_sizes` are those of the full data set,
     so that a result obtained on a part of it can always be told from one obtained on all of it.
+    Where the data set says who made an example, `users_train` and `users_test` number its users
+    from 0, the same in both parts.
 
     >>> source = Source(
     ...     "toy", np.zeros((6, 2, 2, 1), np.uint8), np.zeros(6, np.int32),
@@ -37,6 +39,8 @@ class Source(NamedTuple):
     std: tuple[float, ...]
     official_sizes: tuple[int, int]  # (train, test)
     origin: str  # where it was read from, without machine paths: 'tfds mnist/3.0.1'
+    users_train: np.ndarray | None = None  # int32 [T]
+    users_test: np.ndarray | None = None  # int32 [E]
 
     @property
     def sizes(self) -> tuple[int, int]:
@@ -57,8 +61,12 @@ class Source(NamedTuple):
         return f"{self.name} (subset: {train} of {all_train} train, {test} of {all_test} test)"
 
     def describe(self) -> dict:
-        """Sizes and label as plain values, to be stored beside results."""
-        return {
+        """Sizes and label as plain values, to be stored beside results.
+
+        `users` are those with training examples here; only data that has users says so.
+        """
+        users = {} if self.users_train is None else {"users": len(np.unique(self.users_train))}
+        return users | {
             "name": self.name,
             "label": self.label,
             "train": self.sizes[0],
@@ -87,9 +95,9 @@ def take(source: Source, max_train: int | None = None, max_test: int | None = No
                 f"{field} must be between 1 and {available}, the number of examples of "
                 f"{source.label} that are here, got {value!r}."
             )
-    return source._replace(
-        x_train=source.x_train[:max_train],
-        y_train=source.y_train[:max_train],
-        x_test=source.x_test[:max_test],
-        y_test=source.y_test[:max_test],
-    )
+    kept = {
+        field: array[: max_train if field.endswith("train") else max_test]
+        for field, array in source._asdict().items()
+        if field.endswith(("_train", "_test")) and array is not None
+    }
+    return source._replace(**kept)

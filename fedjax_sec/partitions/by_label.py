@@ -28,7 +28,9 @@ class ByLabel:
 
     shards_per_client: int = static(2, "Shards each client receives.", low=1)
 
-    def split(self, rng: np.random.Generator, labels: np.ndarray, num_clients: int) -> Partition:
+    def split(
+        self, rng: np.random.Generator, labels: np.ndarray, num_clients: int, users=None
+    ) -> Partition:
         """Deals the shards of `labels` [T] to the clients; which ones is all that `rng` decides.
 
         Raises `ValueError` unless 1 <= num_clients * shards_per_client <= T.

@@ -28,7 +28,9 @@ class Iid:
         False, "Give all clients the same number of examples; the remainder is left unused."
     )
 
-    def split(self, rng: np.random.Generator, labels: np.ndarray, num_clients: int) -> Partition:
+    def split(
+        self, rng: np.random.Generator, labels: np.ndarray, num_clients: int, users=None
+    ) -> Partition:
         """Deals the examples of `labels` [T] to the clients; which ones is all that `rng` decides.
 
         Raises `ValueError` unless 1 <= num_clients <= T.
