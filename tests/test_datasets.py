@@ -186,6 +186,9 @@ def test_every_data_set_is_registered_with_its_official_sizes():
         "cifar10": (50000, 10000),
         "cifar100": (50000, 10000),
         "digits": (1437, 360),
+        "mnist_by_writer": (60000, 10000),
+        "femnist_digits": (341873, 40832),
+        "femnist": (671585, 77483),
     }
     found = {name: registry.datasets.get(name)().official_sizes for name in expected}
     assert found == expected

@@ -1,23 +1,17 @@
 """Reads image data sets prepared by tensorflow-datasets (array_record), without TensorFlow."""
 
 import contextlib
-import hashlib
 import json
 import logging
 import os
 import re
-import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 
-from fedjax_sec.caching import cache_folder
+from fedjax_sec.datasets._files import cache_file, first_line, load_cache, progress_bar, store_cache
 from fedjax_sec.datasets.source import MissingDataError, Source
 
-_log = logging.getLogger(__name__)
-
-_CACHE_FORMAT = 1  # raise it when the meaning of the cached arrays changes
 _SPLITS = ("train", "test")
 _BATCH = 1000  # examples decoded between two updates of the progress bar
 _PROBE_SECONDS = 3.0
@@ -33,7 +27,7 @@ def load_tfds(name: str, data_dir: str | None, download: bool, **meta) -> Source
     `official_sizes`). Raises `MissingDataError` when the prepared folder is absent and cannot be
     downloaded, or cannot be read.
     """
-    root = _data_root(data_dir)
+    root = data_root(data_dir)
     folder = _prepared_folder(root, name)
     if folder is None:
         if not download:
@@ -46,7 +40,8 @@ def load_tfds(name: str, data_dir: str | None, download: bool, **meta) -> Source
     return Source(name=name, origin=f"tfds {name}/{folder.name}", **arrays, **meta)
 
 
-def _data_root(data_dir: str | None) -> Path:
+def data_root(data_dir: str | None) -> Path:
+    """The folder that holds one folder for each data set."""
     chosen = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     return Path(chosen).expanduser()
 
@@ -82,7 +77,7 @@ def _download(name: str, root: Path) -> None:
         _probe_network(list(builder.url_infos or ()))
         builder.download_and_prepare(file_format="array_record")
     except Exception as error:  # tfds raises whatever its parts raise; the cause is chained
-        reason = f"downloading it failed ({type(error).__name__}: {_first_line(error)})"
+        reason = f"downloading it failed ({type(error).__name__}: {first_line(error)})"
         raise MissingDataError(_how_to_get(name, root, reason)) from error
 
 
@@ -102,65 +97,16 @@ def _probe_network(urls: list[str]) -> None:
         raise ConnectionError(f"no answer from {urls[0]}; is there a network?") from error
 
 
-def _first_line(error: Exception) -> str:
-    lines = str(error).splitlines()
-    return lines[0][:300] if lines else "no message"
-
-
 # --- Cache ------------------------------------------------------------------------------------
 
 
-def _cache_file(name: str, folder: Path) -> Path:
-    records = sorted(folder.glob("*array_record*"))
-    state = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in records]
-    key = hashlib.sha256(repr((_CACHE_FORMAT, state)).encode()).hexdigest()[:16]
-    return cache_folder() / f"{name}-{folder.name}-{key}.npz"
-
-
 def _read_cached(name: str, folder: Path) -> dict[str, np.ndarray]:
-    path = _cache_file(name, folder)
-    arrays = _load_cache(path)
+    path = cache_file(f"{name}-{folder.name}", folder.glob("*array_record*"))
+    arrays = load_cache(path, _keys())
     if arrays is None:
         arrays = _decode(name, folder)
-        _store_cache(path, arrays)
+        store_cache(path, arrays)
     return arrays
-
-
-def _load_cache(path: Path) -> dict[str, np.ndarray] | None:
-    """The cached arrays, or None where there are none that can be trusted."""
-    if not path.is_file():
-        return None
-    try:
-        with np.load(path, allow_pickle=False) as stored:  # zip members carry a checksum
-            arrays = {key: stored[key] for key in _keys()}
-        for split in _SPLITS:
-            x, y = arrays[f"x_{split}"], arrays[f"y_{split}"]
-            if (x.dtype, y.dtype) != (np.uint8, np.int32) or y.shape != x.shape[:1]:
-                raise ValueError(f"unexpected arrays {x.dtype}{x.shape}, {y.dtype}{y.shape}")
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        _log.warning("Ignoring the damaged cache file %s (%s); reading again.", path, error)
-        return None
-    return arrays
-
-
-def _store_cache(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Writes the cache in one step, so that parallel runs never see half a file."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(temporary, "wb") as file:
-                np.savez(file, **arrays)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        _log.warning(
-            "Cannot keep decoded data in %s (%s): it will be decoded again next time. "
-            "Set FEDJAX_SEC_CACHE to a writable folder.",
-            path.parent,
-            error,
-        )
 
 
 def _keys() -> list[str]:
@@ -188,7 +134,7 @@ def _decode(name: str, folder: Path) -> dict[str, np.ndarray]:
             f"({error}): pip install tensorflow-datasets array_record"
         ) from error
     try:
-        with _without_harmless_messages(), _progress_bar() as bar:
+        with _without_harmless_messages(), progress_bar() as bar:
             sources = {
                 split: tfds.data_source(
                     f"{name}:{folder.name}", split=split, data_dir=root, download=False
@@ -204,7 +150,7 @@ def _decode(name: str, folder: Path) -> dict[str, np.ndarray]:
     except Exception as error:  # the readers raise whatever the damaged file makes them raise
         raise MissingDataError(
             f"The prepared folder {folder} cannot be read ({type(error).__name__}: "
-            f"{_first_line(error)}). Copy or prepare it again; it must hold the record files of "
+            f"{first_line(error)}). Copy or prepare it again; it must hold the record files of "
             f"both splits, dataset_info.json and features.json."
         ) from error
     return arrays
@@ -240,12 +186,3 @@ def _without_harmless_messages():
         yield
     finally:
         absl.removeFilter(keep)
-
-
-def _progress_bar():
-    from rich.console import Console
-    from rich.progress import Progress
-
-    # On stderr, transient, and on terminals only: stdout stays clean, and logs keep no bar.
-    console = Console(stderr=True)
-    return Progress(console=console, transient=True, disable=not console.is_terminal)
