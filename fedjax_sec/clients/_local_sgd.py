@@ -9,6 +9,8 @@ import jax.numpy as jnp
 from fedjax_sec.ops.permutation import permute
 from fedjax_sec.schema import ConfigError, component, numeric, static
 
+_EPOCH = 1 << 16  # numbers of an epoch's steps, for randomness that padding does not change
+
 
 @dataclasses.dataclass(frozen=True)
 class LocalSgd:
@@ -67,31 +69,37 @@ class LocalSgd:
         batches = jnp.maximum(-(-local.count // self.batch_size), 1)  # in one epoch
         round_key = jax.random.fold_in(key, local.round)
         steps = self.num_steps(local.capacity)
+        per_epoch = -(-local.capacity // self.batch_size)
 
-        def batch(step):
-            if self.sampling == "uniform":
-                draw = jax.random.fold_in(round_key, 2 * step)
-                position = jax.random.randint(
-                    draw, (self.batch_size,), 0, jnp.maximum(local.count, 1)
-                )
-                mask = jnp.broadcast_to(local.count > 0, (self.batch_size,))
-                return position, mask
+        def batch(step, number):
             if self.epochs is None:
                 epoch, place = jnp.divmod(local.round * self.steps + step, batches)
             else:
-                per_epoch = -(-local.capacity // self.batch_size)
                 epoch, place = local.round * self.epochs + step // per_epoch, step % per_epoch
+            if self.sampling == "uniform":
+                draw = jax.random.fold_in(round_key, 2 * number)
+                position = jax.random.randint(
+                    draw, (self.batch_size,), 0, jnp.maximum(local.count, 1)
+                )
+                some = (local.count > 0) & (place < batches)
+                return position, jnp.broadcast_to(some, (self.batch_size,))
             slot = place * self.batch_size + jnp.arange(self.batch_size)
             position = permute(key, slot, local.count, number=epoch)
             return position, slot < local.count
 
         def train_step(step, params, delta, opt_state):
-            position, mask = batch(step)
+            # With epochs, the largest client decides how many steps there are; were the numbers
+            # those of the steps, a client's dropout would depend on the others' sizes.
+            number, own = step, 2 * steps + step
+            if self.epochs is not None:
+                number = step // per_epoch * _EPOCH + step % per_epoch
+                own = (1 << 30) + number
+            position, mask = batch(step, number)
             x, y = local.fetch(position)
-            own_key = jax.random.fold_in(round_key, 2 * steps + step)
+            own_key = jax.random.fold_in(round_key, own)
             x, y = self.examples(own_key, params, x, y, mask, task)
             loss, gradient = jax.value_and_grad(task.loss)(
-                params, x, y, mask, train=True, key=jax.random.fold_in(round_key, 2 * step + 1)
+                params, x, y, mask, train=True, key=jax.random.fold_in(round_key, 2 * number + 1)
             )
             gradient = gradient + self.l2 * params
             change, new_state = optimizer.update(gradient, opt_state, params)

@@ -1,0 +1,201 @@
+"""Clients of unequal size, and few of many clients in a round: padding, weights, memory."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import NumpyMlp, same_bits, small, tiny_pool, tiny_task
+from jax.flatten_util import ravel_pytree
+
+import fedjax_sec
+from fedjax_sec import config, experiment, registry
+from fedjax_sec.datasets import Source, take
+from fedjax_sec.datasets.digits import Digits
+from fedjax_sec.experiment import Program, make_population
+from fedjax_sec.round import Stream, make_task, run_round, stream
+from fedjax_sec.types import LocalData
+
+
+def by_user(monkeypatch, source, sizes):
+    """Experiments then see the first examples of `source`, of users with these sizes."""
+    users = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
+    source = take(source, max_train=len(users))._replace(users_train=users)
+    monkeypatch.setattr(experiment, "load_source", lambda _: source)
+    return source
+
+
+def many(count, shape=(4, 4, 1), classes=10):
+    """A source of `count` random images."""
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 256, (count, *shape), np.uint8)
+    y = rng.integers(0, classes, count).astype(np.int32)
+    return Source(
+        "many", x, y, x[:50], y[:50], classes, 255.0, (0.5,), (0.5,), (count, 50), "random"
+    )
+
+
+def natural(num_clients, **changes):
+    data = {"num_clients": num_clients, "partition": "natural", "max_train": None}
+    return small(**({"data": data} | changes))
+
+
+# --- One client ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "fields", [{"epochs": 3}, {"epochs": 3, "sampling": "uniform"}, {"steps": 5}]
+)
+@pytest.mark.parametrize("name", ["sgd", "adversarial"])
+def test_the_largest_client_does_not_change_a_smaller_one(name, fields):
+    """Neither its batches nor its randomness depend on how far it is padded."""
+    optimizer = {"name": "sgd", "learning_rate": 0.3, "momentum": 0.7}
+    spec = {"name": name, "batch_size": 4, "optimizer": optimizer} | fields
+    part = registry.clients.build(spec | ({"pgd_steps": 2} if name == "adversarial" else {}))
+    plain, pool = tiny_task(), tiny_pool()
+
+    def loss(params, x, y, mask, *, train=False, key=None):
+        noise = 0.0 if key is None else params @ jax.random.normal(key, params.shape)  # as dropout
+        return plain.loss(params, x, y, mask) + noise
+
+    def fetch(position):
+        return pool.x[position].astype(jnp.float32) / 255.0, pool.y[position]
+
+    def train(capacity, count=6):
+        local = LocalData(jnp.asarray(count), capacity, jnp.asarray(2), fetch)
+        params = 0.2 * jax.random.normal(jax.random.key(7), (plain.dim,))
+        state = part.init(plain.dim)
+        task = plain._replace(loss=loss)
+        return part.apply(jax.random.key(3), params, state, local, task)[0]
+
+    alone = jax.jit(lambda: train(6))()
+    np.testing.assert_allclose(jax.jit(lambda: train(23))(), alone, rtol=1e-5, atol=1e-6)
+    assert not np.allclose(jax.jit(lambda: train(6, count=5))(), alone)
+
+
+# --- A round ------------------------------------------------------------------------------------
+
+
+def test_natural_sizes_give_steps_and_weights(monkeypatch):
+    """Two epochs with batches of 8: one step each for 3 and 8 examples, two for 16."""
+    sizes, rate, momentum = (3, 8, 16), 0.2, 0.9
+    source = Digits().load()
+    x, y = source.x_train[:27].copy(), source.y_train[:27].copy()
+    x[11:], y[11:] = x[11], y[11]  # the large user's digits are all one: so are its batches
+    source = by_user(monkeypatch, source._replace(x_train=x, y_train=y), sizes)
+    client = {
+        "name": "sgd", "epochs": 2, "batch_size": 8,
+        "optimizer": {"name": "sgd", "learning_rate": rate, "momentum": momentum},
+    }  # fmt: skip
+    result = fedjax_sec.run(natural(3, client=client, rounds=2))
+    start = config.from_mapping(natural(3, client=client, rounds=2))
+    program = Program(start)
+    params = np.asarray(program.init(program.replicas([start])[0]).params[0], np.float64)
+    mlp = NumpyMlp(64, 6, 10, source.mean[0], source.std[0])
+    pixels = x.astype(np.float64) / source.scale
+    parts = np.split(np.arange(27), np.cumsum(sizes)[:-1])
+    for _ in range(2):
+        deltas = []
+        for part, steps in zip(parts, (2, 2, 4), strict=True):
+            own, buffer = params.copy(), 0.0
+            for _ in range(steps):
+                buffer = mlp.gradient(own, pixels[part], y[part]) + momentum * buffer
+                own -= rate * buffer
+            deltas.append(own - params)
+        params = params + np.average(deltas, axis=0, weights=sizes)
+    actual = np.asarray(ravel_pytree(result.params)[0])
+    np.testing.assert_allclose(actual, params, rtol=1e-3, atol=1e-5)
+
+
+def sampled_malicious(experiment_, source, rounds):
+    """How many malicious clients each round draws."""
+    data, k = experiment_.data, experiment_.clients_per_round
+    population, _ = make_population(experiment_, source.y_train, source.users_train)
+    key = jax.random.key(experiment_.seed)
+    drawn = []
+    for number in range(rounds):
+        own = stream(jax.random.fold_in(key, number), Stream.SAMPLE)
+        ids = jax.random.choice(own, data.num_clients, (k,), replace=False)
+        drawn.append(int(population.malicious[np.asarray(ids)].sum()))
+    return drawn
+
+
+def test_the_papers_share_of_3383_users(monkeypatch):
+    sizes = np.random.default_rng(0).integers(1, 4, 3383)
+    source = by_user(monkeypatch, many(int(sizes.sum())), sizes)
+    spec = natural(
+        3383,
+        server={"clients_per_round": 33},
+        threat={"num_malicious": 338},
+        attack={"name": "pattern", "size": 1},
+        client={"name": "sgd", "epochs": 2, "batch_size": 2},
+        rounds=4,
+    )
+    result = fedjax_sec.run(spec)
+    drawn = sampled_malicious(config.from_mapping(spec), source, 4)
+    assert len(set(drawn)) > 1 and min(drawn) > 0 and max(drawn) < 12
+    assert result.summary["traces"] == 1 and result.summary["data"]["unused_train"] == 0
+    for metric in ("train_loss", "loss", "update_norm_malicious"):
+        assert np.isfinite(result.metrics[metric][1:]).all()
+
+
+@pytest.mark.parametrize("attack", ["alie", "sign_flip", {"name": "pattern", "size": 1}])
+def test_a_round_that_draws_no_malicious_client_is_clean(monkeypatch, attack):
+    sizes = np.random.default_rng(1).integers(1, 12, 30)
+    source = by_user(monkeypatch, many(int(sizes.sum())), sizes)
+    common = {
+        "server": {"clients_per_round": 4},
+        "client": {"name": "sgd", "epochs": 1, "batch_size": 4},
+        "rounds": 3,
+    }
+    attacked = common | {"attack": attack, "threat": {"num_malicious": 4}}
+    seed = next(
+        seed for seed in range(100)
+        if (drawn := sampled_malicious(
+            config.from_mapping(natural(30, seed=seed, **attacked)), source, 3
+        ))[0] == 0 and drawn[1] > 0 and drawn[2] != drawn[1]
+    )  # fmt: skip
+    clean, dirty = (
+        fedjax_sec.run(natural(30, seed=seed, **how)).metrics for how in (common, attacked)
+    )
+    for metric in ("loss", "aggregate_norm"):
+        same_bits(clean[metric][:2], dirty[metric][:2])
+        assert np.isfinite(dirty[metric][1:]).all() and clean[metric][3] != dirty[metric][3]
+
+
+# --- Memory -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("clients", ["vmap", "map"])
+def test_data_of_clients_that_are_not_drawn_is_not_copied(monkeypatch, clients):
+    """The working memory of a round with 5 clients is the same for 50 and for 400 of them."""
+    width, shape = 20, (28, 28, 1)
+
+    def temporary(num_clients):
+        source = by_user(monkeypatch, many(num_clients * width, shape), [width] * num_clients)
+        spec = natural(
+            num_clients,
+            server={"clients_per_round": 5},
+            client={"name": "sgd", "epochs": 2, "batch_size": 4},
+            threat={"num_malicious": 10},
+            attack={"name": "pattern", "size": 2},
+            execution={"clients": clients},
+        )
+        one = config.from_mapping(spec)
+        program = Program(one)
+        replicas, _ = program.replicas([one])
+        replica = jax.tree.map(lambda leaf: leaf[0], replicas)
+        state = jax.tree.map(lambda leaf: leaf[0], program.init(replicas))
+        assert replica.population.index.shape == (num_clients, width)
+
+        def advance(state, replica, pool):
+            task = make_task(program.problem, pool)
+            return run_round(program.problem, task, pool, replica, state, jnp.int32(0))
+
+        compiled = jax.jit(advance).lower(state, replica, program.pool).compile()
+        assert program.pool.x.nbytes == num_clients * width * source.x_train[0].nbytes
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    few, lots = temporary(50), temporary(400)
+    one_client = width * int(np.prod(shape))  # bytes of its images as they are stored
+    # What grows is drawing the clients: a few numbers for each.
+    assert lots - few < 350 * 32 < one_client, (few, lots)
