@@ -45,6 +45,7 @@ def aggregate(
     """
     updates = _as_stack(updates)
     pipeline = Defense.build(_with_fields(defense, fields, "defense"))
+    _refuse_schedules(pipeline.stages, "defense")
     check_components(pipeline.stages, "defense", Setting(updates.shape[0]))
     weights = jnp.ones(updates.shape[0]) if weights is None else jnp.asarray(weights, jnp.float32)
     if weights.shape != (updates.shape[0],):
@@ -112,6 +113,7 @@ def attack(
             f"{schema.suggestion(knowledge, known)}"
         )
     pipeline = Attack.build(_with_fields(attack, fields, "attack"))
+    _refuse_schedules(pipeline.stages, "attack")
     setting = Setting(updates.shape[0], int(mask.sum()))
     check_components(pipeline.stages, "attack", setting)
     for stage in pipeline.stages:
@@ -152,3 +154,12 @@ def _with_fields(spec, fields, kind):
             f"mapping instead."
         )
     return {"name": spec, **fields}
+
+
+def _refuse_schedules(stages, kind):
+    for stage in stages:
+        if schema.has_schedules(stage):
+            raise ConfigError(
+                f"{kind}: a field of {stage.registered_name!r} follows a schedule, but here are no "
+                f"rounds; give a number, or run it in an experiment (fedjax_sec.run)."
+            )

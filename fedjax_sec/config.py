@@ -275,8 +275,8 @@ def _assign(tree: dict, dotted: str, value) -> None:
 
 
 def _key(node, name: str, dotted: str):
-    if isinstance(node, dict):
-        return name
+    if isinstance(node, dict):  # the rounds of a schedule are integers
+        return int(name) if name.isdigit() and int(name) in node else name
     if not name.isdigit() or int(name) >= len(node):
         raise ConfigError(f"{dotted}: a list of {len(node)} has no entry {name!r}.")
     return int(name)

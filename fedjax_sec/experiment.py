@@ -174,7 +174,7 @@ def tuned(experiment: Experiment) -> Tuning:
         task = make_task(problem, pool)
 
         def train(params, replica, pool):
-            client = replica.components.client
+            client = schema.resolve(replica.components.client, 0)
             states = jax.vmap(lambda _: client.init(task.dim))(jnp.arange(per_round))
             states = states if client.keeps_state else ()
             return train_clients(
@@ -347,10 +347,14 @@ class Program:
         working = memory.temp_size_in_bytes + memory.output_size_in_bytes if memory else 1
         return working, tree_bytes((self.pool, self.test, state, replicas))
 
-    def evaluate(self, state: RoundState, replicas: Replica):
-        """Test metrics of every replica's global model."""
+    def evaluate(self, state: RoundState, replicas: Replica, done: int = 0):
+        """Test metrics of every replica's global model after `done` rounds.
+
+        Where a backdoor's fields follow schedules, it is measured as in the last of these rounds.
+        """
         function = self._evaluator(state, replicas)
-        return function(*self._placed(state.params, replicas, self.pool, self.test))
+        last = _round_number(max(done - 1, 0))
+        return function(*self._placed(state.params, replicas, self.pool, self.test, last))
 
     def _placed(self, *args):
         """The arguments on all devices that share the work; untouched where there is one."""
@@ -360,19 +364,20 @@ class Program:
         self._plan(state, replicas)
         options = self.experiment.evaluation
 
-        def measure(params, replicas, pool, test):
+        def measure(params, replicas, pool, test, last):
             task = make_task(self.problem, pool)
 
             def one(params, replica):
+                attack = schema.resolve(replica.components.attack, last)
                 return evaluate(
-                    params, test, task, self.problem.pixel_scale,
-                    replica.components.attack.backdoor, options.batch_size,
-                    options.exclude_target,
+                    params, test, task, self.problem.pixel_scale, attack.backdoor,
+                    options.batch_size, options.exclude_target,
                 )  # fmt: skip
 
             return self._over_replicas(one, params, replicas)
 
-        return self._compile("evaluate", measure, state.params, replicas, self.pool, self.test)
+        args = state.params, replicas, self.pool, self.test, _round_number(0)
+        return self._compile("evaluate", measure, *args)
 
     def unravel(self, params) -> Any:
         """Flat parameters [D] as the model's own tree."""
@@ -511,7 +516,7 @@ def train(
             jax.block_until_ready(state)
         training_seconds += time.perf_counter() - tick - (program.compile_seconds - compiled)
         done += rounds
-        record(done, program.evaluate(state, replicas) | training)
+        record(done, program.evaluate(state, replicas, done) | training)
         evaluations += 1
         if checkpoints and (evaluations % first.checkpoint.every == 0 or done == first.rounds):
             checkpoints.save(done, state, elapsed + time.perf_counter() - begin)

@@ -1,8 +1,10 @@
 """Every optax optimizer by its own name, with its floating-point arguments traced.
 
 `{"name": "sgd", "learning_rate": 0.1, "momentum": 0.9}` is `optax.sgd(0.1, momentum=0.9)`. A
-learning rate may be a schedule, `{"name": "cosine_decay_schedule", "init_value": 0.1,
-"decay_steps": 100}`, which counts the steps that the optimizer itself has taken.
+learning rate may be one of optax's schedules, `{"name": "cosine_decay_schedule", "init_value": 0.1,
+"decay_steps": 100}`, which counts the steps that the optimizer itself has taken. Every number may
+be a schedule over rounds, `{"schedule": "steps", "values": {0: 0.1, 100: 0.01}}`, like any numeric
+field.
 """
 
 import dataclasses
@@ -84,7 +86,14 @@ def build(spec, path: str = "optimizer") -> Optimizer:
                 f"{at}: optax.{name} has no argument {key!r}.{schema.suggestion(key, parameters)} "
                 f"It takes: {', '.join(parameters)}."
             )
-        if isinstance(value, Mapping):
+        if isinstance(value, schema.Schedule) or (
+            isinstance(value, Mapping) and "schedule" in value
+        ):
+            if not _takes_float(parameters[key]):
+                raise ConfigError(f"{at} is no number, so it cannot follow a schedule.")
+            bounds = {"low": 0} if key == "learning_rate" else {}
+            traced[key] = schema.build_schedule(value, float, at, bounds)
+        elif isinstance(value, Mapping):
             fixed[key] = _build_schedule(value, at)
         elif isinstance(value, bool) or not _is_number(value, parameters[key]):
             fixed[key] = value
@@ -102,13 +111,14 @@ def build(spec, path: str = "optimizer") -> Optimizer:
     return Optimizer(name, traced, tuple(sorted(fixed.items())))
 
 
+def _takes_float(parameter) -> bool:
+    return isinstance(parameter.default, float) or parameter.name in ("learning_rate", "momentum")
+
+
 def _is_number(value, parameter) -> bool:
     if isinstance(value, float) or hasattr(value, "dtype"):
         return True
-    takes_float = isinstance(parameter.default, float) or parameter.name in (
-        "learning_rate", "momentum",
-    )  # fmt: skip
-    return isinstance(value, int) and takes_float
+    return isinstance(value, int) and _takes_float(parameter)
 
 
 def _build_schedule(spec, path):

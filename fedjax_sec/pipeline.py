@@ -46,10 +46,14 @@ def _paths(items: Sequence, path: str) -> list[str]:
 
 
 def check_components(components, path: str, setting: Setting) -> None:
-    """Runs every component's own `check`; raises what the first failing one raises."""
+    """Runs every component's own `check`; raises what the first failing one raises.
+
+    A component whose fields follow schedules is checked with each of their values.
+    """
     for part, at in zip(components, _paths(components, path), strict=True):
         if hasattr(part, "check"):
-            part.check(at, setting)
+            for one in schema.every_value(part):
+                one.check(at, setting)
 
 
 def fill_num_byzantine(part, num_malicious: int | None):

@@ -56,7 +56,8 @@ class RunFolder:
         with contextlib.suppress(ConfigError):  # a later version may have added keys
             known = config_lib.from_mapping(known).to_dict()
         different = sorted(
-            set(_differences(known, json.loads(json.dumps(config)))) - set(_WHEREABOUTS)
+            set(_differences(*(json.loads(json.dumps(c)) for c in (known, config))))
+            - set(_WHEREABOUTS)
         )
         if different:
             raise ConfigError(

@@ -10,6 +10,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt8
 
+from fedjax_sec import schema
 from fedjax_sec.ops.client_axis import Layout, map_clients
 from fedjax_sec.ops.moments import row_norms
 from fedjax_sec.types import AttackerView, LocalData, Metrics, Model, ServerView, State, Task
@@ -126,7 +127,8 @@ def make_task(problem: Problem, pool: Pool) -> Task:
 def init_state(
     problem: Problem, task: Task, components: Components, params: Float[Array, "D"]
 ) -> RoundState:
-    """The state before round 0, with these initial parameters."""
+    """The state before round 0, with these initial parameters; schedules at their first value."""
+    components = schema.resolve(components, 0)
     client = ()
     if components.client.keeps_state:
         one = components.client.init(task.dim)
@@ -156,7 +158,7 @@ def train_clients(
 
     Returns their updates, their new states and their metrics, each with a leading axis K.
     """
-    components, population = replica.components, replica.population
+    components, population = schema.resolve(replica.components, index), replica.population
     # The client's own stream does not depend on the round: an epoch's order must be the same for
     # all rounds that it spans.
     client_key = stream(replica.key, Stream.CLIENT)
@@ -196,6 +198,8 @@ def run_round(
     traced boolean: only where it is true are update norms and what the defence kept computed
     (they cost several passes over the stack; zeros elsewhere). None leaves them out.
     """
+    # From here on no component holds a schedule, only the numbers of this round.
+    replica = replica._replace(components=schema.resolve(replica.components, index))
     components, population = replica.components, replica.population
     clients, per_round = problem.num_clients, problem.clients_per_round
     key = jax.random.fold_in(replica.key, index)
