@@ -105,7 +105,7 @@ def test_a_scheduled_run_is_two_runs_in_a_row(key, before, after):
 def test_a_backdoor_is_measured_as_it_was_in_the_last_round():
     """Whole images of one grey: the class of the white one is found only when it is white."""
     attack = {"name": "pattern", "size": 8, "value": steps(r0=0.0, r1=1.0)}
-    base = small(threat={"num_malicious": 2}, attack=attack, rounds=2)
+    base = small(threat={"num_malicious": 2}, attack=attack, rounds=2, seed=1)
     program = Program(config.from_mapping(base))
     state = program.init(program.replicas([program.experiment])[0])
     images = jnp.stack([jnp.zeros((8, 8, 1)), jnp.ones((8, 8, 1))])
