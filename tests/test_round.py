@@ -111,14 +111,18 @@ def recorded(part, count, rounds=(0,), capacity=10):
     return np.asarray(params, np.float64), batches, outputs
 
 
-def replay(params, batches, learning_rate, momentum, l2):
-    """SGD over given batches, in NumPy."""
+def within(vector, radius):
+    return vector * min(1.0, radius / np.linalg.norm(vector))
+
+
+def replay(params, batches, learning_rate, momentum, l2, max_norm=np.inf, clip=np.inf):
+    """SGD over given batches, in NumPy; gradients clipped, and the update projected."""
     pool, start, buffer = tiny_pool(), params, np.zeros_like(params)
     for positions in batches:
         x = np.asarray(pool.x, np.float64)[positions] / 255.0
-        gradient = tiny_mlp().gradient(params, x, np.asarray(pool.y)[positions]) + l2 * params
-        buffer = gradient + momentum * buffer
-        params = params - learning_rate * buffer
+        gradient = tiny_mlp().gradient(params, x, np.asarray(pool.y)[positions])
+        buffer = within(gradient, clip) + l2 * params + momentum * buffer
+        params = start + within(params - learning_rate * buffer - start, max_norm)
     return params - start
 
 
@@ -142,6 +146,36 @@ def test_local_training_equals_a_loop(fields):
     for epoch in (full[:2], full[2:]):
         assert sorted(np.concatenate(epoch)) == list(range(count))
     assert np.concatenate(full[:2]).tolist() != np.concatenate(full[2:]).tolist()
+
+
+@pytest.mark.parametrize(
+    ("fields", "bounds"),
+    [({"max_norm": 0.25}, (0.25, np.inf)), ({"clip_gradient": 0.3}, (np.inf, 0.3)),
+     ({"max_norm": 0.2, "clip_gradient": 0.5}, (0.2, 0.5))],
+)  # fmt: skip
+def test_projected_training_stays_within_the_norm_after_every_step(fields, bounds):
+    """With `steps`, a shorter round is the beginning of a longer one: every step is seen."""
+    optimizer = {"name": "sgd", "learning_rate": 0.4, "momentum": 0.7}
+    spec = {"name": "sgd", "batch_size": 4, "optimizer": optimizer, "l2": 0.05}
+    limit = bounds[0] * (1 + 1e-6)
+    for steps in range(1, 7):
+        part = registry.clients.build(spec | {"steps": steps} | fields)
+        params, batches, (delta,) = recorded(part, 8)
+        assert np.linalg.norm(np.asarray(delta, np.float64)) <= limit
+        expected = replay(params, batches, 0.4, 0.7, 0.05, *bounds)
+        np.testing.assert_allclose(delta, expected, rtol=1e-4, atol=1e-6)
+    free = replay(params, batches, 0.4, 0.7, 0.05)
+    assert np.linalg.norm(free) > 1.5 * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adversarial"])
+def test_no_update_of_a_projected_run_is_longer_than_m(name):
+    client = {
+        "name": name, "steps": 3, "batch_size": 4, "max_norm": {"schedule": "steps",
+        "values": {0: 0.3, 2: 0.1}}, "optimizer": {"name": "sgd", "learning_rate": 2.0},
+    } | ({"pgd_steps": 2} if name == "adversarial" else {})  # fmt: skip
+    norms = fedjax_sec.run(small(client=client)).metrics["update_norm"][1:]
+    np.testing.assert_allclose(norms, np.repeat([[0.3], [0.3], [0.1]], 5, axis=1), rtol=1e-5)
 
 
 def test_epochs_run_on_across_rounds():

@@ -12,6 +12,12 @@ from fedjax_sec.schema import ConfigError, component, numeric, static
 _EPOCH = 1 << 16  # numbers of an epoch's steps, for randomness that padding does not change
 
 
+def _within(vector, radius):
+    """The vector, scaled down to the L2 norm `radius` where it is longer."""
+    norm = jnp.linalg.norm(vector)
+    return vector * jnp.where(norm > radius, radius / jnp.maximum(norm, radius), 1.0)
+
+
 @dataclasses.dataclass(frozen=True)
 class LocalSgd:
     """Fields and training loop of `sgd`; `examples` may replace a batch before each step."""
@@ -25,6 +31,12 @@ class LocalSgd:
     l2: float = numeric(0.0, "Weight of the L2 regularisation, as PyTorch's weight decay.", low=0)
     keep_optimizer_state: bool = static(
         False, "Keep each client's optimizer state (momentum, moments) from round to round."
+    )
+    max_norm: float | None = numeric(
+        None, "M: after each step the update is scaled back to this L2 norm (null: never).", above=0
+    )
+    clip_gradient: float | None = numeric(
+        None, "Largest L2 norm of a batch's gradient, without the L2 term (null: any).", above=0
     )
     sampling: str = static(
         "epoch",
@@ -101,10 +113,15 @@ class LocalSgd:
             loss, gradient = jax.value_and_grad(task.loss)(
                 params, x, y, mask, train=True, key=jax.random.fold_in(round_key, 2 * number + 1)
             )
+            if self.clip_gradient is not None:
+                gradient = _within(gradient, self.clip_gradient)
             gradient = gradient + self.l2 * params
             change, new_state = optimizer.update(gradient, opt_state, params)
             active = jnp.any(mask)  # a client with fewer batches than the largest one sits out
-            delta = jnp.where(active, delta + change, delta)
+            moved = delta + change
+            if self.max_norm is not None:
+                moved = _within(moved, self.max_norm)
+            delta = jnp.where(active, moved, delta)
             new_state = jax.tree.map(lambda a, b: jnp.where(active, a, b), new_state, opt_state)
             return delta, new_state, jnp.where(active, loss, 0.0), active
 
