@@ -139,8 +139,8 @@ def init_state(
         params=params,
         server=components.server.transformation().init(params),
         client=client,
-        attack=components.attack.init(problem.clients_per_round, task.dim),
-        defense=components.defense.init(problem.clients_per_round, task.dim),
+        attack=components.attack.init(problem.num_clients, task.dim),
+        defense=components.defense.init(problem.num_clients, task.dim),
     )
 
 

@@ -111,7 +111,11 @@ class Aggregator(Protocol):
     """`stage = "aggregate"`: [K, D] -> [D]. Metrics hold `kept [K]`, each client's share in [0, 1].
 
     `kept` says how much of a client's update took part: 1 for every client under the mean, one-hot
-    under Krum, the share of coordinates under a trimmed mean.
+    under Krum, the share of coordinates under a trimmed mean. `keeps_scale = False` tells that the
+    result is not in units of the updates, as of rules that use signs only.
+
+    Here and in every other stage `init` gets N, the registered clients, whoever takes part in a
+    round: histories have one row a client and are indexed by `view.client_ids`.
     """
 
     stage: str
@@ -153,7 +157,7 @@ class AfterAggregation(Protocol):
 
 
 class UpdateAttack(Protocol):
-    """`stage = "update"`: rewrites the adversary's rows of the stack."""
+    """`stage = "update"`: rewrites the adversary's rows of the stack; `init` gets N."""
 
     stage: str
 

@@ -85,6 +85,7 @@ KERNELS = {
     "finite_rows": Kernel(moments, lambda ops, x, v: ops.finite_rows(x), None),
     "sign_votes": Kernel(signs, lambda ops, x, v: ops.sign_votes(x, v), None),
     "squared_distances": Kernel(distances, true_squares),
+    "cosine_similarities": Kernel(distances, lambda ops, x, v: ops.cosine_similarities(x, v)),
     "krum_scores": Kernel(
         distances, lambda ops, x, v: ops.krum_scores(x, v, x.shape[0] // 2), pairwise=True
     ),

@@ -230,19 +230,16 @@ def test_permutations_are_roughly_uniform():
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Recorder:
-    """An unweighted mean that keeps what the server showed it."""
+    """An unweighted mean that keeps what the server showed it; its state has a row a client."""
 
     stage = "aggregate"
     registered_name = "recorder"
 
     def init(self, num_clients, dim):
-        return {
-            "ids": jnp.zeros(num_clients, int),
-            "weights": jnp.zeros(num_clients),
-            "updates": jnp.zeros((num_clients, dim)),
-        }
+        return {"rows": jnp.zeros(num_clients)}
 
     def apply(self, key, updates, state, view):
+        assert state["rows"].shape == (5,)
         new = {"ids": view.client_ids, "weights": view.weights, "updates": updates}
         return updates.mean(0), new, {"kept": jnp.ones(updates.shape[0])}
 

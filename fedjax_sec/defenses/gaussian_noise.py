@@ -10,26 +10,30 @@ from fedjax_sec.schema import numeric
 class GaussianNoise:
     r"""Adds independent Gaussian noise to the aggregate: a stage after aggregation.
 
-    .. math:: agg \leftarrow agg + \mathcal{N}(0, \sigma^2 I)
+    .. math:: agg \leftarrow agg + \mathcal{N}(0, \sigma^2 M^2 I)
 
-    `[D] -> [D]`. With `clip_norm` before it, this is "weak differential privacy".
+    `[D] -> [D]`, drawn once a round. With `clip_norm` before it, this is "weak differential
+    privacy"; `max_norm` is then the M to which updates are clipped, and sigma is relative to it.
+    With the default of 1, sigma is in units of the update.
 
     Source: Sun et al. 2019, Section 3, "(weak) differential privacy"; sigma is tuned there for
-    each task, so the default is a choice.
+    each task, so the default is a choice. With M: Ozdayi et al. 2021, Equation 2.
 
     Example:
         >>> import fedjax_sec
-        >>> noisy = ["clip_norm", "mean", {"name": "gaussian_noise", "std": 0.1}]
+        >>> noise = {"name": "gaussian_noise", "std": 0.1, "max_norm": 4.0}
+        >>> noisy = [{"name": "clip_norm", "max_norm": 4.0}, "mean", noise]
         >>> fedjax_sec.aggregate([[1.0, 1.0], [3.0, 3.0]], noisy).shape
         (2,)
     """
 
     stage = "after"
-    std: float = numeric(0.001, "sigma, in units of the update.", low=0)
+    std: float = numeric(0.001, "sigma, in units of `max_norm`.", low=0)
+    max_norm: float = numeric(1.0, "M, the norm to which updates are clipped.", above=0)
 
     def init(self, num_clients, dim):
         return ()
 
     def apply(self, key, aggregate, updates, state, view):
         noise = jax.random.normal(key, aggregate.shape, aggregate.dtype)
-        return aggregate + self.std * noise, state, {}
+        return aggregate + self.std * self.max_norm * noise, state, {}

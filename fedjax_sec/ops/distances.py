@@ -62,10 +62,10 @@ GRAM_CHUNK = 512
 def _gram(
     updates: Float[Array, "K D"],
     reference: Float[Array, "D"],
-    scale: Float[Array, ""],
+    scale: Float[Array, ""] | Float[Array, "K 1"],
     valid: Bool[Array, "K"],
 ) -> Float[Array, "K K"]:
-    """Inner products of all pairs of ``c (u_i - z)``, zero for invalid rows.
+    """Inner products of all pairs of ``c (u_i - z)``, zero for invalid rows; c may differ by row.
 
     On CPU block by block, which also keeps the shifted rows in cache instead of in a second stack.
     """
@@ -88,6 +88,28 @@ def _gram(
     zeros = jnp.zeros((num_rows, num_rows), scale.dtype)
     gram = lax.fori_loop(0, whole, lambda i, sum: sum + block(i * GRAM_CHUNK, GRAM_CHUNK), zeros)
     return gram + block(dim - rest, rest) if rest else gram
+
+
+def cosine_similarities(
+    updates: Float[Array, "K D"], valid: Bool[Array, "K"]
+) -> Float[Array, "K K"]:
+    """Cosines between all clients, ``<u_i, u_j> / (|u_i| |u_j|)``; zero for rows that are zero.
+
+    From one Gram matrix of the rows, each scaled by a power of two so that its squares stay in
+    range. At least float32. Rows and columns of invalid rows are zero.
+
+    >>> x = jnp.array([[3.0, 4.0], [3e30, 4e30], [-4.0, 3.0], [jnp.nan, 0.0]])
+    >>> cosine_similarities(x, jnp.array([True, True, True, False]))[0].tolist()
+    [1.0, 1.0, 0.0, 0.0]
+    """
+    dtype = wide(updates.dtype)
+    magnitude = jnp.maximum(jnp.max(updates, axis=1), -jnp.min(updates, axis=1)).astype(dtype)
+    scale = inverse_power(jnp.where(valid, magnitude, 1.0))
+    center = jnp.zeros(updates.shape[1], dtype)
+    gram = _gram(updates, center, scale[:, None], valid)
+    norms = root(jnp.diagonal(gram))
+    product = norms[:, None] * norms[None, :]
+    return jnp.where(product > 0, gram / jnp.where(product > 0, product, 1.0), 0.0)
 
 
 def _distance(sqdist, squared):

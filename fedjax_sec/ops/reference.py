@@ -211,6 +211,18 @@ def squared_distances(updates, valid):
     return jnp.where(both, squares, jnp.inf), jnp.ones((), updates.dtype)
 
 
+def cosine_similarities(updates, valid):
+    """``<u_i, u_j> / (|u_i| |u_j|)``.
+
+    >>> cosine_similarities(jnp.array([[3.0], [-1.0]]), jnp.ones(2, bool))[0].tolist()
+    [1.0, -1.0]
+    """
+    rows = jnp.where(valid[:, None], updates, 0.0)
+    norms = jnp.sqrt(jnp.sum(rows * rows, axis=1, keepdims=True))
+    units = rows / jnp.where(norms > 0, norms, 1.0)
+    return units @ units.T
+
+
 def krum_scores(sqdist, alive, num_neighbours, squared=True):
     """Sum of the smallest distances to other clients that are alive.
 
