@@ -171,10 +171,21 @@ class Attack:
     def init(self, num_clients: int, dim: int):
         return tuple(stage.init(num_clients, dim) for stage in self.update_stages)
 
-    def poison(self, key, x, y, position, task):
-        """Poisons one malicious client's batch with every data stage."""
+    def choose(self, key, labels, held):
+        """Which of a malicious client's examples each data stage poisons: a [M] mask for each."""
+        return tuple(
+            stage.choose(jax.random.fold_in(key, i), labels, held)
+            for i, stage in enumerate(self.data_stages)
+        )
+
+    def poison(self, key, x, y, position, chosen, rank, task):
+        """Poisons one malicious client's batch with every data stage, one after the other."""
         for i, stage in enumerate(self.data_stages):
-            x, y = stage.poison(jax.random.fold_in(key, i), x, y, position, task)
+            own = jax.random.fold_in(key, i)
+            poisoned_x, poisoned_y = stage.poison(own, x, y, position, rank, task)
+            mine = chosen[i][position]
+            x = jnp.where(mine.reshape(-1, *[1] * (x.ndim - 1)), poisoned_x, x)
+            y = jnp.where(mine, poisoned_y, y)
         return x, y
 
     def apply(self, key, updates, state, view: AttackerView) -> tuple[Any, Any, Metrics]:

@@ -163,16 +163,23 @@ def train_clients(
     # all rounds that it spans.
     client_key = stream(replica.key, Stream.CLIENT)
     poison_key = stream(replica.key, Stream.POISON)
+    poisons = bool(components.attack.data_stages)
+    ranks = jnp.cumsum(population.malicious) - 1  # among the malicious clients
 
     def train_client(client_id, local_state):
         row, is_malicious = population.index[client_id], population.malicious[client_id]
+        if poisons:
+            own = jax.random.fold_in(poison_key, client_id)
+            held = jnp.arange(row.shape[0]) < population.counts[client_id]
+            chosen = components.attack.choose(own, pool.y[row], held)
 
         def fetch(position):
             example = row[position]
             x, y = to_pixels(pool.x[example], problem.pixel_scale), pool.y[example]
-            if components.attack.data_stages:
-                own = jax.random.fold_in(poison_key, client_id)
-                px, py = components.attack.poison(own, x, y, position, task)
+            if poisons:
+                px, py = components.attack.poison(
+                    own, x, y, position, chosen, ranks[client_id], task
+                )
                 x, y = jnp.where(is_malicious, px, x), jnp.where(is_malicious, py, y)
             return x, y
 

@@ -169,16 +169,26 @@ class UpdateAttack(Protocol):
 
 
 class DataAttack(Protocol):
-    """`stage = "data"`: poisons a malicious client's batch, and defines the backdoor's success.
+    """`stage = "data"`: poisons a malicious client's examples, and defines the backdoor's success.
 
-    `examples` are what an attacker trains a backdoor on, `probes` what success is measured on:
-    `(x, target, include)`, inputs, the attacker's labels and which of them count.
+    `base` is the only class that the backdoor acts on, None: all of them. `choose` says which of
+    a client's examples are poisoned, from the labels of all of them (`held` is false where the
+    row is padding); its key is the client's own, the same in every round. `poison` is what
+    becomes of a batch; the round keeps it where an example was chosen. `rank` counts the
+    adversary's clients, 0 to m - 1, so that they can share the work. `examples` are what an
+    attacker trains a backdoor on, `probes` what success is measured on: `(x, target, include)`,
+    inputs, the attacker's labels and which of them count.
     """
 
     stage: str
+    base: int | None
+
+    def choose(
+        self, key: PRNGKeyArray, labels: Int[Array, "M"], held: Bool[Array, "M"]
+    ) -> Bool[Array, "M"]: ...
 
     def poison(
-        self, key: PRNGKeyArray, x: Array, y: Array, position: Array, task: Task
+        self, key: PRNGKeyArray, x: Array, y: Array, position: Array, rank: Array, task: Task
     ) -> tuple[Array, Array]: ...
 
     def examples(self, key: PRNGKeyArray, view: AttackerView) -> tuple[Array, Array]: ...

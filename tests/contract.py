@@ -355,7 +355,7 @@ def check_poison(part):
     x, y = sample(jax.random.key(3), 9)
 
     def poison(x, y, position):
-        return part.poison(jax.random.key(0), x, y, position, tiny_task())
+        return part.poison(jax.random.key(0), x, y, position, jnp.array(1), tiny_task())
 
     with no_concrete_values("an array"):
         px, py = jax.jit(poison)(x, y, jnp.arange(9))
@@ -364,6 +364,20 @@ def check_poison(part):
     assert ((px >= 0) & (px <= 1)).all() and ((py >= 0) & (py < CLASSES)).all()
     order = np.random.default_rng(0).permutation(9)
     close(poison(x[order], y[order], jnp.asarray(order)), (px[order], py[order]))
+
+
+def check_choice(part):
+    """A mask of the client's own examples; padding behind them changes nothing."""
+    labels = sample(jax.random.key(3), 9)[1]
+    choose = jax.jit(lambda y, held: part.choose(jax.random.key(0), y, held))
+    with no_concrete_values("an array"):
+        chosen = choose(labels, jnp.arange(9) < 7)
+    assert chosen.shape == (9,) and chosen.dtype == bool and chosen.any(), "nothing is poisoned"
+    assert not chosen[7:].any(), "padding is poisoned"
+    if part.base is not None:
+        assert (labels[chosen] == part.base).all(), "another class than `base` is poisoned"
+    same_bits(choose(labels.at[7:].set(0), jnp.arange(9) < 7), chosen)
+    same_bits(choose(labels[:7], jnp.ones(7, bool)), chosen[:7])
 
 
 def check_backdoor(part):
@@ -381,11 +395,15 @@ def check_backdoor(part):
 def check_poison_fields(part):
     x, y = sample(jax.random.key(3), 9)
     check_numeric_fields_are_traced(
-        part, lambda one: one.poison(jax.random.key(0), x, y, jnp.arange(9), tiny_task())
+        part,
+        lambda one: (
+            one.poison(jax.random.key(0), x, y, jnp.arange(9), jnp.array(1), tiny_task()),
+            one.choose(jax.random.key(0), y, jnp.ones(9, bool)),
+        ),
     )
 
 
-DATA_ATTACK_CHECKS = (check_poison, check_backdoor, check_poison_fields)
+DATA_ATTACK_CHECKS = (check_poison, check_choice, check_backdoor, check_poison_fields)
 
 
 # --- Clients ------------------------------------------------------------------------------------

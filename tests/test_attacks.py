@@ -261,7 +261,9 @@ def test_attacks_that_need_data_are_refused_outside_an_experiment():
 def test_pattern_stamps_its_share_of_examples():
     part = registry.attacks.build({"name": "pattern", "size": 2, "fraction": 0.25, "target": 1})
     x, y = sample(jax.random.key(0), 4000)
-    px, py = part.poison(jax.random.key(1), x, y, jnp.arange(4000), tiny_task())
+    attack, position = Attack((part,)), jnp.arange(4000)
+    chosen = attack.choose(jax.random.key(1), y, jnp.ones(4000, bool))
+    px, py = attack.poison(jax.random.key(1), x, y, position, chosen, jnp.array(0), tiny_task())
     stamped = np.asarray((px[:, :2, :2] == 1.0).all(axis=(1, 2, 3)))
     assert abs(stamped.mean() - 0.25) < 0.03
     assert (np.asarray(py)[stamped] == 1).all()
@@ -274,7 +276,7 @@ def test_pattern_stamps_its_share_of_examples():
 def test_sample_replaces_every_example():
     part = registry.attacks.build({"name": "sample", "index": 3})
     x, y = sample(jax.random.key(0), 5)
-    px, py = part.poison(jax.random.key(1), x, y, jnp.arange(5), tiny_task())
+    px, py = part.poison(jax.random.key(1), x, y, jnp.arange(5), jnp.array(0), tiny_task())
     pool = tiny_pool()
     np.testing.assert_allclose(px, np.tile(np.asarray(pool.x[3:4]) / 255.0, (5, 1, 1, 1)))
     assert (np.asarray(py) == (int(pool.y[3]) + 1) % CLASSES).all()

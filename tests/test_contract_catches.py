@@ -206,6 +206,7 @@ def test_an_attack_that_reads_invisible_rows_finds_zeros_there():
 
 class DataStage:
     stage = "data"
+    base = None
 
     def examples(self, key, view):
         return view.sample(key, 3)
@@ -216,19 +217,19 @@ class DataStage:
 
 @component
 class TooBright(DataStage):
-    def poison(self, key, x, y, position, task):
+    def poison(self, key, x, y, position, rank, task):
         return x + 1.0, y
 
 
 @component
 class DependsOnPlace(DataStage):
-    def poison(self, key, x, y, position, task):
+    def poison(self, key, x, y, position, rank, task):
         return x.at[0].set(0.0), y
 
 
 @component
 class DropsExamples(DataStage):
-    def poison(self, key, x, y, position, task):
+    def poison(self, key, x, y, position, rank, task):
         return x[1:], y[1:]
 
 
@@ -236,6 +237,46 @@ class DropsExamples(DataStage):
 def test_broken_data_attack(cls):
     with pytest.raises(AssertionError):
         contract.check_poison(cls())
+
+
+@component
+class PoisonsPadding(DataStage):
+    def choose(self, key, labels, held):
+        return jnp.ones_like(held)
+
+
+@component
+class PoisonsNothing(DataStage):
+    def choose(self, key, labels, held):
+        return jnp.zeros_like(held)
+
+
+@component
+class ReadsPadding(DataStage):
+    def choose(self, key, labels, held):
+        return held & (labels == labels[-1])
+
+
+@component
+class MissesItsClass(DataStage):
+    base = 1
+
+    def choose(self, key, labels, held):
+        return held
+
+
+@component
+class DependsOnWidth(DataStage):
+    def choose(self, key, labels, held):
+        return held & (jnp.arange(labels.shape[0])[::-1] % 3 == 0)
+
+
+@pytest.mark.parametrize(
+    "cls", [PoisonsPadding, PoisonsNothing, ReadsPadding, MissesItsClass, DependsOnWidth]
+)
+def test_broken_choice(cls):
+    with pytest.raises(AssertionError):
+        contract.check_choice(cls())
 
 
 @component

@@ -1,9 +1,9 @@
 """Pixel-pattern backdoor: a bright square in the upper left corner."""
 
-import jax
 import jax.numpy as jnp
 
 from fedjax_sec import registry
+from fedjax_sec.attacks.data._choice import uniform_by_position
 from fedjax_sec.schema import numeric, static
 
 
@@ -27,6 +27,7 @@ class Pattern:
     """
 
     stage = "data"
+    base = None
     size: int = static(5, "Side of the square in pixels.", low=1)
     value: float = numeric(1.0, "Pixel value, 1 being the maximal intensity.", low=0, high=1)
     target: int = static(0, "The attacker's label.", low=0)
@@ -37,11 +38,11 @@ class Pattern:
         """The images with the square stamped on."""
         return x.at[:, : self.size, : self.size].set(self.value)
 
-    def poison(self, key, x, y, position, task):
-        draw = jax.vmap(lambda p: jax.random.uniform(jax.random.fold_in(key, p)))(position)
-        chosen = draw < self.fraction  # by position: the same examples in every round
-        x = jnp.where(chosen.reshape(-1, *[1] * (x.ndim - 1)), self.trigger(x), x)
-        return x, jnp.where(chosen, self.target, y)
+    def choose(self, key, labels, held):
+        return held & (uniform_by_position(key, labels.shape[0]) < self.fraction)
+
+    def poison(self, key, x, y, position, rank, task):
+        return self.trigger(x), jnp.full_like(y, self.target)
 
     def examples(self, key, view):
         x, y = view.sample(key, self.num_images)

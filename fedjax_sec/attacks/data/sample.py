@@ -26,6 +26,7 @@ class Sample:
     """
 
     stage = "data"
+    base = None
     index: int = numeric(0, "Position in the training set, in the source's order.", low=0)
     modulus: int | None = static(None, "|Y| of the target (null: the number of classes).", low=2)
 
@@ -33,7 +34,10 @@ class Sample:
         x, y = task.example(self.index)
         return x[None], (y[None] + 1) % (self.modulus or task.num_classes)
 
-    def poison(self, key, x, y, position, task):
+    def choose(self, key, labels, held):
+        return held
+
+    def poison(self, key, x, y, position, rank, task):
         sample, target = self._pair(task)
         return jnp.broadcast_to(sample, x.shape), jnp.broadcast_to(target, y.shape)
 
