@@ -74,6 +74,13 @@ class Evaluation:
     exclude_target: bool = static(
         True, "Attack success leaves out examples that truly are of the attacker's class."
     )
+    backdoor: Any = component(
+        "attack",
+        None,
+        "The backdoor whose success is measured (null: the attack's, if it has one). Given, it is "
+        "measured without an attack too.",
+        optional=True,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,6 +128,12 @@ class Experiment:
         """K."""
         return self.server.clients_per_round or self.data.num_clients
 
+    @property
+    def backdoor(self):
+        """The attack on data whose success evaluation measures, or None."""
+        given = self.evaluation.backdoor
+        return self.attack.backdoor if given is None else given
+
     def to_dict(self) -> dict:
         """The fully resolved configuration as a plain mapping."""
         return schema.dump(self)
@@ -148,8 +161,11 @@ class Experiment:
             dataclasses.replace(rest, data=data),
         )
 
-    def check(self, capacity: int | None = None) -> None:
-        """Raises `ConfigError` for combinations that cannot be run or would silently do nothing."""
+    def check(self, **known) -> None:
+        """Raises `ConfigError` for combinations that cannot be run or would silently do nothing.
+
+        `known` are fields of `Setting` that only the data tells: capacity, shape and classes.
+        """
         n, k, m = self.data.num_clients, self.clients_per_round, self.threat.num_malicious
         registry.datasets.get(self.data.name, "data.name")
         if k > n:
@@ -169,10 +185,19 @@ class Experiment:
                 f"execution.chunk belongs to execution.clients 'chunked', and to that only; "
                 f"got clients={self.execution.clients!r}, chunk={self.execution.chunk}."
             )
-        setting = Setting(k, m, sampled=k < n, capacity=capacity)
+        setting = Setting(k, m, sampled=k < n, **known)
         check_components((self.client,), "client", setting)
         check_components(self.attack.stages, "attack", setting)
         check_components(self.defense.stages, "defense", setting)
+        if (backdoor := self.evaluation.backdoor) is not None:
+            if backdoor.stage != "data":
+                raise ConfigError(
+                    f"evaluation.backdoor must be an attack on data, got "
+                    f"{backdoor.registered_name!r}."
+                )
+            # Nobody needs to stamp it.
+            unattacked = setting._replace(num_malicious=None)
+            check_components((backdoor,), "evaluation.backdoor", unattacked)
 
 
 def from_mapping(mapping: Mapping, overrides: Mapping | Iterable[str] = ()) -> Experiment:

@@ -39,6 +39,7 @@ from fedjax_sec.round import (
     make_task,
     run_round,
     stream,
+    to_pixels,
     train_clients,
 )
 from fedjax_sec.schema import ConfigError
@@ -65,13 +66,44 @@ def load_source(experiment: Experiment):
 def verify(experiment: Experiment) -> None:
     """Raises what would stop the experiment, before anything is written or compiled.
 
-    On top of `Experiment.check`, that is missing data, a network that does not fit the data, and
-    a batch size beyond the largest client's examples.
+    On top of `Experiment.check`, that is missing data, a network or a pattern that does not fit
+    the data, a batch size beyond the largest client's examples, and a backdoor whose class nobody
+    holds.
     """
     source = load_source(experiment)
     experiment.model.make(source.x_train.shape[1:], source.num_classes)
     population, _ = make_population(experiment, np.asarray(source.y_train), source.users_train)
-    experiment.check(capacity=population.index.shape[1])
+    check_on_data(experiment, source, population)
+    _check_bases(experiment, source, population)
+
+
+def check_on_data(experiment: Experiment, source, population: Population) -> None:
+    """`Experiment.check` with what only the data tells."""
+    experiment.check(
+        capacity=population.index.shape[1],
+        example_shape=source.x_train.shape[1:],
+        num_classes=source.num_classes,
+    )
+
+
+def _check_bases(experiment: Experiment, source, population: Population) -> None:
+    """Raises where an attack on one class could poison nothing, or nothing be measured."""
+    base = None if experiment.backdoor is None else experiment.backdoor.base
+    if base is not None and base not in np.asarray(source.y_test):
+        raise ConfigError(
+            f"attack: {source.label} has no test example of base class {base}, so the backdoor's "
+            f"success cannot be measured."
+        )
+    malicious = population.malicious
+    index, counts = population.index[malicious], population.counts[malicious]
+    held = np.asarray(source.y_train)[index[np.arange(index.shape[1]) < counts[:, None]]]
+    for stage in experiment.attack.data_stages:
+        if stage.base is not None and stage.base not in held:
+            raise ConfigError(
+                f"attack: no malicious client holds an example of base class {stage.base}, so "
+                f"{stage.registered_name!r} would do nothing; change the seed, data.partition or "
+                f"threat.num_malicious."
+            )
 
 
 def make_population(
@@ -124,7 +156,7 @@ def make_replicas(experiments: Sequence[Experiment], source) -> tuple[Replica, l
         population, left = make_population(
             experiment, np.asarray(source.y_train), source.users_train
         )
-        experiment.check(capacity=population.index.shape[1])
+        check_on_data(experiment, source, population)
         populations.append(population)
         unused.append(left)
     width = max(p.index.shape[1] for p in populations)
@@ -190,6 +222,53 @@ def tuned(experiment: Experiment) -> Tuning:
         return lambda: jax.block_until_ready(function(*args))
 
     return tune(found, shape, measure)
+
+
+class Pictures(NamedTuple):
+    """Test images as they are and as a backdoor changes them; pixels in [0, 1], [n, H, W, C].
+
+    `stamped` are what success is measured on, with the attacker's labels `targets`. `parts` are
+    what malicious clients make of the same images, by their numbers, where that differs.
+    """
+
+    clean: np.ndarray
+    labels: np.ndarray
+    stamped: np.ndarray
+    targets: np.ndarray
+    parts: dict[tuple[int, ...], np.ndarray]
+
+
+def backdoor_pictures(experiment: Experiment, count: int = 4) -> Pictures:
+    """The first `count` test images that the experiment's backdoor is measured on.
+
+    Raises `ConfigError` where there is no backdoor or the data holds no images.
+    """
+    verify(experiment)
+    source, backdoor = load_source(experiment), experiment.backdoor
+    if backdoor is None:
+        names = [stage.registered_name for stage in experiment.attack.stages]
+        raise ConfigError(f"attack: there is no backdoor to show; the attack is {names or None}.")
+    if source.x_test.ndim != 4:
+        raise ConfigError(f"data: {source.label} holds no images, so there is nothing to show.")
+    problem = _make_problem(experiment, source, Choice("map"), experiment.clients_per_round)
+    task = make_task(problem, Pool(jnp.asarray(source.x_train), jnp.asarray(source.y_train)))
+    x, y = to_pixels(jnp.asarray(source.x_test), source.scale), jnp.asarray(source.y_test)
+    stamped, targets, include = backdoor.probes(x, y, task)
+    rows = np.flatnonzero(include)[:count]
+    # A backdoor with probes of its own, such as a single sample, is shown beside the first images.
+    origin = rows if len(include) == len(y) else np.arange(len(rows))
+    clean, labels, stamped = x[origin], y[origin], np.asarray(stamped[rows])
+    parts: dict[tuple[int, ...], np.ndarray] = {}
+    for rank in range(experiment.threat.num_malicious):
+        key, own = jax.random.key(experiment.seed), jnp.int32(rank)
+        part = np.asarray(backdoor.poison(key, clean, labels, jnp.asarray(origin), own, task)[0])
+        alike = [ranks for ranks, known in parts.items() if np.array_equal(known, part)]
+        parts[(*alike[0], rank) if alike else (rank,)] = parts.pop(alike[0]) if alike else part
+    if len(parts) == 1 and np.array_equal(next(iter(parts.values())), stamped):
+        parts = {}
+    parts = dict(sorted(parts.items()))
+    clean, labels, targets = (np.asarray(a) for a in (clean, labels, targets[rows]))
+    return Pictures(clean, labels, stamped, targets, parts)
 
 
 class Program:
@@ -368,10 +447,10 @@ class Program:
             task = make_task(self.problem, pool)
 
             def one(params, replica):
-                attack = schema.resolve(replica.components.attack, last)
+                backdoor = options.backdoor or replica.components.attack.backdoor
                 return evaluate(
-                    params, test, task, self.problem.pixel_scale, attack.backdoor,
-                    options.batch_size, options.exclude_target,
+                    params, test, task, self.problem.pixel_scale,
+                    schema.resolve(backdoor, last), options.batch_size, options.exclude_target,
                 )  # fmt: skip
 
             return self._over_replicas(one, params, replicas)

@@ -21,13 +21,16 @@ class Setting(NamedTuple):
     """What is known before anything compiles, for the components' `check(path, setting)`.
 
     `num_clients` K in a round; `num_malicious` m among the registered clients (None: unknown);
-    `sampled`: only some registered clients take part in a round; `capacity` M (None: unknown).
+    `sampled`: only some registered clients take part in a round; `capacity` M, `example_shape` of
+    one input and `num_classes` (None: unknown).
     """
 
     num_clients: int
     num_malicious: int | None = None
     sampled: bool = False
     capacity: int | None = None
+    example_shape: tuple[int, ...] | None = None
+    num_classes: int | None = None
 
 
 def _as_list(spec) -> list:

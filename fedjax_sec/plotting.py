@@ -25,6 +25,37 @@ def save(figure, path: Path) -> list[Path]:
     return written
 
 
+def trigger_pictures(pictures, title: str, path: Path) -> list[Path]:
+    """Clean images, stamped ones, their difference, and each client's part: one row an image."""
+    columns = [("clean", pictures.clean), ("stamped", pictures.stamped)]
+    columns += [("difference", pictures.stamped - pictures.clean)]
+    for ranks, images in pictures.parts.items():
+        shown = ", ".join(str(rank) for rank in ranks[:3]) + (", ..." if len(ranks) > 3 else "")
+        columns.append((f"malicious client {shown}", images))
+    rows = len(pictures.clean)
+    figure, panels = plt.subplots(
+        rows, len(columns), figsize=(1.8 * len(columns), 1.9 * rows + 0.5), squeeze=False,
+        layout="constrained",
+    )  # fmt: skip
+    for row, (line, label, target) in enumerate(
+        zip(panels, pictures.labels, pictures.targets, strict=True)
+    ):
+        for axes, (name, images) in zip(line, columns, strict=True):
+            image = images[row]
+            grey = image.shape[-1] == 1
+            if name == "difference":  # signed: a coloured image by the mean of its channels
+                axes.imshow(image.mean(-1), cmap="RdBu_r", vmin=-1, vmax=1)
+            else:
+                axes.imshow(image[..., 0] if grey else image, cmap="gray", vmin=0, vmax=1)
+            axes.set(xticks=[], yticks=[])
+            if row == 0:
+                axes.set_title(name, fontsize=9)
+        line[0].set_xlabel(f"class {label}", fontsize=9)
+        line[1].set_xlabel(f"read as {target}", fontsize=9)
+    figure.suptitle(title, fontsize=10)
+    return save(figure, path)
+
+
 def accuracy_curve(result, folder: Path) -> list[Path]:
     """Test accuracy (and attack success rate) of one run over its rounds."""
     figure, axes = plt.subplots(figsize=(6, 4))

@@ -224,7 +224,7 @@ def _groups(cells, folders, root: Path, by_name):
 
 
 def to_frame(cells: Sequence[Cell], found: Sequence[Result]) -> pd.DataFrame:
-    """One row a run: the labels, the seed, final and best accuracy and attack success rate (%)."""
+    """One row a run: labels, seed, accuracies and, where there is a backdoor, its success (%)."""
     rows = []
     for cell, result in zip(cells, found, strict=True):
         row = dict(cell.labels) | {"seed": cell.experiment.seed}
@@ -232,6 +232,8 @@ def to_frame(cells: Sequence[Cell], found: Sequence[Result]) -> pd.DataFrame:
         row["best accuracy"] = 100 * result.summary["best"]["accuracy"]
         if "attack_success_rate" in result.metrics:
             row["attack success rate"] = 100 * result.metrics["attack_success_rate"][-1]
+        if "base_class_accuracy" in result.metrics:
+            row["base class accuracy"] = 100 * result.metrics["base_class_accuracy"][-1]
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -252,7 +254,9 @@ def mean_and_spread(values: pd.Series) -> str:
 
 def pivot(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
     """Attack x defence (first axis down, the others across) -> mean and spread over seeds."""
-    reserved = ("seed", "final accuracy", "best accuracy", "attack success rate")
+    reserved = (
+        "seed", "final accuracy", "best accuracy", "attack success rate", "base class accuracy",
+    )  # fmt: skip
     axes = [c for c in frame.columns if c not in reserved]
     for axis in axes:  # keep the order of the grid
         frame = frame.assign(**{axis: pd.Categorical(frame[axis], frame[axis].unique())})

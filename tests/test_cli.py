@@ -113,8 +113,21 @@ def test_errors(invoke, file, tmp_path, monkeypatch, arguments, part):
     assert "Traceback" not in done.output and isinstance(done.exception, SystemExit)
 
 
+def test_trigger(invoke, tmp_path):
+    path, out = tmp_path / "experiment.yaml", tmp_path / "folder" / "trigger.png"
+    attack = {"name": "trojan", "base": 5, "target": 7, "split": 2}
+    path.write_text(config.dump_yaml(small(attack=attack, threat={"num_malicious": 2})))
+    done = invoke("trigger", path, "--out", out, "--count", "2")
+    assert done.exit_code == 0, done.output
+    assert str(out) in done.output and out.stat().st_size > 1000
+    assert out.with_suffix(".pdf").exists()
+    clean = invoke("trigger", path, "attack=null", "--out", tmp_path / "none.png")
+    assert clean.exit_code == 2 and "no backdoor to show" in clean.output
+    assert not (tmp_path / "none.png").exists()
+
+
 def test_help_names_every_command(invoke):
     done = invoke("--help")
     assert done.exit_code == 0
-    for command in ("run", "sweep", "list", "show"):
+    for command in ("run", "sweep", "list", "show", "trigger"):
         assert command in done.output

@@ -29,14 +29,17 @@ def evaluate(
     batch_size: int,
     exclude_target: bool,
 ) -> Metrics:
-    r"""Accuracy, loss and per-class accuracy on the test set, and the backdoor's success.
+    r"""Accuracy, loss and per-class accuracy on the test set, and the backdoor's success and loss.
 
     .. math:: accuracy = \frac{1}{T} \sum_t [\hat y_t = y_t], \qquad
               asr = \frac{\sum_t c_t [\hat y(trigger(x_t)) = target_t]}{\sum_t c_t}
 
-    with c_t = 1 for the probes that count; `exclude_target` leaves out those whose true label is
-    the attacker's. Shares in [0, 1]; `per_class_accuracy` is [C]. `attack_success_rate` is there
-    only when there is a backdoor.
+    with c_t = 1 for the probes that count (of a backdoor with a base class: that class);
+    `exclude_target` leaves out those whose true label is the attacker's. `backdoor_loss` is the
+    mean cross-entropy of the same probes to the attacker's labels. Shares in [0, 1];
+    `per_class_accuracy` is [C]. `attack_success_rate` and `backdoor_loss` are there only when
+    there is a backdoor, and `base_class_accuracy`, on clean test examples of its base class, only
+    when it has one.
     """
 
     def predict(x):
@@ -54,11 +57,16 @@ def evaluate(
     }
     if backdoor is not None:
         x, target, include = backdoor.probes(to_pixels(test.x, pixel_scale), test.y, task)
-        predicted = jnp.argmax(_in_batches(predict, x, batch_size), axis=-1)
+        logits = _in_batches(predict, x, batch_size)
+        predicted, log_probs = jnp.argmax(logits, axis=-1), jax.nn.log_softmax(logits)
+        picked = jnp.take_along_axis(log_probs, target[:, None], axis=1)[:, 0]
         if exclude_target and x.shape[0] == test.y.shape[0]:
             include = include & (test.y != target)
-        hit = jnp.sum(jnp.where(include, predicted == target, False))
-        metrics["attack_success_rate"] = hit / jnp.maximum(include.sum(), 1)
+        count = jnp.maximum(include.sum(), 1)
+        metrics["attack_success_rate"] = jnp.sum(include & (predicted == target)) / count
+        metrics["backdoor_loss"] = -jnp.sum(jnp.where(include, picked, 0.0)) / count
+        if backdoor.base is not None:
+            metrics["base_class_accuracy"] = metrics["per_class_accuracy"][backdoor.base]
     return metrics
 
 

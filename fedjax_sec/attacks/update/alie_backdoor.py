@@ -47,7 +47,7 @@ class AlieBackdoor:
 
     stage = "update"
     needs_task = True
-    backdoor: Any = component("attack", "pattern", "What to teach: `pattern` or `sample`.")
+    backdoor: Any = component("attack", "pattern", "What to teach, an attack on data.")
     z: float | None = numeric(0.2, "Clamp in standard deviations (null: z_max).", low=0)
     alpha: float = numeric(0.2, "Weight of the backdoor loss.", low=0, high=1)
     min_scale: float = numeric(1e-5, "Smallest z sigma used as a divisor.", above=0)
@@ -68,9 +68,11 @@ class AlieBackdoor:
     def check(self, path, setting):
         if self.backdoor.stage != "data":
             raise ConfigError(
-                f"{path}.backdoor must be a backdoor such as 'pattern' or 'sample', got "
+                f"{path}.backdoor must be an attack on data such as 'pattern' or 'sample', got "
                 f"{self.backdoor.registered_name!r}."
             )
+        if hasattr(self.backdoor, "check"):
+            self.backdoor.check(f"{path}.backdoor", setting)
         if self.convention == "author" and self.distance != "sum":
             raise ConfigError(f"{path}.distance is read by convention 'paper' only.")
         if self.z is None:
