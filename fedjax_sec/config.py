@@ -11,6 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from fedjax_sec import registry, schema
+from fedjax_sec.evaluation.influence import build_influence
 from fedjax_sec.ops.client_axis import STRATEGIES
 from fedjax_sec.pipeline import Defense, Setting, check_components, fill_num_byzantine
 from fedjax_sec.schema import ConfigError, component, section, static
@@ -79,6 +80,12 @@ class Evaluation:
         None,
         "The backdoor whose success is measured (null: the attack's, if it has one). Given, it is "
         "measured without an attack too.",
+        optional=True,
+    )
+    influence: Any = component(
+        "influence",
+        None,
+        "Measure net influence every round: true, or its fields (null: do not).",
         optional=True,
     )
 
@@ -180,6 +187,11 @@ class Experiment:
                 f"attack: {names} would do nothing, since threat.num_malicious is 0; "
                 f"set threat.num_malicious to 1..{n}, or attack to null."
             )
+        if self.evaluation.influence is not None and self.attack.backdoor is None:
+            raise ConfigError(
+                "evaluation.influence compares a backdoor with the honest mapping, and attack has "
+                "none; choose an attack on data, or set evaluation.influence to null."
+            )
         if (self.execution.clients == "chunked") != (self.execution.chunk is not None):
             raise ConfigError(
                 f"execution.chunk belongs to execution.clients 'chunked', and to that only; "
@@ -212,7 +224,8 @@ def from_mapping(mapping: Mapping, overrides: Mapping | Iterable[str] = ()) -> E
     if not isinstance(mapping, Mapping):
         raise ConfigError(f"An experiment must be a mapping of keys to values, got {mapping!r}.")
     spec = apply_overrides(mapping, overrides)
-    experiment = schema.build(Experiment, spec, "", registry.builders())
+    builders = registry.builders() | {"influence": build_influence}
+    experiment = schema.build(Experiment, spec, "", builders)
     if experiment.clients_per_round >= experiment.data.num_clients:
         stages = tuple(
             fill_num_byzantine(stage, experiment.threat.num_malicious)

@@ -24,6 +24,7 @@ from fedjax_sec.caching import keep_compiled_programs
 from fedjax_sec.checkpoints import Checkpoints
 from fedjax_sec.config import Experiment
 from fedjax_sec.datasets import take
+from fedjax_sec.evaluation.influence import Probes
 from fedjax_sec.evaluation.metrics import TestSet, evaluate
 from fedjax_sec.memory import USABLE, device_memory, replicas_that_fit, tree_bytes
 from fedjax_sec.ops.client_axis import layout
@@ -67,14 +68,15 @@ def verify(experiment: Experiment) -> None:
     """Raises what would stop the experiment, before anything is written or compiled.
 
     On top of `Experiment.check`, that is missing data, a network or a pattern that does not fit
-    the data, a batch size beyond the largest client's examples, and a backdoor whose class nobody
-    holds.
+    the data, a batch size beyond the largest client's examples, a backdoor whose class nobody
+    holds, and an influence that cannot be measured.
     """
     source = load_source(experiment)
     experiment.model.make(source.x_train.shape[1:], source.num_classes)
     population, _ = make_population(experiment, np.asarray(source.y_train), source.users_train)
     check_on_data(experiment, source, population)
     _check_bases(experiment, source, population)
+    _probe_positions(experiment, source)
 
 
 def check_on_data(experiment: Experiment, source, population: Population) -> None:
@@ -149,9 +151,64 @@ def _make_problem(experiment: Experiment, source, choice: Choice, per_round: int
     )
 
 
+def _simple_problem(experiment: Experiment, source) -> Problem:
+    """The problem of an experiment, computed as the rule says: for what does no training."""
+    by_rule = candidates("vmap", None, getattr(experiment.model, "convolution", None), 1)[0]
+    return _make_problem(experiment, source, by_rule, experiment.clients_per_round)
+
+
+def _probe_positions(experiment: Experiment, source) -> np.ndarray | None:
+    """The test images on which influence is measured: probes not truly of the target class."""
+    options, backdoor = experiment.evaluation.influence, experiment.attack.backdoor
+    if options is None:
+        return None
+    problem, pool = _simple_problem(experiment, source), Pool(source.x_train, source.y_train)
+    dim = _num_parameters(problem)
+    if options.top > dim:
+        raise ConfigError(
+            f"evaluation.influence.top must be <= {dim}, the model's parameters, got {options.top}."
+        )
+
+    def probes(pool, x, y):
+        return backdoor.probes(to_pixels(x, source.scale), y, make_task(problem, pool))
+
+    def counted(pool, x, y):
+        _, target, include = probes(pool, x, y)
+        return include & (y != target)
+
+    # Two images tell whether the probes are the test images, or others without known labels.
+    test = (source.x_test, source.y_test)
+    pair = [jax.ShapeDtypeStruct((2, *a.shape[1:]), a.dtype) for a in test]
+    if jax.eval_shape(probes, pool, *pair)[0].shape[0] != 2:
+        raise ConfigError(
+            f"evaluation.influence needs probes with true labels; those of attack "
+            f"{backdoor.registered_name!r} are not the test images."
+        )
+    found = np.flatnonzero(np.asarray(jax.jit(counted)(pool, *test)))[: options.max_images]
+    if not len(found):
+        raise ConfigError(
+            f"evaluation.influence has nothing to measure on: attack {backdoor.registered_name!r} "
+            f"has no probe among the {len(source.y_test)} test images that is not truly of its "
+            f"target class."
+        )
+    return found
+
+
+def _poisoned(task, replica: Replica, test: TestSet, scale) -> Probes:
+    """The probes of one replica, with the attacker's and the true labels."""
+    x, y = to_pixels(test.x[replica.probes], scale), test.y[replica.probes]
+    x, target, include = replica.components.attack.backdoor.probes(x, y, task)
+    return Probes(x, target, y, include & (y != target) & (replica.probes >= 0))
+
+
 def make_replicas(experiments: Sequence[Experiment], source) -> tuple[Replica, list[int]]:
     """The experiments stacked along a leading replica axis, and each one's unused examples."""
-    populations, unused = [], []
+    populations, unused, probes = [], [], None
+    if experiments[0].evaluation.influence is not None:
+        found = [_probe_positions(experiment, source) for experiment in experiments]
+        most = max(len(positions) for positions in found)
+        padded = [np.pad(p, (0, most - len(p)), constant_values=-1) for p in found]
+        probes = jnp.asarray(np.stack(padded), jnp.int32)
     for experiment in experiments:
         population, left = make_population(
             experiment, np.asarray(source.y_train), source.users_train
@@ -170,7 +227,7 @@ def make_replicas(experiments: Sequence[Experiment], source) -> tuple[Replica, l
     stack = lambda *leaves: jnp.stack([jnp.asarray(leaf) for leaf in leaves])  # noqa: E731
     keys = jnp.stack([jax.random.key(e.seed) for e in experiments])
     return Replica(
-        keys, jax.tree.map(stack, *components), jax.tree.map(stack, *populations)
+        keys, jax.tree.map(stack, *components), jax.tree.map(stack, *populations), probes
     ), unused
 
 
@@ -290,6 +347,8 @@ class Program:
         self.problem = _make_problem(
             experiment, source, self.tuning.choice, experiment.clients_per_round
         )
+        # What rounds themselves need of the test set: nothing, unless influence is measured.
+        self.watched = self.test if experiment.evaluation.influence is not None else None
         self.everywhere = self.problem.layout.everywhere()
         self.traces = 0
         self.compiled: dict[str, dict] = {}
@@ -358,9 +417,13 @@ class Program:
         )(replicas.key)
         self._record("init", time.perf_counter() - start)
         task = make_task(self.problem, self.pool)
-        return jax.vmap(lambda r, p: init_state(self.problem, task, r.components, p))(
-            replicas, params
-        )
+        influence = experiment.evaluation.influence
+
+        def one(replica, params):
+            state = init_state(self.problem, task, replica.components, params)
+            return state if influence is None else state._replace(measured=influence.init())
+
+        return jax.vmap(one)(replicas, params)
 
     def advance(self, state: RoundState, replicas: Replica, start: int, rounds: int):
         """`rounds` more rounds from number `start` for every replica; `state` is donated.
@@ -369,26 +432,34 @@ class Program:
         and `excluded` summed over all of them.
         """
         function = self._advancer(state, replicas, rounds)
-        return function(*self._placed(state, replicas, self.pool, _round_number(start)))
+        args = (state, replicas, self.pool, _round_number(start), self.watched)
+        return function(*self._placed(*args))
 
     def _advancer(self, state, replicas, rounds: int):
         self._plan(state, replicas)
-        args = (state, replicas, self.pool, _round_number(0))
+        args = (state, replicas, self.pool, _round_number(0), self.watched)
         function = self._compile(f"advance {rounds}", self._advance(rounds), *args, donate=(0,))
         replicas_that_fit(1, *self._needs(function, state, replicas), device_memory())
         return function
 
     def _advance(self, rounds: int):
         diagnostics = self.experiment.evaluation.diagnostics
+        influence = self.experiment.evaluation.influence
 
-        def advance(state, replicas, pool, start):
+        def advance(state, replicas, pool, start, watched):
             task = make_task(self.problem, pool)
 
             def one(state, replica):
+                measure = None
+                if influence is not None:
+                    scale = self.problem.pixel_scale
+                    probes = _poisoned(task, replica, watched, scale)
+                    measure = functools.partial(influence.measure, task, probes)
+
                 def step(state, index):
                     self.traces += 1
                     last = index == start + rounds - 1 if diagnostics else None
-                    return run_round(self.problem, task, pool, replica, state, index, last)
+                    return run_round(self.problem, task, pool, replica, state, index, last, measure)
 
                 state, history = jax.lax.scan(step, state, start + jnp.arange(rounds))
                 summary = jax.tree.map(lambda m: m[-1], history)
@@ -415,7 +486,8 @@ class Program:
             first = lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype)  # noqa: E731
             one = jax.tree.map(first, (state, replicas))
             traces = self.traces
-            function = self._compile("plan", self._advance(1), *one, self.pool, _round_number(0))
+            args = (*one, self.pool, _round_number(0), self.watched)
+            function = self._compile("plan", self._advance(1), *args)
             self.traces = traces  # the round itself is still to be traced
             needs = self._needs(function, state, replicas)
             self.at_once = replicas_that_fit(size, *needs, device_memory())
@@ -634,7 +706,7 @@ def _summarize(experiment, program, metrics, unused, timing) -> dict:
     final = scalars(-1)
     summary = {
         "data": {**counts, "unused_train": int(unused), "clients": experiment.data.num_clients},
-        "parameters": int(sum(leaf.size for leaf in _param_leaves(program))),
+        "parameters": _num_parameters(program.problem),
         "final": final,
         "best": scalars(best),
         "excluded_updates": int(np.nansum(metrics["excluded"])),
@@ -645,8 +717,9 @@ def _summarize(experiment, program, metrics, unused, timing) -> dict:
     return summary | ({"warnings": warnings} if warnings else {})
 
 
-def _param_leaves(program):
-    return jax.tree.leaves(jax.eval_shape(program.problem.model.init, jax.random.key(0)))
+def _num_parameters(problem: Problem) -> int:
+    shapes = jax.eval_shape(problem.model.init, jax.random.key(0))
+    return sum(int(leaf.size) for leaf in jax.tree.leaves(shapes))
 
 
 def _warnings(experiment, metrics, final, counts) -> list[str]:

@@ -79,6 +79,8 @@ class Defense:
 
     Rows that hold a NaN or an infinity are marked invalid before any stage runs and never reach
     the aggregate; `excluded` counts them. When no row is left the aggregate is zero.
+    `flipped` [D], where a stage follows the aggregator, says which coordinates these stages
+    negated: it is seen in their results, so it holds for any stage, whatever its name.
     """
 
     stages: tuple[Any, ...]
@@ -118,7 +120,7 @@ class Defense:
         finite = finite_rows(updates)
         view = view._replace(valid=view.valid & finite)
         metrics: Metrics = {"excluded": (~finite).sum()}
-        new_state, aggregate = [], None
+        new_state, aggregate, flipped = [], None, None
         for i, stage in enumerate(self.stages):
             stage_key = jax.random.fold_in(key, i)
             if stage.stage == "before":
@@ -126,11 +128,24 @@ class Defense:
             elif stage.stage == "aggregate":
                 aggregate, new, extra = stage.apply(stage_key, updates, state[i], view)
             else:
-                aggregate, new, extra = stage.apply(stage_key, aggregate, updates, state[i], view)
+                before = aggregate
+                aggregate, new, extra = stage.apply(stage_key, before, updates, state[i], view)
+                turned = _turned(before, aggregate)
+                flipped = turned if flipped is None else flipped ^ turned
             new_state.append(new)
             for name, value in extra.items():
                 metrics[name if name == "kept" else f"{stage.registered_name}/{name}"] = value
+        if flipped is not None:
+            metrics["flipped"] = flipped
         return aggregate, tuple(new_state), metrics
+
+
+def _turned(before, after):
+    """[D]: coordinates that became minus themselves, up to rounding; zeros did not.
+
+    What noise or clipping does to a coordinate is no such thing, even where its sign changes.
+    """
+    return (before != 0) & (jnp.abs(after + before) <= 1e-6 * jnp.abs(before))
 
 
 @jax.tree_util.register_dataclass

@@ -2,6 +2,7 @@
 # ruff: noqa: F821
 
 import enum
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -60,21 +61,30 @@ class Components(NamedTuple):
 
 
 class Replica(NamedTuple):
-    """One run of an experiment: a seed's key and population, and the components' values."""
+    """One run of an experiment: a seed's key and population, and the components' values.
+
+    `probes` are the test images on which influence is measured, by position and padded with -1;
+    None where it is not.
+    """
 
     key: PRNGKeyArray
     components: Components
     population: Population
+    probes: Int[Array, "P"] | None = None
 
 
 class RoundState(NamedTuple):
-    """Everything that a round hands to the next. `client` is stacked over all N, or empty."""
+    """Everything that a round hands to the next. `client` is stacked over all N, or empty.
+
+    `measured` is what a measurement adds up over the rounds, empty where there is none.
+    """
 
     params: Float[Array, "D"]
     server: State
     client: State
     attack: State
     defense: State
+    measured: State = ()
 
 
 class Problem(NamedTuple):
@@ -198,12 +208,15 @@ def run_round(
     state: RoundState,
     index: Array,
     diagnose: Array | None = None,
+    measure: Callable | None = None,
 ) -> tuple[RoundState, Metrics]:
     """Round number `index`: sample, gather, poison, train, attack, defend, step the server.
 
     Returns the new state and the round's metrics, the same keys every round. `diagnose` is a
     traced boolean: only where it is true are update norms and what the defence kept computed
     (they cost several passes over the stack; zeros elsewhere). None leaves them out.
+    `measure(measured, before, after, flipped) -> (measured, metrics)` looks at the server's step:
+    the parameters around it, and where the defence turned the aggregate's sign (None: nowhere).
     """
     # From here on no component holds a schedule, only the numbers of this round.
     replica = replica._replace(components=schema.resolve(replica.components, index))
@@ -256,20 +269,31 @@ def run_round(
         -aggregate, state.server, state.params
     )
     params = state.params + change
-    new_state = RoundState(params, server_state, client_state, attack_state, defense_state)
+    new_state = state._replace(
+        params=params,
+        server=server_state,
+        client=client_state,
+        attack=attack_state,
+        defense=defense_state,
+    )
 
     metrics = {"train_loss": _mean_over(client_metrics["train_loss"], ~malicious)}
     metrics["aggregate_norm"] = jnp.linalg.norm(aggregate)
     metrics["excluded"] = defense_metrics["excluded"]
     if diagnose is not None:
 
-        def measure():
+        def explain():
             view = server_view._replace(with_kept=True)
             _, _, explained = components.defense.apply(defense_key, sent, state.defense, view)
             return _diagnostics(updates, sent, malicious, attack_metrics, explained)
 
-        nothing = jax.tree.map(lambda m: jnp.zeros(m.shape, m.dtype), jax.eval_shape(measure))
-        metrics |= jax.lax.cond(diagnose, measure, lambda: nothing)
+        nothing = jax.tree.map(lambda m: jnp.zeros(m.shape, m.dtype), jax.eval_shape(explain))
+        metrics |= jax.lax.cond(diagnose, explain, lambda: nothing)
+    if measure is not None:
+        measured, found = measure(
+            state.measured, state.params, params, defense_metrics.get("flipped")
+        )
+        new_state, metrics = new_state._replace(measured=measured), metrics | found
     return new_state, metrics
 
 

@@ -177,7 +177,8 @@ class DataAttack(Protocol):
     becomes of a batch; the round keeps it where an example was chosen. `rank` counts the
     adversary's clients, 0 to m - 1, so that they can share the work. `examples` are what an
     attacker trains a backdoor on, `probes` what success is measured on: `(x, target, include)`,
-    inputs, the attacker's labels and which of them count.
+    inputs, the attacker's labels and which of them count. Probes made of the test images keep
+    their number and order, so that `y` are their true labels.
     """
 
     stage: str

@@ -1,0 +1,215 @@
+"""Net influence: whose parameters the server moves, the backdoor's or the honest clients'."""
+# ruff: noqa: F821
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from fedjax_sec import schema
+from fedjax_sec.schema import ConfigError, static
+from fedjax_sec.types import Metrics, Task
+
+#: Floats of per-example gradients held at once under `fisher` (64 MiB), however many probes.
+_FLOATS = 2**24
+
+
+class Probes(NamedTuple):
+    """Trojaned images in [0, 1], the attacker's labels, their true labels, and which count."""
+
+    x: Float[Array, "P *shape"]
+    target: Int[Array, "P"]
+    base: Int[Array, "P"]
+    include: Bool[Array, "P"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Influence:
+    """How net influence is measured, see `influence`; every round, which costs two passes a probe.
+
+    >>> build_influence({"top": 50}, "evaluation.influence")
+    Influence(top=50, convention='author', batch_size=256, max_images=None)
+    """
+
+    top: int = static(100, "Parameters that count as important to each mapping.", low=1)
+    convention: str = static(
+        "author",
+        "What a parameter's importance is: of logits summed over a batch (`author`), or the "
+        "diagonal of the Fisher information (`fisher`).",
+        choices=("author", "fisher"),
+    )
+    batch_size: int = static(256, "Probes in a batch; matters under `author` only.", low=1)
+    max_images: int | None = static(None, "Measure on the first probes only (null: all).", low=1)
+
+    def init(self) -> Float[Array, ""]:
+        """The sum before round 0."""
+        return jnp.zeros(())
+
+    def measure(
+        self,
+        task: Task,
+        probes: Probes,
+        total: Float[Array, "..."],
+        before: Float[Array, "D"],
+        after: Float[Array, "D"],
+        flipped: Bool[Array, "D"] | None,
+    ) -> tuple[Float[Array, "..."], Metrics]:
+        """Adds one round to the sum: (new sum, the metrics of `influence` and the sum itself)."""
+        found = influence(
+            task, before, after, flipped, probes, top=self.top, convention=self.convention,
+            batch_size=self.batch_size,
+        )  # fmt: skip
+        total = total + found.pop("net")
+        metrics = {f"influence/{name}": value for name, value in found.items()}
+        return total, metrics | {"net_influence": total}
+
+
+def build_influence(spec: Any, path: str) -> Influence | None:
+    """From true, false or a mapping of fields."""
+    if isinstance(spec, Influence):
+        return spec
+    if isinstance(spec, bool):
+        return Influence() if spec else None
+    if not isinstance(spec, dict):
+        raise ConfigError(f"{path} must be true, false, null or a mapping of fields, got {spec!r}.")
+    return schema.build(Influence, spec, path)
+
+
+def influence(
+    task: Task,
+    before: Float[Array, "D"],
+    after: Float[Array, "D"],
+    flipped: Bool[Array, "D"] | None,
+    probes: Probes,
+    *,
+    top: int = 100,
+    convention: str = "author",
+    batch_size: int = 256,
+) -> Metrics:
+    r"""How far one round moved the parameters that only one of two mappings depends on.
+
+    The adversarial mapping takes trojaned images to the attacker's label, the honest one takes the
+    same images to their true label. Let A and H be the `top` parameters most important to each at
+    the parameters `before` the round (`importances`; among equals the first), :math:`A' = A
+    \setminus H`, :math:`H' = H \setminus A`, :math:`\Delta` = `after` - `before`, and let + and -
+    be the parameters whose aggregate the defence kept and those where it turned the sign. Then
+
+    .. math:: net = (\|\Delta_{H'+}\| - \|\Delta_{H'-}\|) - (\|\Delta_{A'+}\| - \|\Delta_{A'-}\|)
+
+    with Euclidean norms. The cumulative sum over the rounds is the paper's net influence.
+
+    Args:
+        task: the network on flat parameters.
+        before, after: global parameters around the server's step.
+        flipped: where the defence turned the aggregate's sign; None: nowhere, so all is +, as
+            with every rule but the robust learning rate.
+        probes: the images; those with `include` false count nowhere.
+        top: parameters taken for each mapping.
+        convention, batch_size: as in `importances`.
+
+    Returns: `honest_plus`, `honest_minus`, `adversary_plus`, `adversary_minus`, the four norms,
+    and `net`.
+
+    Source: Ozdayi, Kantarcioglu and Gel 2021 (RLR), Section 4 and Figure 4. The text defines net
+    influence as "the cumulative sum of differences between the influences of honest agents and the
+    adversarial agents for the mapping of trojaned samples", by "parameter attribution [...] to find
+    out which parameters are most important to adversarial/honest mapping, and then tracking how
+    they are updated over the rounds"; it leaves importance, their number and the measure of an
+    update to an appendix. The formula above is the author code's (`plot_sign_agreement`). It looks
+    at distances only: whether a move strengthens or weakens a mapping does not enter, and a
+    minus means that the server moved against the aggregate.
+    """
+    adversary, honest = importances(
+        task, before, probes.x, jnp.stack([probes.target, probes.base]), probes.include,
+        convention=convention, batch_size=batch_size,
+    )  # fmt: skip
+    top_adversary, top_honest = (jax.lax.top_k(values, top)[1] for values in (adversary, honest))
+    move = after - before
+    minus = jnp.zeros(move.shape, bool) if flipped is None else flipped
+
+    def norms(own, others):
+        shared = jnp.zeros(move.shape, bool).at[others].set(True)[own]
+        squares = jnp.where(shared, 0.0, jnp.square(move[own]))
+        return tuple(
+            jnp.sqrt(jnp.sum(jnp.where(side, squares, 0.0))) for side in (~minus[own], minus[own])
+        )
+
+    honest_plus, honest_minus = norms(top_honest, top_adversary)
+    adversary_plus, adversary_minus = norms(top_adversary, top_honest)
+    return {
+        "honest_plus": honest_plus,
+        "honest_minus": honest_minus,
+        "adversary_plus": adversary_plus,
+        "adversary_minus": adversary_minus,
+        "net": (honest_plus - honest_minus) - (adversary_plus - adversary_minus),
+    }
+
+
+def importances(
+    task: Task,
+    params: Float[Array, "D"],
+    x: Float[Array, "P *shape"],
+    labels: Int[Array, "L P"],
+    include: Bool[Array, "P"],
+    *,
+    convention: str = "author",
+    batch_size: int = 256,
+) -> Float[Array, "L D"]:
+    r"""Every parameter's importance to L ways of labelling the same P images.
+
+    With n the number of images that count, logits z and :math:`c_i` the label of image i,
+
+    .. math:: F^{fisher}_j = \frac{1}{n} \sum_i \Big(\frac{\partial \log p(c_i | x_i)}
+                             {\partial \theta_j}\Big)^2, \qquad
+              F^{author}_j = \frac{1}{n} \sum_b \Big(\frac{\partial \sum_{i \in b} z_{c_i}(x_i)}
+                             {\partial \theta_j}\Big)^2
+
+    The first is the diagonal of the Fisher information with the given labels in place of the
+    model's own. The author code computes the second, b being consecutive batches of `batch_size`
+    images that count, the last one smaller: logits instead of log-probabilities (those are
+    computed but not used), and summed over a batch before they are squared, so a larger batch makes
+    consistent gradients weigh more. Dropout is off. Per-example gradients are held for a few images
+    at a time, about 64 MiB of them.
+
+    Raises: `ValueError` for an unknown convention.
+    """
+    if convention not in ("author", "fisher"):
+        raise ValueError(
+            f"convention must be one of 'author', 'fisher', got {convention!r}."
+            f"{schema.suggestion(convention, ('author', 'fisher'))}"
+        )
+    count, kinds = x.shape[0], labels.shape[0]
+    # Those that count first, so that batches are the same whatever lies between them.
+    order = jnp.argsort(~include, stable=True)
+    x, labels, include = x[order], labels[:, order], include[order]
+    if convention == "fisher":
+        batch_size = max(1, _FLOATS // (kinds * task.dim))
+    batch_size = min(batch_size, count)
+    missing = -count % batch_size
+    x = jnp.pad(x, ((0, missing), *[(0, 0)] * (x.ndim - 1)))
+    labels, mask = jnp.pad(labels, ((0, 0), (0, missing))), jnp.pad(include, (0, missing))
+
+    def gradients(x, labels, mask):
+        """[L, D], the gradients of the batch's summed outcome."""
+        logits, pull = jax.vjp(lambda p: task.logits(p, x), params)
+        slopes = jax.nn.one_hot(labels, task.num_classes, dtype=logits.dtype)
+        if convention == "fisher":
+            slopes = slopes - jax.nn.softmax(logits)[None]
+        return jnp.stack([pull(slope * mask[:, None])[0] for slope in slopes])
+
+    def squares(x, labels, mask):
+        if convention == "author":
+            return jnp.square(gradients(x, labels, mask))
+        alone = lambda x, labels, mask: gradients(x[None], labels[:, None], mask[None])  # noqa: E731
+        return jnp.square(jax.vmap(alone, in_axes=(0, 1, 0))(x, labels, mask)).sum(0)
+
+    def body(total, batch):
+        start = batch * batch_size
+        part = lambda a, axis: jax.lax.dynamic_slice_in_dim(a, start, batch_size, axis)  # noqa: E731
+        return total + squares(part(x, 0), part(labels, 1), part(mask, 0)), None
+
+    nothing = jnp.zeros((kinds, *params.shape), params.dtype)
+    total, _ = jax.lax.scan(body, nothing, jnp.arange(x.shape[0] // batch_size))
+    return total / jnp.maximum(include.sum(), 1)
