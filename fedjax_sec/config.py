@@ -95,6 +95,9 @@ class Checkpoint:
     """When the state is saved, so that an interrupted run can go on."""
 
     every: int = static(10, "Evaluations between checkpoints.", low=1)
+    keep_params: bool = static(
+        False, "Write the final parameters to `params.npy`, also those of a sweep's cells."
+    )
 
 
 @dataclasses.dataclass(frozen=True)

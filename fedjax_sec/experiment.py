@@ -50,6 +50,8 @@ from fedjax_sec.tuning import Choice, Tuning, candidates, tune
 TUNING_STEPS, TUNING_CLIENTS = 2, 8
 #: The file that says how an interrupted run computed local training.
 EXECUTION = "execution.json"
+#: The folder, in a run's own, with the newest state.
+CHECKPOINTS = "checkpoints"
 
 
 @functools.lru_cache(maxsize=4)
@@ -194,6 +196,20 @@ def _probe_positions(experiment: Experiment, source) -> np.ndarray | None:
     return found
 
 
+def _state_before(experiment: Experiment, problem, task, components, params) -> RoundState:
+    """One replica's state before round 0."""
+    state, influence = (
+        init_state(problem, task, components, params),
+        experiment.evaluation.influence,
+    )
+    return state if influence is None else state._replace(measured=influence.init())
+
+
+def _components(experiment: Experiment) -> Components:
+    e = experiment
+    return Components(e.client, e.server.optimizer, e.attack, e.defense)
+
+
 def _poisoned(task, replica: Replica, test: TestSet, scale) -> Probes:
     """The probes of one replica, with the attacker's and the true labels."""
     x, y = to_pixels(test.x[replica.probes], scale), test.y[replica.probes]
@@ -221,9 +237,7 @@ def make_replicas(experiments: Sequence[Experiment], source) -> tuple[Replica, l
         p._replace(index=np.pad(p.index, ((0, 0), (0, width - p.index.shape[1]))))
         for p in populations
     ]
-    components = [
-        Components(e.client, e.server.optimizer, e.attack, e.defense) for e in experiments
-    ]
+    components = [_components(experiment) for experiment in experiments]
     stack = lambda *leaves: jnp.stack([jnp.asarray(leaf) for leaf in leaves])  # noqa: E731
     keys = jnp.stack([jax.random.key(e.seed) for e in experiments])
     return Replica(
@@ -417,13 +431,9 @@ class Program:
         )(replicas.key)
         self._record("init", time.perf_counter() - start)
         task = make_task(self.problem, self.pool)
-        influence = experiment.evaluation.influence
-
-        def one(replica, params):
-            state = init_state(self.problem, task, replica.components, params)
-            return state if influence is None else state._replace(measured=influence.init())
-
-        return jax.vmap(one)(replicas, params)
+        return jax.vmap(
+            lambda r, p: _state_before(experiment, self.problem, task, r.components, p)
+        )(replicas, params)
 
     def advance(self, state: RoundState, replicas: Replica, start: int, rounds: int):
         """`rounds` more rounds from number `start` for every replica; `state` is donated.
@@ -552,8 +562,8 @@ class Result(NamedTuple):
 
     `metrics[name]` holds one entry an evaluation, `metrics["round"]` the number of rounds done by
     then, 0 first; what is measured in training is NaN there. `params` are the final parameters as
-    the model's tree, None when the run was finished before and only read back; `summary` is what
-    `summary.json` holds.
+    the model's tree, None when the run was finished before and only read back (`final_params` reads
+    them); `summary` is what `summary.json` holds.
     """
 
     experiment: Experiment
@@ -565,6 +575,51 @@ class Result(NamedTuple):
 def read_result(experiment: Experiment, folder: results.RunFolder) -> Result:
     """A finished run read back from its folder."""
     return Result(experiment, stack_rows(folder.rows()), folder.summary(), None)
+
+
+def final_params(folder: str | Path) -> Any:
+    """The final parameters of a finished run, as the model's tree, from its folder.
+
+    From `params.npy` where `checkpoint.keep_params` has kept it, else from the last checkpoint,
+    which a run of its own has; a sweep's cells have none. Reads the data set for its shapes.
+
+    Raises: `ConfigError` for a folder without a finished run, or that keeps no parameters.
+    """
+    folder = results.RunFolder(folder)
+    if not folder.finished:
+        raise ConfigError(f"Folder {str(folder.path)!r} holds no finished run.")
+    experiment = config_lib.load(folder.path / results.CONFIG)
+    source = load_source(experiment)
+    problem = _simple_problem(experiment, source)
+    task = make_task(problem, Pool(source.x_train, source.y_train))
+    flat, checkpoints = folder.params(), folder.path / CHECKPOINTS
+    if flat is None and checkpoints.is_dir():
+        one = jax.eval_shape(
+            lambda params: _state_before(
+                experiment, problem, task, _components(experiment), params
+            ),
+            jax.ShapeDtypeStruct((task.dim,), jnp.float32),
+        )
+        state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype), one)
+        state, done, _ = Checkpoints(checkpoints).restore(state)
+        flat = state.params[0] if done == experiment.rounds else None
+    if flat is None:
+        raise ConfigError(
+            f"Folder {str(folder.path)!r} keeps no parameters; cells of a sweep do so with "
+            f"checkpoint.keep_params: true."
+        )
+    return task.unravel(jnp.asarray(flat))
+
+
+def logits_of(experiment: Experiment) -> Callable:
+    """The experiment's network: (parameters as the model's tree, images in [0, 1]) -> logits.
+
+    Normalises as in training; without dropout. With `Result.params` or `final_params`.
+    """
+    source = load_source(experiment)
+    problem = _simple_problem(experiment, source)
+    task = make_task(problem, Pool(source.x_train, source.y_train))
+    return lambda params, x: task.logits(ravel_pytree(params)[0], x)
 
 
 def stack_rows(rows: Sequence[Mapping]) -> dict[str, np.ndarray]:
@@ -691,6 +746,8 @@ def train(
         metrics = stack_rows(rows_of[i])
         summary = _summarize(experiment, program, metrics, unused[i], timing)
         if folders:
+            if first.checkpoint.keep_params:
+                folders[i].write_params(state.params[i])
             folders[i].write_summary(summary)
         found.append(Result(experiment, metrics, summary, program.unravel(state.params[i])))
     return found
@@ -785,7 +842,7 @@ def run(
     result = train(
         [experiment],
         [folder],
-        checkpoint_dir=folder.path / "checkpoints",
+        checkpoint_dir=folder.path / CHECKPOINTS,
         on_evaluation=on_evaluation,
         profile=profile,
     )[0]

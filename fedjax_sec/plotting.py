@@ -107,3 +107,41 @@ def grid_of_curves(groups: Mapping[str, Mapping[str, Sequence]], title: str, pat
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 6))
     figure.suptitle(title)
     return save(figure, path)
+
+
+def feature_maps(
+    images, maps: Mapping[str, object], path: Path, *, class_names: Sequence[str] | None = None,
+    labels: Sequence[int] | None = None,
+) -> list[Path]:  # fmt: skip
+    """What several models look at in the same images: one row an image, one column a model.
+
+    Args:
+        images: [B, H, W, C] in [0, 1]; the first column.
+        maps: column's title -> `fedjax_sec.evaluation.attribution.FeatureMap` of all images. Signed
+            attributions are added up over the channels; red speaks for the label, blue against
+            it, on one scale for all models of a row.
+        path: file without suffix.
+        class_names: names of the labels instead of their numbers.
+        labels: the images' true labels.
+    """
+    images = np.asarray(images)
+    name = (lambda label: class_names[label]) if class_names else str
+    rows, columns = len(images), 1 + len(maps)
+    figure, panels = plt.subplots(
+        rows, columns, figsize=(2.1 * columns + 0.5, 2.4 * rows), squeeze=False,
+        layout="constrained",
+    )  # fmt: skip
+    totals = {title: np.asarray(one.attribution).sum(-1) for title, one in maps.items()}
+    for i, row in enumerate(panels):
+        for panel in row:
+            panel.set(xticks=[], yticks=[])
+        row[0].imshow(images[i].squeeze(), cmap="gray", vmin=0, vmax=1)
+        row[0].set_title("input" if labels is None else f"input\n{name(int(labels[i]))}", size=9)
+        largest = max(np.abs(total[i]).max() for total in totals.values()) or 1.0
+        for panel, (title, total) in zip(row[1:], totals.items(), strict=True):
+            shown = panel.imshow(total[i], cmap="RdBu_r", vmin=-largest, vmax=largest)
+            label = name(int(maps[title].predicted[i]))
+            share = 100 * float(maps[title].confidence[i])
+            panel.set_title(f"{title}\n{label} ({share:.1f}%)", size=9)
+        figure.colorbar(shown, ax=row[-1], shrink=0.8)
+    return save(figure, path)

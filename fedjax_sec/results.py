@@ -17,6 +17,7 @@ from fedjax_sec import config as config_lib
 from fedjax_sec.schema import ConfigError
 
 CONFIG, METRICS, SUMMARY = "config.yaml", "metrics.jsonl", "summary.json"
+PARAMS = "params.npy"
 _WHEREABOUTS = ("data.data_dir", "data.download")  # where the data lies changes no result
 _PACKAGES = ("fedjax_sec", "jax", "jaxlib", "flax", "optax", "numpy", "tensorflow-datasets")
 
@@ -95,6 +96,17 @@ class RunFolder:
             except json.JSONDecodeError:
                 break
         return rows
+
+    def write_params(self, flat) -> None:
+        """Keeps the final parameters [D]."""
+        temporary = self.path / f".{os.getpid()}.tmp.npy"
+        np.save(temporary, np.asarray(flat))
+        os.replace(temporary, self.path / PARAMS)
+
+    def params(self) -> np.ndarray | None:
+        """The final parameters [D], if they were kept."""
+        path = self.path / PARAMS
+        return np.load(path) if path.exists() else None
 
     def write_summary(self, summary: dict) -> None:
         """Marks the run as finished."""

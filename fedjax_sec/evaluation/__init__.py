@@ -1,1 +1,1 @@
-"""What is measured on held-out data: accuracy, per-class accuracy, attack success rate."""
+"""What is measured on held-out data: accuracy, backdoors, net influence, feature attribution."""
