@@ -111,7 +111,7 @@ def grid_of_curves(groups: Mapping[str, Mapping[str, Sequence]], title: str, pat
 
 def feature_maps(
     images, maps: Mapping[str, object], path: Path, *, class_names: Sequence[str] | None = None,
-    labels: Sequence[int] | None = None,
+    labels: Sequence[int] | None = None, quantile: float = 1.0,
 ) -> list[Path]:  # fmt: skip
     """What several models look at in the same images: one row an image, one column a model.
 
@@ -123,6 +123,8 @@ def feature_maps(
         path: file without suffix.
         class_names: names of the labels instead of their numbers.
         labels: the images' true labels.
+        quantile: share of a map's pixels that the scale reaches; the others saturate. Below 1 the
+            faint maps stay legible beside one that has a few strong pixels, such as a trojan's.
     """
     images = np.asarray(images)
     name = (lambda label: class_names[label]) if class_names else str
@@ -137,11 +139,13 @@ def feature_maps(
             panel.set(xticks=[], yticks=[])
         row[0].imshow(images[i].squeeze(), cmap="gray", vmin=0, vmax=1)
         row[0].set_title("input" if labels is None else f"input\n{name(int(labels[i]))}", size=9)
-        largest = max(np.abs(total[i]).max() for total in totals.values()) or 1.0
+        largest = max(np.quantile(np.abs(total[i]), quantile) for total in totals.values()) or 1.0
         for panel, (title, total) in zip(row[1:], totals.items(), strict=True):
             shown = panel.imshow(total[i], cmap="RdBu_r", vmin=-largest, vmax=largest)
             label = name(int(maps[title].predicted[i]))
             share = 100 * float(maps[title].confidence[i])
             panel.set_title(f"{title}\n{label} ({share:.1f}%)", size=9)
-        figure.colorbar(shown, ax=row[-1], shrink=0.8)
+        figure.colorbar(
+            shown, ax=row[-1], shrink=0.8, extend="neither" if quantile == 1 else "both"
+        )
     return save(figure, path)
