@@ -13,8 +13,9 @@ import fedjax_sec
 from fedjax_sec import config
 from fedjax_sec.evaluation import influence as module
 from fedjax_sec.evaluation.influence import Probes, importances, influence
-from fedjax_sec.experiment import Program, load_source, train
+from fedjax_sec.experiment import Program, _poisoned, load_source, train
 from fedjax_sec.pipeline import Attack, Defense
+from fedjax_sec.round import make_task
 from fedjax_sec.schema import ConfigError
 from fedjax_sec.types import ServerView
 
@@ -336,6 +337,7 @@ def test_off_costs_nothing():
         replicas, _ = program.replicas([experiment])
         state = jax.eval_shape(program.init, replicas)
         assert (state.measured == ()) == (replicas.probes is None) == (not needed)
+        assert (program.watched is None) == (not needed)
         args = state, replicas, program.pool, jnp.int32(0), program.watched
         text = jax.jit(program._advance(1)).lower(*args).as_text()
         assert ("360x8x8" in text) == needed  # the test images
@@ -361,6 +363,20 @@ def test_replicas_side_by_side_keep_their_own_sums():
                 np.testing.assert_allclose(
                     one[name], other.metrics[name], rtol=1e-3, atol=1e-6, err_msg=name
                 )
+
+
+def test_padding_is_no_probe():
+    """Position -1 is the last test image, whose own class is stamped here."""
+    source = load_source(attacked())
+    cell = attacked(base=int(source.y_test[-1]))
+    program = Program(cell)
+    replica = jax.tree.map(lambda leaf: leaf[0], program.replicas([cell])[0])
+    replica = replica._replace(probes=jnp.concatenate([replica.probes, jnp.array([-1, -1])]))
+    task = make_task(program.problem, program.pool)
+    probes = _poisoned(task, replica, program.watched, source.scale)
+    assert probes.include[:-2].all() and not probes.include[-2:].any()
+    assert set(probes.base.tolist()) == {int(source.y_test[-1])}
+    assert (probes.x[:, 0, 0] == 1).all() and set(probes.target.tolist()) == {4}
 
 
 def test_only_the_first_images():
