@@ -1,6 +1,7 @@
 """How many replicas fit in a device's memory. Imports nothing of ours but the error."""
 
 import os
+from collections.abc import Mapping
 
 import jax
 
@@ -32,6 +33,24 @@ def tree_bytes(tree) -> int:
 
 def _itemsize(dtype) -> int:
     return 8 if jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key) else dtype.itemsize
+
+
+def check_state(parts: Mapping[str, int], limit: int | None) -> None:
+    """Raises `ConfigError` where the state alone exceeds the memory, before it is allocated.
+
+    `parts` maps what the state consists of to bytes; `limit` is None if unknown.
+
+    >>> check_state({"params": 2**30}, limit=8 * 2**30)
+    """
+    total = sum(parts.values())
+    if limit is not None and total > USABLE * limit:
+        sizes = ", ".join(f"{size / 2**30:.2f} for {name}" for name, size in parts.items() if size)
+        raise ConfigError(
+            f"The state that is kept from round to round needs {total / 2**30:.2f} GiB, of which "
+            f"{USABLE * limit / 2**30:.2f} GiB can be used: {sizes}. What is kept of every "
+            f"registered client grows with data.num_clients: keep no optimizer state, or fewer of "
+            f"`foolsgold`'s features (num_features)."
+        )
 
 
 def replicas_that_fit(size: int, working: int, resident: int, limit: int | None) -> int:

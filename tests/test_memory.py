@@ -37,6 +37,16 @@ def test_a_run_that_does_not_fit_is_refused_with_the_numbers(monkeypatch, tmp_pa
     assert not (tmp_path / "summary.json").exists()
 
 
+def test_a_history_that_does_not_fit_is_refused_before_it_is_allocated(monkeypatch, tmp_path):
+    """5 clients times 454 parameters of 4 bytes: 9 kB, which the few last parameters are not."""
+    monkeypatch.setattr(experiment, "device_memory", lambda: 10_000)
+    with pytest.raises(ConfigError, match=r"needs 0\.00 GiB.* for defense.*num_features"):
+        fedjax_sec.run(small(defense="foolsgold"), out=tmp_path)
+    few = config.from_mapping(small(defense={"name": "foolsgold", "num_features": 10}))
+    program = experiment.Program(few)
+    assert program.init(program.replicas([few])[0]).defense[0].shape == (1, 5, 10)
+
+
 def test_the_limit_of_this_machine_is_known():
     assert memory.device_memory() > GIB / 4
 

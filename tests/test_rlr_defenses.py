@@ -144,7 +144,8 @@ def test_sign_and_what_it_kept():
     expected = np.sign(np.sign(updates).sum(0))
     assert (expected == 0).any() and {-1.0, 1.0} <= set(expected)
     np.testing.assert_array_equal(aggregate(updates, "sign"), expected)
-    updates[3] = np.nan
+    updates[3] = 9 * expected  # agrees with the majority, but does not take part
+    updates[3, 0] = np.nan
     kept = apply("sign", updates)[1]["kept"]
     rest = np.delete(updates, 3, axis=0)
     winner = np.sign(np.sign(rest).sum(0))

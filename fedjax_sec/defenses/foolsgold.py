@@ -36,8 +36,9 @@ class FoolsGold:
     whose update is not finite are left out, and their history stays as it is.
 
     The history has one row for each of the N registered clients, whoever takes part: N D numbers of
-    4 bytes (N = 3,383 and D = 1,199,882: 16 GB). `num_features` compares, and keeps, only the last
-    so many parameters; of our networks those are the output layer's (1,290 of `rlr_cnn`: 17 MB).
+    4 bytes (N = 3,383 and D = 1,199,882: 16 GB), and as much again where `evaluation.diagnostics`
+    is on. `num_features` compares, and keeps, only the last so many parameters; of our networks
+    those are the output layer's (1,290 of `rlr_cnn`: 17 MB).
 
     Raises: `ConfigError` when `num_features` exceeds D.
 
