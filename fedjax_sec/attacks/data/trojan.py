@@ -197,10 +197,10 @@ class Trojan:
         value = (1.0 if x.shape[-1] == 1 else 0.0) if self.value is None else self.value
         if self.pattern not in DRAWN:
             return jnp.where(mark > 0, value, x)
-        total = x + (2 * value - 1) * mark
-        if self.overflow == "wrap":
-            return jnp.mod(jnp.round(255 * total), 256) / 255
-        return jnp.clip(total, 0.0, 1.0)
+        added = (2 * value - 1) * mark
+        if self.overflow == "wrap":  # both as bytes, like the author's files
+            return jnp.mod(jnp.round(255 * x) + jnp.round(255 * added), 256) / 255
+        return jnp.clip(x + added, 0.0, 1.0)
 
     def _is_base(self, y):
         return jnp.ones_like(y, bool) if self.base is None else y == self.base
