@@ -190,7 +190,7 @@ class Experiment:
                 f"attack: {names} would do nothing, since threat.num_malicious is 0; "
                 f"set threat.num_malicious to 1..{n}, or attack to null."
             )
-        if self.evaluation.influence is not None and self.attack.backdoor is None:
+        if self.evaluation.influence is not None and self.backdoor is None:
             raise ConfigError(
                 "evaluation.influence compares a backdoor with the honest mapping, and attack has "
                 "none; choose an attack on data, or set evaluation.influence to null."

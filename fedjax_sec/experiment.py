@@ -26,7 +26,7 @@ from fedjax_sec.config import Experiment
 from fedjax_sec.datasets import take
 from fedjax_sec.evaluation.influence import Probes
 from fedjax_sec.evaluation.metrics import TestSet, evaluate
-from fedjax_sec.memory import USABLE, device_memory, replicas_that_fit, tree_bytes
+from fedjax_sec.memory import USABLE, check_state, device_memory, replicas_that_fit, tree_bytes
 from fedjax_sec.ops.client_axis import layout
 from fedjax_sec.round import (
     Components,
@@ -161,9 +161,10 @@ def _simple_problem(experiment: Experiment, source) -> Problem:
 
 def _probe_positions(experiment: Experiment, source) -> np.ndarray | None:
     """The test images on which influence is measured: probes not truly of the target class."""
-    options, backdoor = experiment.evaluation.influence, experiment.attack.backdoor
+    options = experiment.evaluation.influence
     if options is None:
         return None
+    backdoor = schema.resolve(experiment.backdoor, 0)
     problem, pool = _simple_problem(experiment, source), Pool(source.x_train, source.y_train)
     dim = _num_parameters(problem)
     if options.top > dim:
@@ -210,10 +211,10 @@ def _components(experiment: Experiment) -> Components:
     return Components(e.client, e.server.optimizer, e.attack, e.defense)
 
 
-def _poisoned(task, replica: Replica, test: TestSet, scale) -> Probes:
+def _poisoned(task, replica: Replica, backdoor, test: TestSet, scale) -> Probes:
     """The probes of one replica, with the attacker's and the true labels."""
     x, y = to_pixels(test.x[replica.probes], scale), test.y[replica.probes]
-    x, target, include = replica.components.attack.backdoor.probes(x, y, task)
+    x, target, include = backdoor.probes(x, y, task)
     return Probes(x, target, y, include & (y != target) & (replica.probes >= 0))
 
 
@@ -431,9 +432,12 @@ class Program:
         )(replicas.key)
         self._record("init", time.perf_counter() - start)
         task = make_task(self.problem, self.pool)
-        return jax.vmap(
+        begin = jax.vmap(
             lambda r, p: _state_before(experiment, self.problem, task, r.components, p)
-        )(replicas, params)
+        )
+        shapes = jax.eval_shape(begin, replicas, params)._asdict()
+        check_state({part: tree_bytes(tree) for part, tree in shapes.items()}, device_memory())
+        return begin(replicas, params)
 
     def advance(self, state: RoundState, replicas: Replica, start: int, rounds: int):
         """`rounds` more rounds from number `start` for every replica; `state` is donated.
@@ -455,6 +459,7 @@ class Program:
     def _advance(self, rounds: int):
         diagnostics = self.experiment.evaluation.diagnostics
         influence = self.experiment.evaluation.influence
+        given = self.experiment.evaluation.backdoor
 
         def advance(state, replicas, pool, start, watched):
             task = make_task(self.problem, pool)
@@ -463,7 +468,10 @@ class Program:
                 measure = None
                 if influence is not None:
                     scale = self.problem.pixel_scale
-                    probes = _poisoned(task, replica, watched, scale)
+                    backdoor = given or replica.components.attack.backdoor
+                    probes = _poisoned(
+                        task, replica, schema.resolve(backdoor, start), watched, scale
+                    )
                     measure = functools.partial(influence.measure, task, probes)
 
                 def step(state, index):

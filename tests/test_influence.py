@@ -127,7 +127,9 @@ def test_fisher_holds_the_gradients_of_few_images(monkeypatch):
         return function.lower(params, *many).compile()
 
     whole = compiled()
-    monkeypatch.setattr(module, "_FLOATS", 3 * 2 * tiny_task().dim)  # three images at a time
+    limit = 3 * 2 * tiny_task().dim  # three images at a time
+    for name in ("_FLOATS", "_FLOATS_CPU"):
+        monkeypatch.setattr(module, name, limit)
     few = compiled()
     np.testing.assert_allclose(few(params, *many), whole(params, *many), rtol=1e-4, atol=1e-7)
     matrix = 20 * COUNT * 2 * tiny_task().dim * 4  # bytes
@@ -182,21 +184,24 @@ class Turn:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Stamp:
-    """Images of class `base`, one pixel set, are class 4; counts test images of that class only."""
+    """Images of class `base` with one pixel set are class `target`; only these are probes."""
 
     base: int
+    target: int = 4
     stage = "data"
     registered_name = "stamp"
 
     def trigger(self, x):
         return x.at[:, 0, 0].set(1.0)
 
-    def poison(self, key, x, y, position, task):
-        chosen = (y == self.base)[:, None, None, None]
-        return jnp.where(chosen, self.trigger(x), x), jnp.where(y == self.base, 4, y)
+    def choose(self, key, labels, held):
+        return held & (labels == self.base)
+
+    def poison(self, key, x, y, position, rank, task):
+        return self.trigger(x), jnp.full_like(y, self.target)
 
     def probes(self, x, y, task):
-        return self.trigger(x), jnp.full_like(y, 4), y == self.base
+        return self.trigger(x), jnp.full_like(y, self.target), y == self.base
 
 
 FIELDS = {"top": 40, "batch_size": 16}
@@ -368,15 +373,17 @@ def test_replicas_side_by_side_keep_their_own_sums():
 def test_padding_is_no_probe():
     """Position -1 is the last test image, whose own class is stamped here."""
     source = load_source(attacked())
-    cell = attacked(base=int(source.y_test[-1]))
+    last = int(source.y_test[-1])
+    cell = dataclasses.replace(attacked(), attack=Attack((Stamp(last, (last + 1) % 10),)))
     program = Program(cell)
     replica = jax.tree.map(lambda leaf: leaf[0], program.replicas([cell])[0])
     replica = replica._replace(probes=jnp.concatenate([replica.probes, jnp.array([-1, -1])]))
     task = make_task(program.problem, program.pool)
-    probes = _poisoned(task, replica, program.watched, source.scale)
+    backdoor = replica.components.attack.backdoor
+    probes = _poisoned(task, replica, backdoor, program.watched, source.scale)
     assert probes.include[:-2].all() and not probes.include[-2:].any()
-    assert set(probes.base.tolist()) == {int(source.y_test[-1])}
-    assert (probes.x[:, 0, 0] == 1).all() and set(probes.target.tolist()) == {4}
+    assert set(probes.base.tolist()) == {last}
+    assert (probes.x[:, 0, 0] == 1).all() and set(probes.target.tolist()) == {(last + 1) % 10}
 
 
 def test_only_the_first_images():
