@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +17,7 @@ def write(path: Path, command: str, rates: Rates, rows: Sequence[dict]) -> None:
     """Writes rows with the command, the date, the machine, its rates and all versions."""
     report = {
         "command": command,
+        "GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES"),  # huge pages, see benchmarks/README.md
         "date": datetime.date.today().isoformat(),
         "machine": {"product GFLOP/s": rates.flops / 1e9, "copy GB/s": rates.bytes / 1e9},
         "peers": peers.versions(),
