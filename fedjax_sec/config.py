@@ -30,6 +30,12 @@ class Data:
     download: bool = static(True, "Download and prepare the data where it is missing.")
     max_train: int | None = static(None, "Keep only the first training examples.", low=1)
     max_test: int | None = static(None, "Keep only the first test examples.", low=1)
+    mean: tuple[float, ...] | None = static(
+        None, "Subtracted from pixels in [0, 1], a number a channel (null: the data set's own)."
+    )
+    std: tuple[float, ...] | None = static(
+        None, "Pixels are divided by it, a number a channel (null: the data set's own).", above=0
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,6 +184,11 @@ class Experiment:
         """
         n, k, m = self.data.num_clients, self.clients_per_round, self.threat.num_malicious
         registry.datasets.get(self.data.name, "data.name")
+        if (self.data.mean is None) != (self.data.std is None):
+            raise ConfigError(
+                f"data: give both of mean and std or neither, got mean={self.data.mean}, "
+                f"std={self.data.std}."
+            )
         if k > n:
             raise ConfigError(
                 f"server.clients_per_round must be <= data.num_clients = {n}, got {k}."

@@ -61,9 +61,19 @@ def _load(name, data_dir, download, max_train, max_test):
 
 
 def load_source(experiment: Experiment):
-    """The data set of an experiment, read once in a process."""
+    """The data set of an experiment, read once in a process, normalised as the experiment says."""
     data = experiment.data
-    return _load(data.name, data.data_dir, data.download, data.max_train, data.max_test)
+    source = _load(data.name, data.data_dir, data.download, data.max_train, data.max_test)
+    if data.mean is None:
+        return source
+    for name in ("mean", "std"):
+        given, channels = getattr(data, name), len(getattr(source, name))
+        if len(given) != channels:
+            raise ConfigError(
+                f"data.{name} must hold {channels} numbers, one for each channel of "
+                f"{source.label}, got {list(given)}."
+            )
+    return source._replace(mean=data.mean, std=data.std)
 
 
 def verify(experiment: Experiment) -> None:

@@ -389,3 +389,26 @@ def test_an_attack_without_effect_is_reported():
     )  # fmt: skip
     warnings = fedjax_sec.run(idle).summary["warnings"]
     assert any("the attack changed no update in any round" in w for w in warnings)
+
+
+def test_normalisation_is_the_data_sets_own_unless_given():
+    own = fedjax_sec.run(small(rounds=1))
+    source = experiment.load_source(own.experiment)
+    spelled = {"data.mean": list(source.mean), "data.std": list(source.std)}
+    same = fedjax_sec.run(small(rounds=1), **spelled)
+    same_bits(own.params, same.params)
+    other = Program(config.from_mapping(small(), {"data.mean": [0.0], "data.std": [2.0]})).problem
+    assert (other.mean, other.std) == ((0.0,), (2.0,))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data.mean": [0.1]}, "give both of mean and std or neither"),
+        ({"data.mean": [0.1, 0.2], "data.std": [1.0, 1.0]}, "data.mean must hold 1 numbers"),
+        ({"data.mean": [0.1], "data.std": [0.0]}, r"data.std\[0\] must be > 0"),
+    ],
+)
+def test_bad_normalisation(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        fedjax_sec.run(small(rounds=1), **changes)
