@@ -85,6 +85,10 @@ def near(name, convention="paper"):
 CASES = {
     "mean": ("mean", lambda u, f: u.mean(0)),
     "median": ("median", lambda u, f: np.median(u, axis=0)),
+    "median, lower": (
+        {"name": "median", "middle": "lower"},
+        lambda u, f: np.sort(u, axis=0)[(len(u) - 1) // 2],
+    ),
     "krum": ("krum", krum),
     "krum author": ({"name": "krum", "convention": "author"}, lambda u, f: krum(u, f, True)),
     "multi_krum": ("multi_krum", multi_krum),

@@ -2,18 +2,20 @@
 
 from fedjax_sec import registry
 from fedjax_sec.ops import coordinatewise
+from fedjax_sec.schema import static
 
 
 @registry.defenses.register("median")
 class Median:
-    r"""Median of every coordinate; the mean of the two middle values when K is even.
+    r"""Median of every coordinate; when K is even the mean of the two middle values.
 
     .. math:: agg_j = \mathrm{med}\{u_{1j}, \dots, u_{Kj}\}
 
     `updates [K, D] -> [D]`, unweighted: `weights` are ignored, as in the paper. Holds against
     fewer than K / 2 Byzantine clients. Clients whose update is not finite are left out.
 
-    Source: Yin et al. 2018, arXiv:1803.01498, Definition 1.
+    Source: Yin et al. 2018, arXiv:1803.01498, Definition 1. `middle="lower"` takes the smaller of
+    the two, as `torch.median` does and so the code of Ozdayi et al. 2021 (RLR, "comed").
 
     Example:
         >>> import fedjax_sec
@@ -22,10 +24,14 @@ class Median:
     """
 
     stage = "aggregate"
+    middle: str = static("mean", "What stands for two middle values.", choices=("mean", "lower"))
 
     def init(self, num_clients, dim):
         return ()
 
     def apply(self, key, updates, state, view):
-        aggregate, kept = coordinatewise.median(updates, view.valid, with_kept=view.with_kept)
+        lower = self.middle == "lower"
+        aggregate, kept = coordinatewise.median(
+            updates, view.valid, lower=lower, with_kept=view.with_kept
+        )
         return aggregate, state, {"kept": kept}

@@ -217,7 +217,11 @@ def _reduce(
 
 
 def median(
-    updates: Float[Array, "K D"], valid: Bool[Array, "K"], *, with_kept: bool = True
+    updates: Float[Array, "K D"],
+    valid: Bool[Array, "K"],
+    *,
+    lower: bool = False,
+    with_kept: bool = True,
 ) -> tuple[Float[Array, "D"], Float[Array, "K"] | None]:
     """Coordinate-wise median: the mean of the two middle values when their number is even.
 
@@ -228,6 +232,7 @@ def median(
     Args:
         updates: stack of client updates.
         valid: rows that take part.
+        lower: of two middle values take the smaller instead of their mean.
         with_kept: also compute the second result.
 
     >>> x = jnp.array([[0.0], [1.0], [5.0], [jnp.nan]])
@@ -235,6 +240,13 @@ def median(
     >>> value.tolist(), kept.tolist()
     ([1.0], [0.0, 1.0, 0.0, 0.0])
     """
+    if lower:
+
+        def bounds(v):
+            middle = jnp.maximum(v.n - 1, 0) // 2
+            return middle, middle + 1
+
+        return _reduce(bounds, updates, valid, with_kept)
 
     if not with_kept:
         chunk = _blocks(updates)

@@ -35,14 +35,15 @@ def _finish(value, n):
     return jnp.where(n > 0, value, 0.0)
 
 
-def median(updates, valid, *, with_kept=True):
-    """Mean of the two middle values.
+def median(updates, valid, *, lower=False, with_kept=True):
+    """Mean of the two middle values, or the smaller of them.
 
     >>> median(jnp.array([[0.0], [4.0]]), jnp.ones(2, bool))[0].tolist()
     [2.0]
     """
     filled, v, n = _order(updates, valid)
-    low, high = v[(n - 1) // 2], v[n // 2]
+    low = v[(n - 1) // 2]
+    high = low if lower else v[n // 2]
     value = jnp.where(low == high, low, 0.5 * low + 0.5 * high)
     return _finish(value, n), _share(filled, valid, low, high, with_kept)
 
