@@ -73,7 +73,7 @@ def seeds(found: pd.DataFrame) -> None:
 
 
 if __name__ == "__main__":
-    measured = rows("scaling_cpu")
-    stacks(measured)
-    batches(measured)
-    seeds(measured)
+    stacks(rows("scaling_cpu"))
+    for draw, name in ((batches, "batch_cpu"), (seeds, "seeds_cpu")):
+        if (RESULTS / f"{name}.json").exists():
+            draw(rows(name))

@@ -1,7 +1,9 @@
 """The benchmark command: what it times, what it writes, what it refuses."""
 
 import json
+import runpy
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -242,3 +244,13 @@ def test_a_stopped_benchmark_keeps_the_rows_that_it_has(tmp_path, monkeypatch):
     done = CliRunner().invoke(cli.app, ["bench", "fixed", "--out", str(out)])
     assert done.exit_code == 2
     assert json.loads(out.read_text())["rows"] == [{"what": "first", "ms": 1.0}]
+
+
+def test_the_page_shows_what_was_measured():
+    """Every table of docs/performance.md is the one that the committed results give."""
+    root = Path(__file__).parents[1]
+    page = runpy.run_path(str(root / "benchmarks" / "page.py"))
+    text = (root / "docs" / "performance.md").read_text()
+    assert all(f"<!-- table {name} -->" in text for name in page["TABLES"])
+    assert page["fill"](text) == text
+    assert page["fill"](text.replace("| krum", "| kurm")) == text

@@ -1,0 +1,173 @@
+"""Writes the tables of docs/performance.md, between its markers, from benchmarks/results/.
+
+python benchmarks/page.py
+
+Every number of the page that a measurement gives stands between `<!-- table NAME -->` and
+`<!-- end -->`, so nobody has to copy one by hand.
+"""
+
+import json
+import re
+from pathlib import Path
+
+import pandas as pd
+
+ROOT = Path(__file__).parents[1]
+RESULTS, PAGE = ROOT / "benchmarks" / "results", ROOT / "docs" / "performance.md"
+
+
+def load(name: str) -> dict:
+    """One result file."""
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def markdown(frame: pd.DataFrame) -> str:
+    """A table with three significant digits and empty fields where nothing was measured."""
+    return frame.to_markdown(index=False, floatfmt=".3g", missingval="")
+
+
+def measured(name: str, columns: list[str]) -> str:
+    """A result file's rows, with its command, date and the machine's rates in that run."""
+    report = load(name)
+    frame = pd.DataFrame(report["rows"])
+    if "K" in frame and "rule" in frame:
+        frame["stack"] = [f"[{k}, {d:,}]" for k, d in zip(frame["K"], frame["D"], strict=True)]
+    machine, tunables = report["machine"], report.get("GLIBC_TUNABLES")
+    setting = f"GLIBC_TUNABLES={tunables} " if tunables else ""
+    note = (
+        f"`{setting}{report['command']}`, {report['date']}, revision {report['git_revision']}: "
+        f"product {machine['product GFLOP/s']:.0f} GFLOP/s, copy {machine['copy GB/s']:.1f} GB/s."
+    )
+    return f"{note}\n\n{markdown(frame[[c for c in columns if c in frame]])}"
+
+
+def rows_of(*names: str) -> dict[str, dict]:
+    """Rows of several round benchmarks by their round."""
+    return {row["round"]: row for name in names for row in load(name)["rows"]}
+
+
+def targets() -> str:
+    """What was aimed at beside what was reached."""
+    rules = {(row["rule"], row["K"]): row for row in load("aggregators_cpu")["rows"]}
+    peers = ("ByzFL on PyTorch", "ByzFL on NumPy")
+
+    def ratio(rule, rows):
+        row = rules[rule, rows]
+        return min(row[f"{peer} ms"] for peer in peers) / row["ours ms"]
+
+    lines = []
+
+    def line(work, target, reached, met):
+        lines.append({"work": work, "target": target, "reached": reached, "met": met})
+
+    for rule, times in (("median", 10), ("near_median", 10), ("trimmed_mean", 2)):
+        for rows, dim in ((51, "80,000"), (100, "1,000,000")):
+            found = ratio(rule, rows)
+            line(
+                f"{rule}, [{rows}, {dim}]", f"{times} times the faster ByzFL",
+                f"{rules[rule, rows]['ours ms']:.3g} ms, {found:.3g} times",
+                "yes" if found >= times else "no",
+            )  # fmt: skip
+    bulyan = rules["bulyan", 51]["ours ms"]
+    line(
+        "Bulyan, [51, 80,000]", "100 times ALIE's author code (2,807 ms, not run here)",
+        f"{bulyan:.3g} ms, {2807 / bulyan:.3g} times", "yes" if 2807 / bulyan >= 100 else "no",
+    )  # fmt: skip
+    for rule in ("mean", "krum", "multi_krum", "geometric_median", "centered_clipping"):
+        for rows, dim in ((51, "80,000"), (100, "1,000,000")):
+            found = ratio(rule, rows)
+            line(
+                f"{rule}, [{rows}, {dim}]", "at most 1.2 times the time of the faster ByzFL",
+                f"{rules[rule, rows]['ours ms']:.3g} ms, {1 / found:.2g} times its time",
+                "yes" if 1 / found <= 1.2 else "no",
+            )  # fmt: skip
+    rounds = rows_of("rounds_cpu", "rounds_large_cpu")
+    attacked = [r for name, r in rounds.items() if name.startswith("ALIE MNIST, ALIE")]
+    slowest = min(attacked, key=lambda r: r["ours rounds/s"])
+    fastest = max(attacked, key=lambda r: r["ours rounds/s"])
+    line(
+        "ALIE MNIST round, attack on, every defence", "40 rounds/s",
+        f"{slowest['ours rounds/s']:.3g} to {fastest['ours rounds/s']:.3g} rounds/s",
+        "yes" if slowest["ours rounds/s"] >= 40 else "no",
+    )  # fmt: skip
+    for name, target in (("mean", 2), ("median", 2), ("Krum", 2)):
+        row = rounds[f"FLTrust CNN, {name}"]
+        line(
+            f"FLTrust's CNN, 100 clients, {name}", f"{target} rounds/s",
+            f"{row['ours rounds/s']:.3g} rounds/s, {row['faster than PyTorch loop']:.2g} times the "
+            f"PyTorch loop",
+            "yes" if row["ours rounds/s"] >= target else "no",
+        )  # fmt: skip
+    for name, target in (("PGD-40 CNN, mean", 2.0), ("RLR Fashion-MNIST, a tenth, mean", 1.5)):
+        row = rounds.get(name)
+        if row is None:
+            line(name, f"{target:g} times the PyTorch loop", "not measured", "")
+            continue
+        line(
+            name, f"{target:g} times the PyTorch loop",
+            f"{row['ours ms'] / 1e3:.3g} s, {row['faster than PyTorch loop']:.2g} times",
+            "yes" if row["faster than PyTorch loop"] >= target else "no",
+        )  # fmt: skip
+    fixed = {row["what"]: row["ms"] for row in load("fixed_cpu")["rows"]}
+    for what, target in (
+        ("a round of a trivial model, 100 clients", 1.0),
+        ("process start to the first finished round, second start", 4000.0),
+    ):
+        line(
+            what,
+            f"{target:g} ms",
+            f"{fixed[what]:.3g} ms",
+            "yes" if fixed[what] <= target else "no",
+        )
+    peak = max(load("memory_cpu")["rows"], key=lambda row: row["peak / stack"])
+    line(
+        "peak memory of an aggregation", "2.5 times the stack",
+        f"{peak['peak / stack']:.2g} times at most ({peak['rule']})",
+        "yes" if peak["peak / stack"] < 2.5 else "no",
+    )  # fmt: skip
+    return pd.DataFrame(lines).to_markdown(index=False)
+
+
+def tuning() -> str:
+    """Milliseconds of every way to train some clients, the chosen one last."""
+    found = {}
+    for entry in load("tuning_cpu"):
+        chosen = ", ".join(filter(None, (entry["clients"], entry["convolution"])))
+        found[entry["name"]] = entry["milliseconds"] | {"chosen": chosen}
+    frame = pd.DataFrame(found)
+    order = [way for way in frame.index if way != "chosen"] + ["chosen"]
+    return markdown(frame.loc[order].reset_index(names="way"))
+
+
+RULE = [
+    "rule", "stack", "ours ms", "ByzFL on PyTorch ms", "ByzFL on NumPy ms",
+    "faster than ByzFL on PyTorch", "faster than ByzFL on NumPy", "limit ms", "times the limit",
+    "compile s", "temporary / stack",
+]  # fmt: skip
+ROUND = [
+    "round", "ours rounds/s", "ours ms", "PyTorch loop ms", "faster than PyTorch loop", "limit ms",
+    "times the limit", "compile s", "temporary MiB", "arguments MiB", "computed as",
+]  # fmt: skip
+TABLES = {
+    "targets": targets,
+    "aggregators": lambda: measured("aggregators_cpu", RULE),
+    "memory": lambda: measured("memory_cpu", ["rule", "stack", "stack MiB", "peak / stack"]),
+    "rounds": lambda: measured("rounds_cpu", ROUND),
+    "large rounds": lambda: measured("rounds_large_cpu", ROUND),
+    "small pages": lambda: measured("rounds_small_pages_cpu", ROUND),
+    "tuning": tuning,
+    "fixed": lambda: measured("fixed_cpu", ["what", "ms"]),
+}
+
+
+def fill(text: str) -> str:
+    """The page with every table between its markers."""
+
+    def table(match):
+        return f"{match[1]}\n\n{TABLES[match[2]]()}\n\n<!-- end -->"
+
+    return re.sub(r"(<!-- table (.+?) -->).*?<!-- end -->", table, text, flags=re.DOTALL)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(fill(PAGE.read_text()))
