@@ -23,7 +23,8 @@ def load(name: str) -> dict:
 
 def markdown(frame: pd.DataFrame) -> str:
     """A table with three significant digits and empty fields where nothing was measured."""
-    return frame.to_markdown(index=False, floatfmt=".3g", missingval="")
+    shown = frame.astype(object).map(lambda v: f"{v:.3g}" if isinstance(v, float) else v)
+    return shown.where(frame.notna(), "").to_markdown(index=False, disable_numparse=True)
 
 
 def measured(name: str, columns: list[str]) -> str:
