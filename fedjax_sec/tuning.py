@@ -19,8 +19,8 @@ CHUNK = 8
 
 #: A rival must be this much faster than the rule's choice: nearly equal ones would alternate.
 CLEARLY = 0.9
-#: A candidate whose first warm call takes this many times the best one's is not timed again.
-HOPELESS = 2.0
+#: A candidate whose first call takes this many times the best one's is not timed again.
+HOPELESS = 3.0
 
 
 class Choice(NamedTuple):
@@ -148,16 +148,22 @@ def _measured(candidates, measure) -> Tuning:
 
 
 def _time(call: Callable, hopeless: float, budget: float = 0.3, most: int = 9) -> float:
-    """Median milliseconds of a call after a first one, which warms up and is not counted."""
+    """Median milliseconds of a call after a first one, which warms up.
+
+    The first one counts only where it is so slow that warming up is no excuse.
+    """
     seconds = []
-    call()
+    if (first := _once(call)) > hopeless:
+        return 1e3 * first
     while len(seconds) < most and sum(seconds) < budget:
-        begin = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - begin)
-        if seconds[0] > hopeless:
-            break
+        seconds.append(_once(call))
     return 1e3 * statistics.median(seconds)
+
+
+def _once(call: Callable) -> float:
+    begin = time.perf_counter()
+    call()
+    return time.perf_counter() - begin
 
 
 def _read(path) -> Tuning | None:

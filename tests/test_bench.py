@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import small
+from jax.experimental.compilation_cache import compilation_cache
 from typer.testing import CliRunner
 
 import fedjax_sec
@@ -43,6 +44,40 @@ def test_cases_take_turns_and_slow_ones_fewer(monkeypatch):
 def test_the_machine_is_measured():
     rates = timing.measure_machine(size=64, copied=1000, repeats=3)
     assert rates.flops > 1e6 and rates.bytes > 1e5
+
+
+def test_compiling_anew_reads_no_compiled_program(tmp_path):
+    """Also where JAX has used its cache before in this process, and it is used again after."""
+    read = []
+
+    def note(event, **_):
+        if event == "/jax/compilation_cache/cache_hits":
+            read.append(event)
+
+    def compile_again():
+        jax.clear_caches()
+        read.clear()
+        jax.jit(lambda x: jnp.sin(x) * 3 + 1).lower(jnp.ones(7)).compile()
+        return len(read)
+
+    names = ("compilation_cache_dir", "persistent_cache_min_compile_time_secs",
+             "enable_compilation_cache")  # fmt: skip
+    before = {f"jax_{name}": getattr(jax.config, f"jax_{name}") for name in names}
+    jax.monitoring.register_event_listener(note)
+    try:
+        for name, value in zip(before, (str(tmp_path), 0.0, True), strict=True):
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+        compile_again()
+        assert compile_again()
+        with timing.compiling_anew():
+            assert not compile_again()
+        assert compile_again()
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+        jax.monitoring.unregister_event_listener(note)
 
 
 def test_every_rule_is_what_its_name_says():

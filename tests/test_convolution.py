@@ -6,14 +6,8 @@ import numpy as np
 import pytest
 
 from fedjax_sec import registry
-from fedjax_sec.ops.convolution import (
-    LOWERINGS,
-    conv2d,
-    max_pool,
-    max_pool_batch_last,
-    to_batch_first,
-    to_batch_last,
-)
+from fedjax_sec.ops import polyphase
+from fedjax_sec.ops.convolution import LOWERINGS, conv2d, max_pool
 
 ALL = pytest.mark.parametrize("lowering", [*LOWERINGS, "auto"])
 # batch, height, width, channels, features, kernel height and width
@@ -25,11 +19,16 @@ SHAPES = [
 ]
 
 
-def pool_batch_last(x, size):
-    return to_batch_first(max_pool_batch_last(to_batch_last(x), size))
+def pool_by_phase(x, size):
+    return polyphase.join(polyphase.max_pool(polyphase.split(x, size), size))
 
 
-POOLS = pytest.mark.parametrize("pool", [max_pool, pool_batch_last])
+def pool_by_other_phases(x, size):
+    """The phases are not those of the pooling: it has to split anew."""
+    return polyphase.join(polyphase.max_pool(polyphase.split(x, size + 1), size))
+
+
+POOLS = pytest.mark.parametrize("pool", [max_pool, pool_by_phase, pool_by_other_phases])
 
 
 def draw(*shapes, seed=0):
@@ -107,6 +106,49 @@ def test_convolution_keeps_the_dtype(lowering):
     np.testing.assert_allclose(found.astype(np.float32), np_conv(x, kernel), rtol=0.05, atol=0.15)
 
 
+@pytest.mark.parametrize(
+    ("height", "width", "factor"), [(5, 6, 1), (9, 7, 2), (8, 8, 2), (9, 7, 3), (5, 6, 8)]
+)
+def test_phases_hold_the_images(height, width, factor):
+    """Also where a phase has fewer rows or columns than another, or none at all."""
+    (x,) = draw((2, height, width, 3))
+    images = jax.tree.map(np.asarray, polyphase.split(x, factor))
+    np.testing.assert_array_equal(polyphase.join(images), x)
+    for i, row in enumerate(images.parts):
+        for j, part in enumerate(row):
+            pixels = part.reshape(3, -1, 2)
+            for r, s in np.ndindex(-(-(height - i) // factor), -(-(width - j) // factor)):
+                pixel = pixels[:, r * images.pitch + s].T
+                np.testing.assert_array_equal(pixel, x[:, r * factor + i, s * factor + j])
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "sizes"), [(21, 22, (2, 2)), (24, 19, (3, 2)), (22, 25, (1, 3))]
+)
+def test_layers_by_phase_equal_those_on_images(sizes, height, width):
+    """Two convolutions with poolings between, and their gradients, on pixels that do not divide."""
+    x, first, second = draw((2, height, width, 2), (3, 2, 2, 4), (2, 3, 4, 3))
+
+    def plain(x, first, second):
+        for kernel, size in zip((first, second), sizes, strict=True):
+            x = jax.nn.relu(max_pool(conv2d(x, kernel, "patches"), size))
+        return x
+
+    def by_phase(x, first, second):
+        images = polyphase.split(x, sizes[0] * sizes[1])
+        for kernel, size in zip((first, second), sizes, strict=True):
+            images = polyphase.max_pool(polyphase.conv2d(images, kernel), size).map(jax.nn.relu)
+        return polyphase.join(images)
+
+    out, pullback = jax.vjp(jax.jit(plain), x, first, second)
+    found, found_pullback = jax.vjp(jax.jit(by_phase), x, first, second)
+    assert out.size and (np.asarray(out) > 0).any()
+    np.testing.assert_allclose(found, out, rtol=1e-5, atol=1e-5)
+    (cotangent,) = draw(out.shape, seed=1)
+    for a, b in zip(found_pullback(cotangent), pullback(cotangent), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
 def test_an_unknown_lowering_is_refused():
     with pytest.raises(ValueError, match="lowering must be one of .*, got 'fft'"):
         conv2d(jnp.ones((1, 3, 3, 1)), jnp.ones((2, 2, 1, 1)), "fft")
@@ -142,10 +184,10 @@ def test_equal_maxima_share_the_gradient(pool):
 @pytest.mark.parametrize(
     ("name", "shape"),
     [("fltrust_cnn", (12, 11, 2)), ("rlr_cnn", (7, 8, 1)), ("small_cnn", (6, 7, 3)),
-     ("alie_cifar10", (26, 25, 3))],
+     ("alie_cifar10", (26, 25, 3)), ("rlr_cifar10", (27, 24, 2))],
 )  # fmt: skip
 def test_networks_do_not_depend_on_the_lowering(name, shape):
-    """Same parameters, outputs, dropped activations and gradients, whatever the order of axes."""
+    """Same parameters, outputs, dropped activations and gradients, whatever the arrangement."""
     x = jax.random.uniform(jax.random.key(0), (3, *shape))
     results = []
     for lowering in LOWERINGS:

@@ -78,8 +78,9 @@ def test_the_fastest_is_chosen(measuring, milliseconds, expected):
 
 def test_a_hopeless_candidate_is_timed_once(measuring):
     calls = []
-    tune([A, B], {"work": 2}, lasting({A: 5, B: 50}, calls))
-    assert calls.count(B) == 2 and calls.count(A) > 3  # one call each is not counted
+    found = tune([A, B], {"work": 2}, lasting({A: 5, B: 50}, calls))
+    assert calls.count(B) == 1 and calls.count(A) > 3
+    assert found.milliseconds[str(B)] >= 50
 
 
 def test_what_was_measured_is_remembered_by_this_process_and_the_next(measuring, monkeypatch):
@@ -112,7 +113,7 @@ def test_an_experiment_is_measured_and_computes_the_same(measuring, client):
     names = {str(choice) for choice in candidates("auto", None, "auto", 5)}
     assert tuned["milliseconds"].keys() == names
     assert all(0 < value < 1e4 for value in tuned["milliseconds"].values())
-    for clients, lowering in (("vmap", "rows"), ("map", "batch_last")):
+    for clients, lowering in (("vmap", "rows"), ("map", "polyphase")):
         fixed = {"execution.clients": clients, "model.convolution": lowering}
         other = experiment_lib.run(spec, **fixed)
         assert other.summary["tuning"]["clients"] == clients

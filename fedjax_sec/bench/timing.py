@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.compilation_cache import compilation_cache
 
 
 class Case(NamedTuple):
@@ -60,11 +61,17 @@ def _once(case: Case) -> float:
 def compiling_anew():
     """Nothing is read from the cache of compiled programs within, so compile times are true."""
     cached = jax.config.jax_enable_compilation_cache
-    jax.config.update("jax_enable_compilation_cache", False)
+
+    def switch(on):
+        jax.config.update("jax_enable_compilation_cache", on)
+        # JAX looks at the setting once in a process and remembers; it must look again.
+        compilation_cache.reset_cache()
+
+    switch(False)
     try:
         yield
     finally:
-        jax.config.update("jax_enable_compilation_cache", cached)
+        switch(cached)
 
 
 class Rates(NamedTuple):

@@ -45,8 +45,8 @@ class Adversarial(LocalSgd):
     random_start: bool = static(True, "Start PGD anywhere in the ball.")
 
     def shortened(self, steps):
-        """Also at most so many steps of PGD."""
-        return dataclasses.replace(super().shortened(steps), pgd_steps=min(self.pgd_steps, steps))
+        """Also at most ten of PGD, which then still take most of the time."""
+        return dataclasses.replace(super().shortened(steps), pgd_steps=min(self.pgd_steps, 10))
 
     def examples(self, key, params, x, y, mask, task):
         # The last batch of an epoch may be shorter: its share is counted over what is there.

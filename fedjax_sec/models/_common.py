@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from fedjax_sec.ops import convolution
+from fedjax_sec.ops import convolution, polyphase
 from fedjax_sec.schema import static
 from fedjax_sec.types import Model
 
@@ -57,44 +57,57 @@ class _Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        last = self.lowering == "batch_last"
-        shape = (self.size, self.size, x.shape[0 if last else -1], self.features)
+        by_phase = isinstance(x, polyphase.Phases)
+        channels = x.parts[0][0].shape[0] if by_phase else x.shape[-1]
+        shape = (self.size, self.size, channels, self.features)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
         bias = self.param("bias", self.bias_init, (self.features,), jnp.float32)
-        if last:
-            return convolution.conv2d_batch_last(x, kernel) + bias[:, None, None, None]
+        if by_phase:
+            return polyphase.conv2d(x, kernel).map(lambda part: part + bias[:, None])
         return convolution.conv2d(x, kernel, self.lowering) + bias[None, None, None]
 
 
 class Convolutional:
-    """The layers on images of one network, in the order of axes that suits how it convolves.
+    """The layers on images of one network, in the arrangement that suits how it convolves.
 
     Images enter by `enter` and leave by `flat`; what lies between may be [B, H, W, C] or
-    [C, H, W, B], so a network must not look at the axes itself.
+    `polyphase.Phases`, so a network must not look at the axes itself.
     """
 
     def __init__(self, lowering: str, init: str):
         self.lowering = convolution.rule_lowering() if lowering == "auto" else lowering
-        self.init, self.batch_last = init, self.lowering == "batch_last"
+        self.init = init
 
-    def enter(self, x):
-        """[B, H, W, C] in this network's own order."""
-        return convolution.to_batch_last(x) if self.batch_last else x
+    def enter(self, x, pooled: int):
+        """[B, H, W, C] in this network's own arrangement.
+
+        `pooled` is the product of the poolings to come, or of those up to where `enter` is called
+        again: large windows one after another would make too many phases.
+        """
+        if self.lowering != "polyphase":
+            return x
+        x = polyphase.join(x) if isinstance(x, polyphase.Phases) else x
+        return polyphase.split(x, pooled)
 
     def conv(self, width: int, size: int, x, name: str, kernel: str | None = None):
         """A valid convolution with stride 1 and a square kernel."""
-        bias = bias_init(self.init, size * size * x.shape[0 if self.batch_last else -1])
+        channels = x.parts[0][0].shape[0] if isinstance(x, polyphase.Phases) else x.shape[-1]
+        bias = bias_init(self.init, size * size * channels)
         layer = _Conv(width, size, kernel_init(kernel or self.init), bias, self.lowering, name=name)
         return layer(x)
 
+    def relu(self, x):
+        """max(x, 0). After a pooling it does the same as before, on fewer numbers."""
+        return x.map(nn.relu) if isinstance(x, polyphase.Phases) else nn.relu(x)
+
     def max_pool(self, x, size: int):
         """The maximum over disjoint windows."""
-        pool = convolution.max_pool_batch_last if self.batch_last else convolution.max_pool
-        return pool(x, size)
+        by_phase = isinstance(x, polyphase.Phases)
+        return (polyphase if by_phase else convolution).max_pool(x, size)
 
     def flat(self, x):
-        """[B, H W C], alike for every order."""
-        x = convolution.to_batch_first(x) if self.batch_last else x
+        """[B, H W C], alike for every arrangement."""
+        x = polyphase.join(x) if isinstance(x, polyphase.Phases) else x
         return x.reshape(x.shape[0], -1)
 
 

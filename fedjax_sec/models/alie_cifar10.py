@@ -22,9 +22,10 @@ class _Network(nn.Module):
     @nn.compact
     def __call__(self, x):
         images = Convolutional(self.lowering, self.scheme)
-        x = nn.relu(images.conv(16, 3, images.enter(x), "conv_0", self.first_scheme))
-        x = nn.relu(images.conv(64, 4, images.max_pool(x, 3), "conv_1"))
-        x = images.flat(images.max_pool(x, 4))
+        x = images.conv(16, 3, images.enter(x, 3), "conv_0", self.first_scheme)
+        x = images.relu(images.max_pool(x, 3))
+        x = images.conv(64, 4, images.enter(x, 4), "conv_1")
+        x = images.flat(images.relu(images.max_pool(x, 4)))
         x = nn.relu(dense(384, x, self.scheme, "hidden_0"))
         x = nn.relu(dense(192, x, self.scheme, "hidden_1"))
         return dense(self.num_classes, x, self.scheme, "output")

@@ -21,9 +21,9 @@ class _Network(nn.Module):
     @nn.compact
     def __call__(self, x):
         images = Convolutional(self.lowering, self.scheme)
-        x = images.enter(x)
+        x = images.enter(x, 4)
         for i, width in enumerate((30, 50)):
-            x = images.max_pool(nn.relu(images.conv(width, 3, x, f"conv_{i}")), 2)
+            x = images.relu(images.max_pool(images.conv(width, 3, x, f"conv_{i}"), 2))
         x = images.flat(x)
         x = nn.relu(dense(100, x, self.scheme, "hidden"))
         return dense(self.num_classes, x, self.scheme, "output")

@@ -22,9 +22,9 @@ class _Network(nn.Module):
     @nn.compact
     def __call__(self, x, train=False):
         images = Convolutional(self.lowering, self.scheme)
-        x = images.enter(x)
+        x = images.enter(x, 8)
         for i, width in enumerate((64, 128, 256)):
-            x = images.max_pool(nn.relu(images.conv(width, 3, x, f"conv_{i}")), 2)
+            x = images.relu(images.max_pool(images.conv(width, 3, x, f"conv_{i}"), 2))
         # After flattening, so that the masks do not depend on the order of axes.
         x = images.flat(x)
         for i, width in enumerate((128, 256)):

@@ -22,9 +22,9 @@ class _Network(nn.Module):
     @nn.compact
     def __call__(self, x, train=False):
         images = Convolutional(self.lowering, self.scheme)
-        x = images.enter(x)
+        x = images.enter(x, 2)
         for i, width in enumerate((32, 64)):
-            x = nn.relu(images.conv(width, 3, x, f"conv_{i}"))
+            x = images.relu(images.conv(width, 3, x, f"conv_{i}"))
         # After flattening, so that the masks do not depend on the order of axes.
         x = images.flat(images.max_pool(x, 2))
         x = nn.Dropout(self.dropout, deterministic=not train)(x)

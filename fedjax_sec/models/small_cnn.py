@@ -23,9 +23,9 @@ class _Network(nn.Module):
     @nn.compact
     def __call__(self, x):
         images = Convolutional(self.lowering, self.scheme)
-        x = images.enter(x)
+        x = images.enter(x, 2)
         for i, width in enumerate(self.channels):
-            x = nn.relu(images.conv(width, 3, x, f"conv_{i}"))
+            x = images.relu(images.conv(width, 3, x, f"conv_{i}"))
         x = images.flat(images.max_pool(x, 2))
         x = nn.relu(dense(self.hidden, x, self.scheme, "hidden"))
         return dense(self.num_classes, x, self.scheme, "output")

@@ -3,7 +3,8 @@
 `vmap` over a convolution's kernel becomes a grouped convolution, whose gradients XLA computes
 slowly on every backend. Written as patches times a matrix it becomes a (batched) matrix product.
 
-Images are [B, H, W, C], as everywhere, or [C, H, W, B] ("batch last"), quicker on CPU.
+Images are [B, H, W, C], as everywhere; `fedjax_sec.ops.polyphase` has an arrangement of them that
+is quicker on a CPU.
 """
 
 import functools
@@ -12,10 +13,11 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from fedjax_sec.ops import polyphase
 from fedjax_sec.ops.backend import on_cpu
 
 #: How `conv2d` can be computed.
-LOWERINGS = ("xla", "patches", "rows", "batch_last")
+LOWERINGS = ("xla", "patches", "rows", "polyphase")
 
 
 def rule_lowering() -> str:
@@ -35,8 +37,10 @@ def conv2d(
 
     ``xla`` is XLA's own convolution. ``patches`` gathers all h w C inputs of an output into one
     row and multiplies once: needs h w times the input's memory. ``rows`` gathers along the width
-    only and adds up h products: w times the memory, h times as many products. All three agree up
-    to rounding. ``auto`` is ``patches`` on CPU (see docs/performance.md), ``xla`` elsewhere.
+    only and adds up h products: w times the memory, h times as many products. ``polyphase`` is
+    `patches` on images split by the phases of later poolings, which only a whole network gains
+    from. All agree up to rounding. ``auto`` is ``patches`` on CPU (see docs/performance.md),
+    ``xla`` elsewhere.
 
     Raises: `ValueError` for an unknown lowering.
 
@@ -52,8 +56,8 @@ def conv2d(
         return lax.conv_general_dilated(
             x, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
-    if lowering == "batch_last":
-        return to_batch_first(conv2d_batch_last(to_batch_last(x), kernel))
+    if lowering == "polyphase":
+        return polyphase.join(polyphase.conv2d(polyphase.split(x, 1), kernel))
     high, wide, channels, features = kernel.shape
     batch, height, width, _ = x.shape
     rows, columns = height - high + 1, width - wide + 1
@@ -71,59 +75,6 @@ def conv2d(
         flat = strips[:, i : i + rows].reshape(-1, wide * channels)
         out = out + (flat @ kernel[i].reshape(-1, features)).reshape(shape)
     return out
-
-
-def to_batch_last(x: Float[Array, "B H W C"]) -> Float[Array, "C H W B"]:
-    """Images with the channels first and the batch last.
-
-    >>> to_batch_last(jnp.zeros((8, 28, 28, 1))).shape
-    (1, 28, 28, 8)
-    """
-    return x.transpose(3, 1, 2, 0)
-
-
-def to_batch_first(x: Float[Array, "C H W B"]) -> Float[Array, "B H W C"]:
-    """The inverse of `to_batch_last`.
-
-    >>> to_batch_first(jnp.zeros((1, 28, 28, 8))).shape
-    (8, 28, 28, 1)
-    """
-    return x.transpose(3, 1, 2, 0)
-
-
-def conv2d_batch_last(
-    x: Float[Array, "C H W B"], kernel: Float[Array, "h w C F"]
-) -> Float[Array, "F R S B"]:
-    """`conv2d` on images whose batch is the last axis, as patches times a matrix.
-
-    A patch's rows are then runs of S B neighbouring numbers, which are copied and added at memory
-    speed, and the product [F, h w C] [h w C, R S B] is one that CPUs are quick at.
-
-    >>> conv2d_batch_last(jnp.ones((2, 4, 4, 5)), jnp.ones((3, 3, 2, 1))).shape
-    (1, 2, 2, 5)
-    """
-    high, wide, channels, features = kernel.shape
-    _, height, width, batch = x.shape
-    rows, columns = height - high + 1, width - wide + 1
-    patches = jnp.concatenate(
-        [x[:, i : i + rows, j : j + columns] for i in range(high) for j in range(wide)]
-    )
-    flat = patches.reshape(high * wide * channels, -1)
-    out = lax.dot_general(kernel.reshape(-1, features), flat, (((0,), (0,)), ((), ())))
-    return out.reshape(features, rows, columns, batch)
-
-
-def max_pool_batch_last(x: Float[Array, "C H W B"], size: int) -> Float[Array, "C R S B"]:
-    """`max_pool` on images whose batch is the last axis.
-
-    >>> max_pool_batch_last(jnp.arange(9.0).reshape(1, 3, 3, 1), 2).tolist()
-    [[[[4.0]]]]
-    """
-    channels, height, width, batch = x.shape
-    rows, columns = height // size, width // size
-    x = x[:, : rows * size, : columns * size].reshape(channels, rows, size, columns, size, batch)
-    tallest = _maximum([x[:, :, i] for i in range(size)])
-    return _maximum([tallest[:, :, :, j] for j in range(size)])
 
 
 def _maximum(parts):
