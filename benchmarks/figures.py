@@ -73,7 +73,5 @@ def seeds(found: pd.DataFrame) -> None:
 
 
 if __name__ == "__main__":
-    stacks(rows("scaling_cpu"))
-    for draw, name in ((batches, "batch_cpu"), (seeds, "seeds_cpu")):
-        if (RESULTS / f"{name}.json").exists():
-            draw(rows(name))
+    for draw, name in ((stacks, "scaling_cpu"), (batches, "batch_cpu"), (seeds, "seeds_cpu")):
+        draw(rows(name))

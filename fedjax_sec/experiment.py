@@ -46,8 +46,9 @@ from fedjax_sec.round import (
 from fedjax_sec.schema import ConfigError
 from fedjax_sec.tuning import Choice, Tuning, candidates, tune
 
-#: Local steps, and on a CPU convolutional networks, on which ways to train them are compared.
-TUNING_STEPS, TUNING_CLIENTS = 2, 8
+#: Local steps on which ways to train are compared; for convolutional networks on a CPU, clients
+#: and images too.
+TUNING_STEPS, TUNING_CLIENTS, TUNING_IMAGES = 2, 8, 1024
 #: The file that says how an interrupted run computed local training.
 EXECUTION = "execution.json"
 #: The folder, in a run's own, with the newest state.
@@ -259,15 +260,16 @@ def make_replicas(experiments: Sequence[Experiment], source) -> tuple[Replica, l
 def tuned(experiment: Experiment) -> Tuning:
     """How local training is computed: measured on a few steps of some clients, or remembered.
 
-    On a CPU, which a few convolutional networks keep busy for long, on no more than
-    `TUNING_CLIENTS` of them; other networks are quick, and measured with all clients.
+    On a CPU, which convolutional networks keep busy for long, on no more than `TUNING_CLIENTS` of
+    them and about `TUNING_IMAGES` images; other networks are quick, and measured with all clients.
     """
     source = load_source(experiment)
     execution, per_round = experiment.execution, experiment.clients_per_round
     convolution = getattr(experiment.model, "convolution", None)
     found = candidates(execution.clients, execution.chunk, convolution, per_round)
     if jax.default_backend() == "cpu" and convolution is not None:
-        per_round = min(per_round, TUNING_CLIENTS)
+        images = TUNING_STEPS * getattr(experiment.client, "batch_size", 1)
+        per_round = min(per_round, TUNING_CLIENTS, max(2, TUNING_IMAGES // images))
     short = dataclasses.replace(experiment, client=experiment.client.shortened(TUNING_STEPS))
     shape = {
         "model": schema.dump(experiment.model),

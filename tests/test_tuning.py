@@ -154,3 +154,20 @@ def test_every_choice_reaches_the_network():
         variables = model.init(jax.random.key(1))
         text = str(jax.make_jaxpr(model.apply)(variables, x))
         assert str(jax.make_jaxpr(program.problem.model.apply)(variables, x)) == text
+
+
+def test_large_batches_are_compared_on_fewer_clients(measuring, monkeypatch):
+    """Or minutes would pass before the first round."""
+    shapes = []
+
+    def note(found, shape, measure):
+        shapes.append(shape)
+        return Tuning(found[0], {})
+
+    monkeypatch.setattr(experiment_lib, "tune", note)
+    for batch_size in (2, 32):
+        client = {"name": "sgd", "steps": 3, "batch_size": batch_size}
+        data = {"name": "digits", "num_clients": 12, "max_train": 1200}
+        monkeypatch.setattr(experiment_lib, "TUNING_IMAGES", 4 * 2 * 32)
+        experiment_lib.tuned(from_mapping(small(model=CNN, client=client, data=data)))
+    assert [shape["clients"] for shape in shapes] == [8, 4]
