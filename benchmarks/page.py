@@ -82,7 +82,7 @@ def targets() -> str:
                 f"{rules[rule, rows]['ours ms']:.3g} ms, {1 / found:.2g} times its time",
                 "yes" if 1 / found <= 1.2 else "no",
             )  # fmt: skip
-    rounds = rows_of("rounds_cpu", "rounds_large_cpu")
+    rounds = rows_of("rounds_cpu", "rounds_large_cpu", "rounds_rlr_cpu")
     attacked = [r for name, r in rounds.items() if name.startswith("ALIE MNIST, ALIE")]
     slowest = min(attacked, key=lambda r: r["ours rounds/s"])
     fastest = max(attacked, key=lambda r: r["ours rounds/s"])
@@ -165,6 +165,7 @@ TABLES = {
     "memory": lambda: measured("memory_cpu", ["rule", "stack", "stack MiB", "peak / stack"]),
     "rounds": lambda: measured("rounds_cpu", ROUND),
     "large rounds": lambda: measured("rounds_large_cpu", ROUND),
+    "rlr round": lambda: measured("rounds_rlr_cpu", ROUND),
     "batch": lambda: measured("batch_cpu", BATCH),
     "seeds": lambda: measured("seeds_cpu", SEEDS),
     "small pages": lambda: measured("rounds_small_pages_cpu", ROUND),

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 
 from fedjax_sec.caching import cache_folder, usable_cores
+from fedjax_sec.ops.backend import on_cpu
 from fedjax_sec.ops.client_axis import rule_strategy
 from fedjax_sec.ops.convolution import LOWERINGS, rule_lowering
 
@@ -67,7 +68,9 @@ def candidates(
     """All ways that the fields `execution` and `model.convolution` leave open, the rule's first.
 
     `sharded` is never a candidate, since how many devices a run shall take is the user's to say;
-    where it is asked for, the rule decides the rest. `convolution` is None for networks without.
+    where it is asked for, the rule decides the rest. Nor is XLA's own convolution on a CPU, whose
+    gradients for several kernels are many times slower than all others. `convolution` is None for
+    networks without.
 
     >>> candidates("map", None, None, 51)
     [Choice(clients='map', chunk=None, convolution=None)]
@@ -80,7 +83,9 @@ def candidates(
     )
     if clients == "sharded":
         return [by_rule]
-    lowerings = LOWERINGS if convolution == "auto" else (convolution,)
+    lowerings = (convolution,)
+    if convolution == "auto":
+        lowerings = [one for one in LOWERINGS if one != "xla" or not on_cpu()]
     layouts = (("vmap", None), ("map", None)) if clients == "auto" else ((clients, chunk),)
     found = [Choice(*how, lowering) for lowering in lowerings for how in layouts]
     if clients == "auto" and num_clients > CHUNK:

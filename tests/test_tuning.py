@@ -47,7 +47,8 @@ def lasting(milliseconds, calls=None):
 def test_candidates_are_what_the_fields_leave_open():
     both = candidates("auto", None, "auto", 51)
     assert both[0] == Choice("map", None, "patches")  # the rule's, on a CPU
-    assert len(both) == len(set(both)) == 2 * len(tuning.LOWERINGS) + 1
+    assert len(both) == len(set(both)) == 2 * (len(tuning.LOWERINGS) - 1) + 1
+    assert not any(choice.convolution == "xla" for choice in both)
     assert Choice("chunked", 8, "patches") in both
     assert candidates("auto", None, None, 51) == [A, B, C]
     assert candidates("auto", None, None, 8) == [A, B]  # no more clients than side by side

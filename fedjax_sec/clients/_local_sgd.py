@@ -60,10 +60,6 @@ class LocalSgd:
                 f"client, got {self.batch_size}."
             )
 
-    def num_steps(self, capacity: int) -> int:
-        """Local steps in a round for clients of up to `capacity` examples."""
-        return self.steps or self.epochs * -(-capacity // self.batch_size)
-
     def shortened(self, steps: int):
         """The same work for at most so many local steps, to measure how fast a step is."""
         return dataclasses.replace(self, steps=min(self.steps or steps, steps), epochs=None)
@@ -80,14 +76,15 @@ class LocalSgd:
         opt_state = state if self.keep_optimizer_state else self.init(params.shape[0])
         batches = jnp.maximum(-(-local.count // self.batch_size), 1)  # in one epoch
         round_key = jax.random.fold_in(key, local.round)
-        steps = self.num_steps(local.capacity)
-        per_epoch = -(-local.capacity // self.batch_size)
+        # With epochs a client takes as many steps as it has batches: one after another, small
+        # clients cost less; side by side, they wait for the largest.
+        steps = self.steps or self.epochs * batches
 
         def batch(step, number):
             if self.epochs is None:
                 epoch, place = jnp.divmod(local.round * self.steps + step, batches)
             else:
-                epoch, place = local.round * self.epochs + step // per_epoch, step % per_epoch
+                epoch, place = local.round * self.epochs + step // batches, step % batches
             if self.sampling == "uniform":
                 draw = jax.random.fold_in(round_key, 2 * number)
                 position = jax.random.randint(
@@ -100,11 +97,10 @@ class LocalSgd:
             return position, slot < local.count
 
         def train_step(step, params, delta, opt_state):
-            # With epochs, the largest client decides how many steps there are; were the numbers
-            # those of the steps, a client's dropout would depend on the others' sizes.
+            # Of the step's randomness: two numbers for batch and dropout, one for `examples`.
             number, own = step, 2 * steps + step
             if self.epochs is not None:
-                number = step // per_epoch * _EPOCH + step % per_epoch
+                number = step // batches * _EPOCH + step % batches
                 own = (1 << 30) + number
             position, mask = batch(step, number)
             x, y = local.fetch(position)
@@ -117,7 +113,7 @@ class LocalSgd:
                 gradient = _within(gradient, self.clip_gradient)
             gradient = gradient + self.l2 * params
             change, new_state = optimizer.update(gradient, opt_state, params)
-            active = jnp.any(mask)  # a client with fewer batches than the largest one sits out
+            active = jnp.any(mask)  # not for a client without examples
             moved = delta + change
             if self.max_norm is not None:
                 moved = _within(moved, self.max_norm)
@@ -125,19 +121,18 @@ class LocalSgd:
             new_state = jax.tree.map(lambda a, b: jnp.where(active, a, b), new_state, opt_state)
             return delta, new_state, jnp.where(active, loss, 0.0), active
 
-        # The first step is taken outside the scan: its weights are the server's, the same for all
+        # The first step is taken outside the loop: its weights are the server's, the same for all
         # clients, so under vmap its forward pass is one matrix product over all clients' batches.
         delta, opt_state, loss, active = train_step(0, params, jnp.zeros_like(params), opt_state)
-        total, count = loss, active.astype(jnp.float32)
-        if steps > 1:
 
-            def body(carry, step):
-                delta, opt_state, total, count = carry
-                delta, opt_state, loss, active = train_step(step, params + delta, delta, opt_state)
-                return (delta, opt_state, total + loss, count + active), None
+        def body(step, carry):
+            delta, opt_state, total, count = carry
+            delta, opt_state, loss, active = train_step(step, params + delta, delta, opt_state)
+            return delta, opt_state, total + loss, count + active
 
-            (delta, opt_state, total, count), _ = jax.lax.scan(
-                body, (delta, opt_state, total, count), jnp.arange(1, steps)
-            )
+        result = delta, opt_state, loss, active.astype(jnp.float32)
+        if self.steps != 1:
+            result = jax.lax.fori_loop(1, steps, body, result)
+        delta, opt_state, total, count = result
         state = opt_state if self.keep_optimizer_state else state
         return delta, state, {"train_loss": total / jnp.maximum(count, 1.0)}

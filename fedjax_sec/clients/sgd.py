@@ -34,6 +34,6 @@ class Sgd(LocalSgd):
     Example:
         >>> from fedjax_sec import registry
         >>> client = registry.clients.build({"name": "sgd", "steps": 1, "batch_size": 83})
-        >>> client.num_steps(capacity=1177)
-        1
+        >>> client.steps, client.batch_size
+        (1, 83)
     """
