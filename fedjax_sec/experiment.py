@@ -48,7 +48,7 @@ from fedjax_sec.tuning import Choice, Tuning, candidates, tune
 
 #: Local steps on which ways to train are compared; for convolutional networks on a CPU, clients
 #: and images too.
-TUNING_STEPS, TUNING_CLIENTS, TUNING_IMAGES = 2, 8, 1024
+TUNING_STEPS, TUNING_CLIENTS, TUNING_IMAGES = 2, 8, 4096
 #: The file that says how an interrupted run computed local training.
 EXECUTION = "execution.json"
 #: The folder, in a run's own, with the newest state.
