@@ -138,31 +138,33 @@ def _machine() -> dict:
     }
 
 
-def _measured(candidates, measure) -> Tuning:
-    milliseconds: dict[str, float] = {}
+def _measured(candidates, measure, budget: float = 0.3, most: int = 9) -> Tuning:
+    """The fastest of the candidates, called once to warm up and then, if there is hope, in turns.
+
+    In turns, so that a machine whose speed drifts slows all of them alike.
+    """
+    first, calls = {}, {}
     for candidate in candidates:
         if (call := measure(candidate)) is not None:
-            best = min(milliseconds.values(), default=float("inf"))
-            milliseconds[str(candidate)] = _time(call, HOPELESS * best / 1e3)
-    if not milliseconds:
+            first[candidate], calls[candidate] = _once(call), call
+            best = min(first.values())
+            calls = {one: call for one, call in calls.items() if first[one] <= HOPELESS * best}
+    if not first:
         return Tuning(candidates[0], {})
+    seconds = {candidate: [] for candidate in calls}
+    for _ in range(most):
+        for candidate, call in calls.items():
+            seconds[candidate].append(_once(call))
+        if sum(map(sum, seconds.values())) > budget * len(calls):
+            break
+    milliseconds = {
+        str(candidate): 1e3 * statistics.median(seconds.get(candidate, [once]))
+        for candidate, once in first.items()
+    }
     by_rule = milliseconds.get(str(candidates[0]), float("inf"))
-    fastest = min(candidates, key=lambda c: milliseconds.get(str(c), float("inf")))
+    fastest = min(first, key=lambda candidate: milliseconds[str(candidate)])
     clear = milliseconds[str(fastest)] < CLEARLY * by_rule
     return Tuning(fastest if clear else candidates[0], milliseconds)
-
-
-def _time(call: Callable, hopeless: float, budget: float = 0.3, most: int = 9) -> float:
-    """Median milliseconds of a call after a first one, which warms up.
-
-    The first one counts only where it is so slow that warming up is no excuse.
-    """
-    seconds = []
-    if (first := _once(call)) > hopeless:
-        return 1e3 * first
-    while len(seconds) < most and sum(seconds) < budget:
-        seconds.append(_once(call))
-    return 1e3 * statistics.median(seconds)
 
 
 def _once(call: Callable) -> float:
