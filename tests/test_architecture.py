@@ -1,9 +1,12 @@
 """The directions of imports, and what the package's text must not hold."""
 
 import ast
+import importlib
 import re
+import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 import fedjax_sec
@@ -133,3 +136,16 @@ def test_text_holds_no_machine_paths(path):
     found = re.findall(r"""["'\s(](/(?:home|root|work|tmp|mnt|Users|data|opt)/[^\s"']*)""", text)
     assert not found
     assert text.startswith(('"""', 'r"""', "#")), "a module begins with its docstring"
+
+
+@pytest.mark.parametrize("name", sorted(GRAPH))
+def test_importing_a_module_makes_no_arrays(name):
+    """Components are imported when first named, perhaps within a trace, and would leak arrays."""
+    module = sys.modules.get(f"fedjax_sec.{name}") if name else fedjax_sec
+    if module is None:
+        try:
+            module = importlib.import_module(f"fedjax_sec.{name}")
+        except ImportError as error:  # an extra that is not installed
+            pytest.skip(str(error))
+    made = [key for key, value in vars(module).items() if isinstance(value, jax.Array)]
+    assert not made, f"{name} holds {made}: use NumPy for constants"

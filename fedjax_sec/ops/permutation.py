@@ -2,10 +2,11 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Int, PRNGKeyArray
 
 _ROUNDS = 8
-_GOLDEN = jnp.uint32(0x9E3779B9)  # 2^32 over the golden ratio, the usual odd multiplier
+_GOLDEN = np.uint32(0x9E3779B9)  # 2^32 over the golden ratio, the usual odd multiplier
 
 
 def _mix(h):
