@@ -74,5 +74,4 @@ def seeds(found: pd.DataFrame) -> None:
 
 if __name__ == "__main__":
     for draw, name in ((stacks, "scaling_cpu"), (batches, "batch_cpu"), (seeds, "seeds_cpu")):
-        if (RESULTS / f"{name}.json").exists():
-            draw(rows(name))
+        draw(rows(name))

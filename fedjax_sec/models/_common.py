@@ -48,6 +48,10 @@ def dense(width: int, x, init: str, name: str, kernel: str | None = None):
     )(x)  # fmt: skip
 
 
+def _channels(x) -> int:
+    return x.parts[0][0].shape[0] if isinstance(x, polyphase.Phases) else x.shape[-1]
+
+
 class _Conv(nn.Module):
     features: int
     size: int
@@ -57,12 +61,10 @@ class _Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        by_phase = isinstance(x, polyphase.Phases)
-        channels = x.parts[0][0].shape[0] if by_phase else x.shape[-1]
-        shape = (self.size, self.size, channels, self.features)
+        shape = (self.size, self.size, _channels(x), self.features)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
         bias = self.param("bias", self.bias_init, (self.features,), jnp.float32)
-        if by_phase:
+        if isinstance(x, polyphase.Phases):
             return polyphase.conv2d(x, kernel).map(lambda part: part + bias[:, None])
         return convolution.conv2d(x, kernel, self.lowering) + bias[None, None, None]
 
@@ -91,8 +93,7 @@ class Convolutional:
 
     def conv(self, width: int, size: int, x, name: str, kernel: str | None = None):
         """A valid convolution with stride 1 and a square kernel."""
-        channels = x.parts[0][0].shape[0] if isinstance(x, polyphase.Phases) else x.shape[-1]
-        bias = bias_init(self.init, size * size * channels)
+        bias = bias_init(self.init, size * size * _channels(x))
         layer = _Conv(width, size, kernel_init(kernel or self.init), bias, self.lowering, name=name)
         return layer(x)
 
