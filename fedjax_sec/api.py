@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from fedjax_sec import schema
 from fedjax_sec.pipeline import Attack, Defense, Setting, check_components
 from fedjax_sec.schema import ConfigError
-from fedjax_sec.types import AttackerView, ServerView
+from fedjax_sec.types import AttackerView, ServerData, ServerView
 
 
 def aggregate(
@@ -19,6 +19,7 @@ def aggregate(
     defense: Any,
     *,
     weights: Any = None,
+    server_update: Any = None,
     key: PRNGKeyArray | None = None,
     **fields,
 ) -> Float[Array, "D"]:
@@ -28,6 +29,8 @@ def aggregate(
       updates: [K, D], a NumPy or JAX array or nested lists.
       defense: a name, a mapping with `name` and fields, or a list of them (a pipeline).
       weights: [K] non-negative, the clients' numbers of examples; None: all equal.
+      server_update: [D], what the server learned from its own examples, for the rules that compare
+        clients with it (`fltrust`).
       key: randomness for defences that draw any; None: `jax.random.key(0)`.
       **fields: fields of the defence when it is given by its name alone.
 
@@ -52,11 +55,35 @@ def aggregate(
         raise ConfigError(f"weights must be [K] = [{updates.shape[0]}], got {weights.shape}.")
     if not bool(jnp.all(weights >= 0)) or not bool(jnp.any(weights > 0)):
         raise ConfigError("weights must be >= 0 and not all zero.")
-    return _aggregate(pipeline, updates, weights, jax.random.key(0) if key is None else key)
+    server_update = _server_update(pipeline, server_update, updates)
+    key = jax.random.key(0) if key is None else key
+    return _aggregate(pipeline, updates, weights, server_update, key)
+
+
+def _server_update(pipeline, given, updates):
+    """[D] as the updates' type, or None; refused where no rule would read it."""
+    needing = [s.registered_name for s in pipeline.stages if getattr(s, "needs_root", False)]
+    if given is None:
+        if needing:
+            raise ConfigError(
+                f"server_update is missing: {needing[0]!r} compares the clients with it; give a "
+                f"vector [D] = [{updates.shape[1]}]."
+            )
+        return None
+    if not needing:
+        names = [stage.registered_name for stage in pipeline.stages]
+        raise ConfigError(f"server_update would be ignored: none of {names} reads it.")
+    given = jnp.asarray(given, updates.dtype)
+    if given.shape != updates.shape[1:] or not bool(jnp.all(jnp.isfinite(given))):
+        raise ConfigError(
+            f"server_update must be [D] = [{updates.shape[1]}] finite numbers, got shape "
+            f"{given.shape}{'' if given.shape != updates.shape[1:] else ' with NaN or infinity'}."
+        )
+    return given
 
 
 @jax.jit
-def _aggregate(pipeline, updates, weights, key):
+def _aggregate(pipeline, updates, weights, server_update, key):
     clients, dim = updates.shape
     view = ServerView(
         params=jnp.zeros(dim, updates.dtype),
@@ -65,6 +92,7 @@ def _aggregate(pipeline, updates, weights, key):
         valid=jnp.ones(clients, bool),
         round=jnp.array(0),
         with_kept=False,
+        root=None if server_update is None else ServerData(lambda: server_update, None),
     )
     return pipeline.apply(key, updates, pipeline.init(clients, dim), view)[0]
 

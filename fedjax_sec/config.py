@@ -11,6 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from fedjax_sec import registry, schema
+from fedjax_sec.datasets.root import build_root
 from fedjax_sec.evaluation.influence import build_influence
 from fedjax_sec.ops.client_axis import STRATEGIES
 from fedjax_sec.pipeline import Defense, Setting, check_components, fill_num_byzantine
@@ -49,6 +50,12 @@ class Server:
         "optimizer",
         {"name": "sgd", "learning_rate": 1.0},
         "Any optax optimizer; minus the aggregate is its gradient.",
+    )
+    root: Any = component(
+        "root",
+        None,
+        "Examples that the server holds and no client: true, or their fields (null: none).",
+        optional=True,
     )
 
 
@@ -145,6 +152,14 @@ class Experiment:
         return self.server.clients_per_round or self.data.num_clients
 
     @property
+    def trainer(self):
+        """How the server trains on its root data set: as the clients do, with its own batch."""
+        root = self.server.root
+        if root is None:
+            return None
+        return dataclasses.replace(self.client, batch_size=root.batch_size or root.size)
+
+    @property
     def backdoor(self):
         """The attack on data whose success evaluation measures, or None."""
         given = self.evaluation.backdoor
@@ -211,6 +226,7 @@ class Experiment:
                 f"execution.chunk belongs to execution.clients 'chunked', and to that only; "
                 f"got clients={self.execution.clients!r}, chunk={self.execution.chunk}."
             )
+        self._check_root()
         setting = Setting(k, m, sampled=k < n, **known)
         check_components((self.client,), "client", setting)
         check_components(self.attack.stages, "attack", setting)
@@ -225,6 +241,26 @@ class Experiment:
             unattacked = setting._replace(num_malicious=None)
             check_components((backdoor,), "evaluation.backdoor", unattacked)
 
+    def _check_root(self) -> None:
+        needing = [
+            stage.registered_name
+            for stage in self.defense.stages
+            if getattr(stage, "needs_root", False)
+        ]
+        if self.server.root is None:
+            if needing:
+                raise ConfigError(
+                    f"defense: {needing[0]!r} needs examples that the server holds itself; set "
+                    f"server.root, such as {{size: 100}}."
+                )
+            return
+        self.server.root.check("server.root")
+        if self.client.keeps_state:
+            raise ConfigError(
+                "server.root: the server trains as the clients do but keeps no state between "
+                "rounds; set client.keep_optimizer_state to false."
+            )
+
 
 def from_mapping(mapping: Mapping, overrides: Mapping | Iterable[str] = ()) -> Experiment:
     """An experiment from a plain mapping and overrides, checked and with nothing left open.
@@ -238,7 +274,7 @@ def from_mapping(mapping: Mapping, overrides: Mapping | Iterable[str] = ()) -> E
     if not isinstance(mapping, Mapping):
         raise ConfigError(f"An experiment must be a mapping of keys to values, got {mapping!r}.")
     spec = apply_overrides(mapping, overrides)
-    builders = registry.builders() | {"influence": build_influence}
+    builders = registry.builders() | {"influence": build_influence, "root": build_root}
     experiment = schema.build(Experiment, spec, "", builders)
     if experiment.clients_per_round >= experiment.data.num_clients:
         stages = tuple(

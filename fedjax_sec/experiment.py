@@ -128,14 +128,22 @@ def make_population(
 
     `labels` and `users` [T] are those of the training examples; None where nobody knows the users.
     """
-    data, threat = experiment.data, experiment.threat
+    data, threat, root = experiment.data, experiment.threat, None
+    left = np.arange(len(labels))
+    if experiment.server.root is not None:
+        rng = np.random.default_rng([experiment.seed, int(Stream.ROOT)])
+        root = experiment.server.root.draw(rng, labels)
+        left = np.delete(left, root)
     rng = np.random.default_rng([experiment.seed, int(Stream.PARTITION)])
-    parts = data.partition.split(rng, labels, data.num_clients, users)
+    users = None if users is None else users[left]
+    parts = data.partition.split(rng, labels[left], data.num_clients, users)
+    index = np.where(parts.mask, left[parts.index], 0).astype(np.int32)
     malicious = np.arange(data.num_clients) < threat.num_malicious
     if threat.placement == "random":
         rng = np.random.default_rng([experiment.seed, int(Stream.MALICIOUS)])
         malicious = rng.permutation(malicious)
-    return Population(parts.index, parts.counts, malicious), parts.unused
+    root = None if root is None else root.astype(np.int32)
+    return Population(index, parts.counts, malicious, root), parts.unused
 
 
 @functools.lru_cache(maxsize=16)
@@ -219,7 +227,7 @@ def _state_before(experiment: Experiment, problem, task, components, params) -> 
 
 def _components(experiment: Experiment) -> Components:
     e = experiment
-    return Components(e.client, e.server.optimizer, e.attack, e.defense)
+    return Components(e.client, e.server.optimizer, e.attack, e.defense, e.trainer)
 
 
 def _poisoned(task, replica: Replica, backdoor, test: TestSet, scale) -> Probes:

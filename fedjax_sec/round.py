@@ -2,6 +2,7 @@
 # ruff: noqa: F821
 
 import enum
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,7 +15,16 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt8
 from fedjax_sec import schema
 from fedjax_sec.ops.client_axis import Layout, map_clients
 from fedjax_sec.ops.moments import row_norms
-from fedjax_sec.types import AttackerView, LocalData, Metrics, Model, ServerView, State, Task
+from fedjax_sec.types import (
+    AttackerView,
+    LocalData,
+    Metrics,
+    Model,
+    ServerData,
+    ServerView,
+    State,
+    Task,
+)
 
 
 class Stream(enum.IntEnum):
@@ -29,6 +39,7 @@ class Stream(enum.IntEnum):
     POISON = 5
     ATTACK = 6
     DEFENSE = 7
+    ROOT = 8
 
 
 def stream(key: PRNGKeyArray, name: Stream) -> PRNGKeyArray:
@@ -44,20 +55,28 @@ class Pool(NamedTuple):
 
 
 class Population(NamedTuple):
-    """Who holds what, and who is malicious. `index` pads each client's row to M with zeros."""
+    """Who holds what, and who is malicious. `index` pads each client's row to M with zeros.
+
+    `root` are the server's own examples, which no client holds; None where it has none.
+    """
 
     index: Int[Array, "N M"]
     counts: Int[Array, "N"]
     malicious: Bool[Array, "N"]
+    root: Int[Array, "S"] | None = None
 
 
 class Components(NamedTuple):
-    """The experiment's components. A pytree: numeric fields are leaves, so they can be stacked."""
+    """The experiment's components. A pytree: numeric fields are leaves, so they can be stacked.
+
+    `trainer` is how the server trains on its root data set: a client, or None without one.
+    """
 
     client: Any
     server: Any  # the server's optimizer
     attack: Any
     defense: Any
+    trainer: Any = None
 
 
 class Replica(NamedTuple):
@@ -200,6 +219,30 @@ def train_clients(
     return map_clients(train_client, problem.layout, ids, local_states)
 
 
+def server_data(
+    problem: Problem, task: Task, pool: Pool, replica: Replica, params, index: Array
+) -> ServerData | None:
+    """What the server can compute on its root data set in this round; None without one."""
+    root, trainer = replica.population.root, replica.components.trainer
+    if root is None:
+        return None
+    count, key = root.shape[0], stream(replica.key, Stream.ROOT)
+
+    def fetch(position):
+        return to_pixels(pool.x[root[position]], problem.pixel_scale), pool.y[root[position]]
+
+    @functools.cache  # several stages may ask, and so may the diagnostics
+    def update():
+        local = LocalData(jnp.int32(count), count, index, fetch)
+        return trainer.apply(key, params, trainer.init(task.dim), local, task)[0]
+
+    def loss(params):
+        x, y = fetch(jnp.arange(count))
+        return task.loss(params, x, y, jnp.ones(count, bool))
+
+    return ServerData(update, loss)
+
+
 def run_round(
     problem: Problem,
     task: Task,
@@ -260,6 +303,7 @@ def run_round(
         valid=jnp.ones_like(malicious),
         round=index,
         with_kept=False,
+        root=server_data(problem, task, pool, replica, state.params, index),
     )
     defense_key = stream(key, Stream.DEFENSE)
     aggregate, defense_state, defense_metrics = components.defense.apply(

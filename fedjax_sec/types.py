@@ -45,6 +45,17 @@ class Task(NamedTuple):
     num_classes: int
 
 
+class ServerData(NamedTuple):
+    """What a server with examples of its own, its root data set, can compute in a round.
+
+    `update() -> [D]` trains the global model on them as a client would. `loss(params [D])` is the
+    mean cross-entropy of any parameters on all of them. What nobody calls is not computed.
+    """
+
+    update: Callable
+    loss: Callable
+
+
 class ServerView(NamedTuple):
     """What an honest server may use. The true malicious mask is deliberately absent."""
 
@@ -54,6 +65,7 @@ class ServerView(NamedTuple):
     valid: Bool[Array, "K"]  # False: the row holds NaN or infinity, or a stage excluded it
     round: Int[Array, ""]
     with_kept: bool = True  # False: nobody reads `kept`, so a rule may leave it out (None)
+    root: ServerData | None = None  # only where `server.root` gives the server examples
 
 
 class AttackerView(NamedTuple):

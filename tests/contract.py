@@ -20,7 +20,7 @@ from fedjax_sec.datasets import MissingDataError
 from fedjax_sec.datasets.packing import check_partition
 from fedjax_sec.pipeline import Attack, Defense, Setting, fill_num_byzantine
 from fedjax_sec.schema import ConfigError
-from fedjax_sec.types import AttackerView, LocalData, ServerView
+from fedjax_sec.types import AttackerView, LocalData, ServerData, ServerView
 
 # With f = 3 every score of Bulyan sums two distances or more: with fewer, two clients tie, and the
 # lower row wins whatever the order.
@@ -178,14 +178,18 @@ def stack_of_updates(seed=0, clients=CLIENTS):
     return updates
 
 
-def defend(part, updates, seed=0, ids=None, with_kept=True):
-    """(aggregate, state, metrics) of the component in its pipeline; `ids` decide the weights."""
+def defend(part, updates, seed=0, ids=None, with_kept=True, own=None):
+    """(aggregate, state, metrics) of the component in its pipeline; `ids` decide the weights.
+
+    `own` is what the server learned itself, for rules that ask.
+    """
     ids = np.arange(updates.shape[0]) if ids is None else ids
-    return _defend(part, updates, seed, jnp.asarray(ids), with_kept)
+    own = jnp.linspace(1.0, -0.5, DIM) if own is None else own
+    return _defend(part, updates, seed, jnp.asarray(ids), with_kept, own)
 
 
 @functools.partial(jax.jit, static_argnames="with_kept")
-def _defend(part, updates, seed, ids, with_kept):
+def _defend(part, updates, seed, ids, with_kept, own):
     defense = as_pipeline(part)
     view = ServerView(
         params=jnp.zeros(DIM),
@@ -194,6 +198,7 @@ def _defend(part, updates, seed, ids, with_kept):
         valid=jnp.ones(updates.shape[0], bool),
         round=jnp.array(0),
         with_kept=with_kept,
+        root=ServerData(lambda: own, lambda params: jnp.sum(params**2)),
     )
     return defense.apply(jax.random.key(seed), updates, defense.init(CLIENTS, DIM), view)
 
@@ -224,14 +229,16 @@ def check_defense_shapes(part):
 
 
 def check_fixed_point(part):
-    """Small identical updates are their own aggregate; noise is exempt where it is added after.
+    """Small identical updates, the server's too, are their own aggregate.
+
+    Noise is exempt where it is added after.
 
     A rule that does not keep the updates' scale keeps at least their signs.
     """
     if part.stage == "after" and draws(part):
         return
     row = 0.01 * stack_of_updates()[0]
-    aggregate = defend(part, jnp.tile(row[None], (CLIENTS, 1)))[0]
+    aggregate = defend(part, jnp.tile(row[None], (CLIENTS, 1)), own=row)[0]
     if getattr(part, "keeps_scale", True):
         close(aggregate, row, rtol=1e-4, atol=1e-7)
     else:
@@ -529,9 +536,9 @@ def check_partitioner(component):
     labels = np.random.default_rng(0).integers(0, 10, 203).astype(np.int32)
     users = np.random.default_rng(1).integers(0, 31, 203).astype(np.int32)
     first, again, other = (
-        component.split(np.random.default_rng(seed), labels, 7, users) for seed in (0, 0, 1)
+        component.split(np.random.default_rng(seed), labels, 10, users) for seed in (0, 0, 1)
     )
     check_partition(first, len(labels))
-    assert first.counts.shape == (7,) and first.counts.min() >= 1
+    assert first.counts.shape == (10,) and first.counts.min() >= 1
     same_bits(first, again)
     assert not np.array_equal(first.index, other.index), "the seed does not matter"

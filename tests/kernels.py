@@ -86,6 +86,7 @@ KERNELS = {
     "sign_votes": Kernel(signs, lambda ops, x, v: ops.sign_votes(x, v), None),
     "squared_distances": Kernel(distances, true_squares),
     "cosine_similarities": Kernel(distances, lambda ops, x, v: ops.cosine_similarities(x, v)),
+    "cosines_to": Kernel(distances, lambda ops, x, v: ops.cosines_to(x, start(x), v)),
     "krum_scores": Kernel(
         distances, lambda ops, x, v: ops.krum_scores(x, v, x.shape[0] // 2), pairwise=True
     ),

@@ -81,7 +81,8 @@ def test_types_are_kept_and_sums_are_wide(name, num_clients, dtypes):
         with jax.enable_x64(dtype == jnp.float64):
             rounded = jnp.asarray(x, dtype)
             got = compiled(kernel)(rounded, valid)
-        result = wide(dtype) if name in ("squared_distances", "cosine_similarities") else dtype
+        wider = ("squared_distances", "cosine_similarities", "cosines_to")
+        result = wide(dtype) if name in wider else dtype
         for leaf in jax.tree.leaves(got):
             assert leaf.dtype == result or not jnp.issubdtype(leaf.dtype, jnp.floating)
         rounded = np.asarray(rounded, np.float64)

@@ -7,7 +7,9 @@ import fedjax_sec
 from fedjax_sec import registry
 from fedjax_sec.datasets.packing import Partition, check_partition, materialize, pack_lists
 from fedjax_sec.partitions.by_label import ByLabel
+from fedjax_sec.partitions.dirichlet import Dirichlet
 from fedjax_sec.partitions.iid import Iid
+from fedjax_sec.partitions.label_groups import LabelGroups
 from fedjax_sec.partitions.natural import Natural
 from fedjax_sec.schema import ConfigError
 
@@ -16,7 +18,12 @@ PARTITIONERS = {
     "iid_equal": Iid(equal=True),
     "by_label": ByLabel(),
     "by_label_3": ByLabel(shards_per_client=3),
+    "dirichlet": Dirichlet(alpha=5.0),
+    "dirichlet_balanced": Dirichlet(alpha=5.0, balanced=True),
+    "label_groups": LabelGroups(q=0.3),
 }
+#: Partitions that draw each client's size leave some without, where there are few examples each.
+DRAWN_SIZES = {"dirichlet", "dirichlet_balanced", "label_groups"}
 
 
 def rng(seed=0):
@@ -33,8 +40,15 @@ def owned(partition):
     return [row[:count].tolist() for row, count in zip(index, counts, strict=True)]
 
 
-@pytest.mark.parametrize("name", PARTITIONERS)
-@pytest.mark.parametrize("num_clients", [1, 2, 3, 7, 10, 31, 51, 97, 100, 333])
+@pytest.mark.parametrize(
+    ("name", "num_clients"),
+    [
+        (name, number)
+        for name in PARTITIONERS
+        for number in (1, 2, 3, 7, 10, 31, 51, 97, 100, 333)
+        if name not in DRAWN_SIZES or 10 <= number <= 51
+    ],
+)
 def test_every_example_is_used_once_or_counted(name, num_clients):
     total = 1009  # prime, so nothing divides
     partition = PARTITIONERS[name].split(rng(), some_labels(total), num_clients)
@@ -119,6 +133,92 @@ def test_impossible_numbers_of_shards_are_named():
         ByLabel(shards_per_client=3).split(rng(), some_labels(10), 4)
     with pytest.raises(ValueError, match="shards_per_client"):
         registry.partitions.build({"name": "by_label", "shards_per_client": 0})
+
+
+# --- By class, drawn ----------------------------------------------------------------------------
+
+
+def chi_square(counts, chances):
+    """The statistic of observed counts [n] against chances [n]; n - 1 degrees of freedom."""
+    expected = np.asarray(chances) * np.sum(counts)
+    return float(((counts - expected) ** 2 / expected).sum())
+
+
+# 99.9% quantiles of chi-square with 9 and 19 degrees of freedom: with the seeds fixed the tests
+# give the same answer every time, and a right partitioner would have failed for one seed in 1,000.
+QUANTILE = {9: 27.88, 19: 43.82}
+
+
+@pytest.mark.parametrize("q", [0.1, 0.5, 0.9])
+def test_label_groups_follow_their_distribution(q):
+    labels, clients = np.repeat(np.arange(10), 3000), 20
+    partition = LabelGroups(q=q).split(rng(3), labels, clients)
+    table = np.stack([np.bincount(labels[own], minlength=10) for own in owned(partition)])
+    # Which clients form the group of a class: for q > 1/M those who hold most of it.
+    order = np.random.default_rng(3).permutation(clients)
+    groups = np.array_split(order, 10)
+    for label in range(10):
+        by_group = np.array([table[group, label].sum() for group in groups])
+        chances = np.where(np.arange(10) == label, q, (1 - q) / 9)
+        assert chi_square(by_group, chances) < QUANTILE[9], label
+    # Within a group every client is as likely: the twenty clients of the pairs.
+    within = np.stack([table[group].sum(1) for group in groups])
+    assert ((within[:, 0] - within[:, 1]) ** 2 / within.sum(1)).sum() < 29.59  # 10 degrees
+
+
+def test_label_groups_at_one_tenth_are_uniform_over_clients():
+    labels = np.repeat(np.arange(10), 1000)
+    counts = LabelGroups(q=0.1).split(rng(4), labels, 20).counts
+    assert chi_square(counts, np.full(20, 1 / 20)) < QUANTILE[19]
+
+
+def test_label_groups_at_one_give_a_class_to_its_group():
+    labels = np.repeat(np.arange(10), 100)
+    partition = LabelGroups(q=1.0).split(rng(), labels, 30)
+    assert all(len(set(labels[own].tolist())) == 1 for own in owned(partition))
+
+
+def test_dirichlet_shares_have_the_right_mean_and_variance():
+    """A share of Dir(a, ..., a) over N: mean 1/N, variance (1/N)(1 - 1/N) / (N a + 1)."""
+    clients, alpha, per_class = 5, 0.7, 1000
+    labels = np.repeat(np.arange(400), per_class)
+    partition = Dirichlet(alpha=alpha).split(rng(5), labels, clients)
+    own = [np.bincount(labels[o], minlength=400) for o in owned(partition)]
+    shares = np.stack(own) / per_class
+    variance = (1 / clients) * (1 - 1 / clients) / (clients * alpha + 1)
+    # 400 classes: the mean's standard error is sqrt(variance / 400) = 0.0094, the variance's about
+    # a twelfth of it.
+    np.testing.assert_allclose(shares.mean(1), 1 / clients, atol=0.035)
+    np.testing.assert_allclose(shares.var(1), variance, rtol=0.3)
+
+
+def test_dirichlet_balance_keeps_clients_near_one_size():
+    labels = np.repeat(np.arange(10), 500)
+    free, held = (
+        Dirichlet(alpha=0.3, balanced=b).split(rng(6), labels, 10).counts for b in (False, True)
+    )
+    assert held.max() < free.max() and held.max() <= 500 + 500
+
+
+def test_dirichlet_draws_again_until_everybody_has_enough():
+    labels = np.repeat(np.arange(10), 100)
+    once = Dirichlet(alpha=0.3).split(rng(7), labels, 20).counts
+    again = Dirichlet(alpha=0.3, min_examples=15).split(rng(7), labels, 20).counts
+    assert once.min() < 15 <= again.min()
+
+
+@pytest.mark.parametrize(
+    ("partition", "clients", "message"),
+    [
+        (LabelGroups(), 5, "num_clients must be >= 10, a client for the group of each class"),
+        (LabelGroups(q=1.0), 300, "clients without one of the"),
+        (Dirichlet(min_examples=60), 20, "min_examples must be <= 50"),
+        (Dirichlet(alpha=0.01, min_examples=40), 20, "1000 draws with alpha 0.01"),
+    ],
+)
+def test_partitions_by_class_say_what_they_cannot_do(partition, clients, message):
+    with pytest.raises(ConfigError, match=message):
+        partition.split(rng(), some_labels(1009), clients)
 
 
 # --- By user ------------------------------------------------------------------------------------

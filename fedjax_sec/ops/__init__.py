@@ -11,7 +11,8 @@ module               contents
 ``selection``        `order_statistic`, for more clients than a sorting network pays for
 ``coordinatewise``   `median`, `trimmed_mean`, `mean_near_median`, `kmeans_mean`
 ``moments``          `weighted_mean`, `mean_and_std`, `row_norms`, `finite_rows`
-``distances``        `squared_distances`, `cosine_similarities`, `krum_scores`, `krum_sequence`
+``distances``        `squared_distances`, `cosine_similarities`, `cosines_to`, `krum_scores`,
+                     `krum_sequence`
 ``iterative``        `distances_from`, `geometric_median`, `centered_clip`
 ``signs``            `sign_votes`
 ``perturbation``     `z_max`

@@ -8,7 +8,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from fedjax_sec.ops.backend import on_cpu
-from fedjax_sec.ops.moments import inverse_power
+from fedjax_sec.ops.moments import inverse_power, row_norms, unit_rows
 from fedjax_sec.ops.precision import root, wide
 
 
@@ -110,6 +110,25 @@ def cosine_similarities(
     norms = root(jnp.diagonal(gram))
     product = norms[:, None] * norms[None, :]
     return jnp.where(product > 0, gram / jnp.where(product > 0, product, 1.0), 0.0)
+
+
+def cosines_to(
+    updates: Float[Array, "K D"], direction: Float[Array, "D"], valid: Bool[Array, "K"]
+) -> Float[Array, "K"]:
+    """Every client's cosine with one direction, ``<u_i, g> / (|u_i| |g|)``; zero where either is.
+
+    The rows are brought to length one before they are multiplied, so huge and tiny ones count
+    alike. At least float32.
+
+    >>> x = jnp.array([[3e30, 4e30], [-4.0, 3.0], [jnp.nan, 0.0]])
+    >>> cosines_to(x, jnp.array([6.0, 8.0]), jnp.array([True, True, False])).tolist()
+    [1.0, 0.0, 0.0]
+    """
+    dtype = wide(updates.dtype)
+    rows = jnp.where(valid[:, None], updates, 0).astype(dtype)
+    one = direction.astype(dtype)[None]
+    unit = unit_rows(one, row_norms(one))
+    return jnp.sum(unit_rows(rows, row_norms(rows)) * unit, axis=1)
 
 
 def _distance(sqdist, squared):

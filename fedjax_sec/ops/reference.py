@@ -224,6 +224,17 @@ def cosine_similarities(updates, valid):
     return units @ units.T
 
 
+def cosines_to(updates, direction, valid):
+    """``<u_i, g> / (|u_i| |g|)``.
+
+    >>> cosines_to(jnp.array([[3.0], [-1.0]]), jnp.array([2.0]), jnp.ones(2, bool)).tolist()
+    [1.0, -1.0]
+    """
+    rows = jnp.where(valid[:, None], updates, 0.0)
+    product = jnp.sqrt(jnp.sum(rows * rows, axis=1) * jnp.sum(direction * direction))
+    return rows @ direction / jnp.where(product > 0, product, 1.0)
+
+
 def krum_scores(sqdist, alive, num_neighbours, squared=True):
     """Sum of the smallest distances to other clients that are alive.
 

@@ -1,0 +1,67 @@
+"""Label skew by groups of clients, one group a class."""
+
+import numpy as np
+
+from fedjax_sec import registry
+from fedjax_sec.datasets.packing import Partition, check_num_clients, pack_lists
+from fedjax_sec.schema import ConfigError, static
+
+
+@registry.partitions.register("label_groups")
+class LabelGroups:
+    r"""Clients fall into M groups at random; an example of class l goes to group l with chance q.
+
+    .. math:: P(\text{group } g \mid \text{label } l) = q \text{ if } g = l,
+              \text{ else } (1 - q) / (M - 1)
+
+    Within its group an example goes to a client drawn uniformly. M is the number of classes; the
+    groups' sizes differ by at most one client. q = 1/M is independent and identically distributed,
+    q = 1 gives every group a class of its own. Clients' sizes are what the draws give.
+
+    Raises: `ConfigError` with fewer clients than classes, or where a client is left without
+    examples.
+
+    Source: Fang et al. 2020 (Local model poisoning attacks), Section 4.1; Cao et al. 2021
+    (FLTrust), Section VI-A: MNIST-0.1 is q = 0.1, MNIST-0.5 is q = 0.5.
+
+    Example:
+        >>> labels = np.repeat([0, 1], 4)
+        >>> split = LabelGroups(q=1.0).split(np.random.default_rng(0), labels, num_clients=2)
+        >>> sorted(labels[split.index].tolist())
+        [[0, 0, 0, 0], [1, 1, 1, 1]]
+    """
+
+    q: float = static(0.5, "Chance that an example goes to the group of its class.", low=0, high=1)
+
+    def split(
+        self, rng: np.random.Generator, labels: np.ndarray, num_clients: int, users=None
+    ) -> Partition:
+        """Draws a group and a client for every example of `labels` [T]."""
+        check_num_clients(num_clients, len(labels))
+        num_groups = int(labels.max()) + 1
+        if num_clients < num_groups or num_groups < 2:
+            raise ConfigError(
+                f"data.num_clients must be >= {max(num_groups, 2)}, a client for the group of each "
+                f"class, for the partition 'label_groups', got {num_clients} clients and "
+                f"{num_groups} classes."
+            )
+        groups = np.array_split(rng.permutation(num_clients), num_groups)
+        other = rng.integers(0, num_groups - 1, len(labels))
+        other += other >= labels  # uniform over the groups of the other classes
+        group = np.where(rng.random(len(labels)) < self.q, labels, other)
+        chance = rng.random(len(labels))
+        owner = np.array(
+            [groups[g][int(c * len(groups[g]))] for g, c in zip(group, chance, strict=True)]
+        )
+        return pack_lists(_by_owner(owner, num_clients, "label_groups"), len(labels))
+
+
+def _by_owner(owner: np.ndarray, num_clients: int, name: str) -> list[np.ndarray]:
+    """Each client's examples, in the order of the data set; none may be left without."""
+    counts = np.bincount(owner, minlength=num_clients)
+    if counts.min() == 0:
+        raise ConfigError(
+            f"data.partition: {name!r} left {int((counts == 0).sum())} of {num_clients} clients "
+            f"without one of the {len(owner)} examples; use fewer clients or more data."
+        )
+    return np.split(np.argsort(owner, kind="stable"), np.cumsum(counts)[:-1])
