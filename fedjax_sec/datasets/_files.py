@@ -80,9 +80,9 @@ def load_cache(path: Path, keys: Iterable[str]) -> dict[str, np.ndarray] | None:
         with np.load(path, allow_pickle=False) as stored:  # zip members carry a checksum
             arrays = {key: stored[key] for key in keys}
         for key, array in arrays.items():
-            dtype = np.uint8 if key.startswith("x_") else np.int32
+            dtypes = (np.uint8, np.float32) if key.startswith("x_") else (np.int32,)
             examples = arrays[f"x_{key.split('_')[1]}"].shape[:1]
-            if array.dtype != dtype or array.shape[:1] != examples:
+            if array.dtype not in dtypes or array.shape[:1] != examples:
                 raise ValueError(f"unexpected array {key}: {array.dtype}{array.shape}")
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         _log.warning("Ignoring the damaged cache file %s (%s); reading again.", path, error)

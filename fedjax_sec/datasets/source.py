@@ -12,7 +12,7 @@ class MissingDataError(FileNotFoundError, ValueError):
 class Source(NamedTuple):
     """A labelled data set on the host, split into training and test part.
 
-    Pixels stay integers; `x / scale` lies in [0, 1], and `mean` and `std` (a number a channel, in
+    Pixels stay integers; `x / scale` lies in [0, 1] (features of other kinds are as they are), and `mean` and `std` (a number a channel, in
     those units) normalise it at the model's entry. `official_sizes` are those of the full data set,
     so that a result obtained on a part of it can always be told from one obtained on all of it.
     Where the data set says who made an example, `users_train` and `users_test` number its users
@@ -29,9 +29,9 @@ class Source(NamedTuple):
     """
 
     name: str
-    x_train: np.ndarray  # uint8 [T, ...]; images are [T, H, W, C]
+    x_train: np.ndarray  # [T, ...]: images uint8 [T, H, W, C], features float32 [T, F]
     y_train: np.ndarray  # int32 [T]
-    x_test: np.ndarray  # uint8 [E, ...]
+    x_test: np.ndarray  # [E, ...]
     y_test: np.ndarray  # int32 [E]
     num_classes: int
     scale: float
