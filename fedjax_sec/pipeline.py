@@ -159,19 +159,35 @@ class Attack:
     def build(cls, spec, path: str = "attack") -> "Attack":
         """From null, a name, a mapping or a list of them."""
         items = _as_list(spec)
-        return cls(
+        attack = cls(
             tuple(
                 registry.attacks.build(item, at)
                 for item, at in zip(items, _paths(items, path), strict=True)
             )
         )
+        if sum(copies for _, copies in attack._poisoning) > 1:
+            raise ConfigError(f"{path}: only one attack of a pipeline can add poisoned copies.")
+        return attack
 
     def dump_spec(self):
         return _dump(self.stages)
 
     @property
+    def _poisoning(self) -> list[tuple[Any, bool]]:
+        """Each attack on the clients' data, and whether it poisons copies that it adds."""
+        found = [(stage, False) for stage in self.stages if stage.stage == "data"]
+        others = [stage for stage in self.stages if getattr(stage, "poisons", False)]
+        return found + [(stage.backdoor, stage.copies) for stage in others]
+
+    @property
     def data_stages(self) -> tuple:
-        return tuple(stage for stage in self.stages if stage.stage == "data")
+        """The attacks on the clients' data, those inside update stages last."""
+        return tuple(stage for stage, _ in self._poisoning)
+
+    @property
+    def adds_copies(self) -> bool:
+        """Whether malicious clients train on more examples than they hold."""
+        return any(copies for _, copies in self._poisoning)
 
     @property
     def update_stages(self) -> tuple:
@@ -196,12 +212,20 @@ class Attack:
             for i, stage in enumerate(self.data_stages)
         )
 
-    def poison(self, key, x, y, position, chosen, rank, task):
-        """Poisons one malicious client's batch with every data stage, one after the other."""
-        for i, stage in enumerate(self.data_stages):
+    def copied(self, chosen):
+        """Which examples [M] are copied to be poisoned, of what `choose` chose."""
+        masks = [mask for mask, (_, copies) in zip(chosen, self._poisoning, strict=True) if copies]
+        return masks[0] if masks else jnp.zeros_like(chosen[0])
+
+    def poison(self, key, x, y, position, chosen, rank, task, is_copy):
+        """Poisons one malicious client's batch with every data stage, one after the other.
+
+        `is_copy` says which entries are copies, made to be poisoned by the stage that adds them.
+        """
+        for i, (stage, copies) in enumerate(self._poisoning):
             own = jax.random.fold_in(key, i)
             poisoned_x, poisoned_y = stage.poison(own, x, y, position, rank, task)
-            mine = chosen[i][position]
+            mine = is_copy if copies else chosen[i][position]
             x = jnp.where(mine.reshape(-1, *[1] * (x.ndim - 1)), poisoned_x, x)
             y = jnp.where(mine, poisoned_y, y)
         return x, y

@@ -197,22 +197,31 @@ def train_clients(
 
     def train_client(client_id, local_state):
         row, is_malicious = population.index[client_id], population.malicious[client_id]
+        count, capacity = population.counts[client_id], population.index.shape[1]
+        held, copied = count, None
         if poisons:
             own = jax.random.fold_in(poison_key, client_id)
-            held = jnp.arange(row.shape[0]) < population.counts[client_id]
-            chosen = components.attack.choose(own, pool.y[row], held)
+            chosen = components.attack.choose(own, pool.y[row], jnp.arange(capacity) < count)
+            if components.attack.adds_copies:  # they follow the client's own examples
+                mask = components.attack.copied(chosen)
+                copied = jnp.argsort(~mask, stable=True)
+                count = count + jnp.where(is_malicious, mask.sum(), 0)
 
         def fetch(position):
+            is_copy = position >= held
+            if copied is not None:
+                position = jnp.where(is_copy, copied[jnp.maximum(position - held, 0)], position)
             example = row[position]
             x, y = to_pixels(pool.x[example], problem.pixel_scale), pool.y[example]
             if poisons:
                 px, py = components.attack.poison(
-                    own, x, y, position, chosen, ranks[client_id], task
+                    own, x, y, position, chosen, ranks[client_id], task, is_copy
                 )
                 x, y = jnp.where(is_malicious, px, x), jnp.where(is_malicious, py, y)
             return x, y
 
-        local = LocalData(population.counts[client_id], population.index.shape[1], index, fetch)
+        capacity = capacity if copied is None else 2 * capacity
+        local = LocalData(count, capacity, index, fetch)
         own_key = jax.random.fold_in(client_key, client_id)
         return components.client.apply(own_key, params, local_state, local, task)
 

@@ -263,7 +263,16 @@ def test_pattern_stamps_its_share_of_examples():
     x, y = sample(jax.random.key(0), 4000)
     attack, position = Attack((part,)), jnp.arange(4000)
     chosen = attack.choose(jax.random.key(1), y, jnp.ones(4000, bool))
-    px, py = attack.poison(jax.random.key(1), x, y, position, chosen, jnp.array(0), tiny_task())
+    px, py = attack.poison(
+        jax.random.key(1),
+        x,
+        y,
+        position,
+        chosen,
+        jnp.array(0),
+        tiny_task(),
+        jnp.zeros(len(y), bool),
+    )
     stamped = np.asarray((px[:, :2, :2] == 1.0).all(axis=(1, 2, 3)))
     assert abs(stamped.mean() - 0.25) < 0.03
     assert (np.asarray(py)[stamped] == 1).all()

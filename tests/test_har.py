@@ -57,7 +57,7 @@ def test_burg_finds_the_coefficients_of_an_autoregression():
 
 def test_constant_signals_have_finite_features():
     still = np.zeros((2, 128, 3))
-    assert np.isfinite(_har_features.features(still, still, still + [0, 0, 1.0])).all()
+    assert np.isfinite(_har_features.features(still, still, still + np.eye(3)[2])).all()
 
 
 def test_three_quarters_of_each_user_train_and_the_rest_tests():

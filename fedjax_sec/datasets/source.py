@@ -12,8 +12,9 @@ class MissingDataError(FileNotFoundError, ValueError):
 class Source(NamedTuple):
     """A labelled data set on the host, split into training and test part.
 
-    Pixels stay integers; `x / scale` lies in [0, 1] (features of other kinds are as they are), and `mean` and `std` (a number a channel, in
-    those units) normalise it at the model's entry. `official_sizes` are those of the full data set,
+    Pixels stay integers (features of other kinds are as they are); `x / scale` lies in [0, 1], and
+    `mean` and `std` (a number a channel, in those units) normalise it at the model's entry.
+    `official_sizes` are those of the full data set,
     so that a result obtained on a part of it can always be told from one obtained on all of it.
     Where the data set says who made an example, `users_train` and `users_test` number its users
     from 0, the same in both parts.

@@ -1,0 +1,64 @@
+"""Scaling attack: a backdoor learned from added examples, and multiplied (Bagdasaryan et al.)."""
+
+from typing import Any
+
+from fedjax_sec import registry
+from fedjax_sec.schema import ConfigError, component, numeric, static
+
+#: Gu et al.'s pattern of four pixels at the lower right corner of images of 28 x 28.
+CORNER = {
+    "name": "trojan", "pattern": "pixels", "pixels": [[26, 26], [24, 26], [26, 24], [25, 25]],
+    "value": 1.0, "target": 0,
+}  # fmt: skip
+
+
+@registry.attacks.register("scaling")
+class Scaling:
+    r"""Malicious clients add poisoned copies to their data, and send their updates times a factor.
+
+    A share p of a malicious client's examples, `backdoor.fraction`, is copied, triggered and
+    relabelled; the client trains on its own examples and on the copies, and sends
+
+    .. math:: u_{mal} = \lambda u
+
+    `updates [K, D] -> [K, D]`. The number of examples that it reports is that of its own.
+
+    Raises: `ConfigError` when `backdoor` is no attack on data or does not fit the data.
+
+    Source: Bagdasaryan et al. 2020 (How to backdoor federated learning); as described in Cao et al.
+    2021 (FLTrust), Section VI-A, where lambda is n. For MNIST "the same pattern trigger in [Gu et
+    al.]", target 0: the pixels of the default are those of FLDetector's code. The text gives no p:
+    the default, half, is a choice, and so is what is reported.
+
+    Example:
+        >>> from fedjax_sec import registry
+        >>> registry.attacks.build("scaling").backdoor.target
+        0
+    """
+
+    stage = "update"
+    poisons = True
+    needs_task = True
+    backdoor: Any = component("attack", CORNER, "What to teach, an attack on data.")
+    factor: float | None = numeric(
+        None, "lambda, what updates are multiplied by (null: K, the clients of the round).", above=0
+    )
+    copies: bool = static(
+        True, "Poison copies that are added to the data (false: the examples themselves)."
+    )
+
+    def check(self, path, setting):
+        if self.backdoor.stage != "data":
+            raise ConfigError(
+                f"{path}.backdoor must be an attack on data such as 'trojan' or "
+                f"'feature_trigger', got {self.backdoor.registered_name!r}."
+            )
+        if hasattr(self.backdoor, "check"):
+            self.backdoor.check(f"{path}.backdoor", setting)
+
+    def init(self, num_clients, dim):
+        return ()
+
+    def apply(self, key, updates, state, view):
+        factor = updates.shape[0] if self.factor is None else self.factor
+        return factor * updates, state, {}
