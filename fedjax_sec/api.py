@@ -1,6 +1,7 @@
 """Defences and attacks on a stack of updates, without an experiment around them."""
 # ruff: noqa: F821
 
+import functools
 from typing import Any
 
 import jax
@@ -9,7 +10,8 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from fedjax_sec import schema
-from fedjax_sec.pipeline import Attack, Defense, Setting, check_components
+from fedjax_sec.pipeline import Attack, Defense, Setting, check_components, fill_num_byzantine
+from fedjax_sec.round import known_defense
 from fedjax_sec.schema import ConfigError
 from fedjax_sec.types import AttackerView, ServerData, ServerView
 
@@ -55,24 +57,24 @@ def aggregate(
         raise ConfigError(f"weights must be [K] = [{updates.shape[0]}], got {weights.shape}.")
     if not bool(jnp.all(weights >= 0)) or not bool(jnp.any(weights > 0)):
         raise ConfigError("weights must be >= 0 and not all zero.")
-    server_update = _server_update(pipeline, server_update, updates)
+    needing = [stage for stage in pipeline.stages if _needs_root(stage)]
+    if server_update is not None and not needing:
+        names = [stage.registered_name for stage in pipeline.stages]
+        raise ConfigError(f"server_update would be ignored: none of {names} reads it.")
+    server_update = _server_update(needing, server_update, updates)
     key = jax.random.key(0) if key is None else key
     return _aggregate(pipeline, updates, weights, server_update, key)
 
 
-def _server_update(pipeline, given, updates):
-    """[D] as the updates' type, or None; refused where no rule would read it."""
-    needing = [s.registered_name for s in pipeline.stages if getattr(s, "needs_root", False)]
-    if given is None:
-        if needing:
-            raise ConfigError(
-                f"server_update is missing: {needing[0]!r} compares the clients with it; give a "
-                f"vector [D] = [{updates.shape[1]}]."
-            )
-        return None
+def _server_update(needing, given, updates):
+    """[D] in the updates' type, or None where no stage needs it."""
     if not needing:
-        names = [stage.registered_name for stage in pipeline.stages]
-        raise ConfigError(f"server_update would be ignored: none of {names} reads it.")
+        return None
+    if given is None:
+        raise ConfigError(
+            f"server_update is missing: {needing[0].registered_name!r} compares the clients with "
+            f"it; give a vector [D] = [{updates.shape[1]}]."
+        )
     given = jnp.asarray(given, updates.dtype)
     if given.shape != updates.shape[1:] or not bool(jnp.all(jnp.isfinite(given))):
         raise ConfigError(
@@ -84,17 +86,8 @@ def _server_update(pipeline, given, updates):
 
 @jax.jit
 def _aggregate(pipeline, updates, weights, server_update, key):
-    clients, dim = updates.shape
-    view = ServerView(
-        params=jnp.zeros(dim, updates.dtype),
-        weights=weights.astype(updates.dtype),
-        client_ids=jnp.arange(clients),
-        valid=jnp.ones(clients, bool),
-        round=jnp.array(0),
-        with_kept=False,
-        root=None if server_update is None else ServerData(lambda: server_update, None),
-    )
-    return pipeline.apply(key, updates, pipeline.init(clients, dim), view)[0]
+    view = _server_view(updates, weights, server_update)
+    return pipeline.apply(key, updates, pipeline.init(*updates.shape), view)[0]
 
 
 def attack(
@@ -103,6 +96,8 @@ def attack(
     *,
     malicious: Any,
     knowledge: str = "corrupted",
+    defense: Any = None,
+    server_update: Any = None,
     key: PRNGKeyArray | None = None,
     **fields,
 ) -> Float[Array, "K D"]:
@@ -113,6 +108,9 @@ def attack(
       attack: a name, a mapping with `name` and fields, or a list of them (a pipeline).
       malicious: [K] booleans, the adversary's rows.
       knowledge: `"corrupted"` shows the adversary its own rows only, `"omniscient"` all.
+      defense: the server's rule, for attacks that adapt to it, as in `aggregate`.
+      server_update: [D], what the server learned from its own examples, for the attacks and rules
+        that use it; an adversary that is not omniscient does not see it.
       key: randomness for attacks that draw any; None: `jax.random.key(0)`.
       **fields: fields of the attack when it is given by its name alone.
 
@@ -150,18 +148,73 @@ def attack(
                 f"attack: {stage.registered_name!r} needs a model and data; run it in an "
                 f"experiment (fedjax_sec.run)."
             )
-    visible = jnp.ones_like(mask) if knowledge == "omniscient" else jnp.asarray(mask)
+    rule, own = _known_rule(pipeline, defense, server_update, knowledge, updates, int(mask.sum()))
     key = jax.random.key(0) if key is None else key
-    return _attack(pipeline, updates, jnp.asarray(mask), visible, key)
+    return _attack(pipeline, rule, updates, jnp.asarray(mask), own, key, knowledge)
 
 
-@jax.jit
-def _attack(pipeline, updates, malicious, visible, key):
+def _known_rule(pipeline, defense, server_update, knowledge, updates, num_malicious):
+    """The defence and the server's update that the attack may use; refused where none does."""
+    stages = pipeline.stages
+    reads = [s.registered_name for s in stages if getattr(s, "needs_defense", False)]
+    if defense is None:
+        if reads:
+            raise ConfigError(
+                f"defense is missing: {reads[0]!r} adapts to the server's rule; name it."
+            )
+        rule = None
+    else:
+        if not reads:
+            raise ConfigError(
+                f"defense would be ignored: none of {[s.registered_name for s in stages]} reads it."
+            )
+        rule = Defense.build(defense, "defense")
+        rule = Defense(tuple(fill_num_byzantine(s, num_malicious) for s in rule.stages))
+        _refuse_schedules(rule.stages, "defense")
+        check_components(rule.stages, "defense", Setting(updates.shape[0], num_malicious))
+    needing = [s for s in (*stages, *(rule.stages if rule else ())) if _needs_root(s)]
+    if knowledge != "omniscient":
+        if server_update is not None:
+            raise ConfigError(
+                "server_update is known to an adversary with knowledge='omniscient' only."
+            )
+        return rule, None
+    if server_update is not None and not needing:
+        raise ConfigError("server_update would be ignored: neither attack nor defense reads it.")
+    return rule, _server_update(needing, server_update, updates)
+
+
+def _needs_root(stage) -> bool:
+    return getattr(stage, "needs_root", False)
+
+
+@functools.partial(jax.jit, static_argnames="knowledge")
+def _attack(pipeline, rule, updates, malicious, own, key, knowledge):
     clients, dim = updates.shape
+    everything = knowledge == "omniscient"
     view = AttackerView(
-        malicious, visible, jnp.zeros(dim, updates.dtype), jnp.arange(clients), jnp.array(0)
-    )
+        malicious, jnp.ones_like(malicious) if everything else malicious,
+        jnp.zeros(dim, updates.dtype), jnp.arange(clients), jnp.array(0),
+        server_update=None if own is None else lambda: own,
+    )  # fmt: skip
+    if rule is not None:
+        state = rule.init(clients, dim) if everything else None
+        seen = _server_view(updates, jnp.ones(clients, updates.dtype), own)
+        view = view._replace(defend=known_defense(rule, key, seen, state, clients)[0])
     return pipeline.apply(key, updates, pipeline.init(clients, dim), view)[0]
+
+
+def _server_view(updates, weights, own):
+    clients, dim = updates.shape
+    return ServerView(
+        params=jnp.zeros(dim, updates.dtype),
+        weights=weights.astype(updates.dtype),
+        client_ids=jnp.arange(clients),
+        valid=jnp.ones(clients, bool),
+        round=jnp.array(0),
+        with_kept=False,
+        root=None if own is None else ServerData(lambda: own, None),
+    )
 
 
 def _as_stack(updates) -> Array:

@@ -242,16 +242,15 @@ class Experiment:
             check_components((backdoor,), "evaluation.backdoor", unattacked)
 
     def _check_root(self) -> None:
-        needing = [
-            stage.registered_name
-            for stage in self.defense.stages
-            if getattr(stage, "needs_root", False)
-        ]
+        stages = list(self.defense.stages)
+        if self.threat.knowledge == "omniscient":  # others do not see what the server learns
+            stages += self.attack.stages
+        needing = [s.registered_name for s in stages if getattr(s, "needs_root", False)]
         if self.server.root is None:
             if needing:
                 raise ConfigError(
-                    f"defense: {needing[0]!r} needs examples that the server holds itself; set "
-                    f"server.root, such as {{size: 100}}."
+                    f"{needing[0]!r} needs examples that the server holds itself; set server.root, "
+                    f"such as {{size: 100}}."
                 )
             return
         self.server.root.check("server.root")

@@ -252,6 +252,26 @@ def server_data(
     return ServerData(update, loss)
 
 
+def known_defense(
+    defense, key: PRNGKeyArray, view: ServerView, state: State | None, num_clients: int
+) -> tuple[Callable, Callable | None]:
+    """`defend` and `server_update` of the adversary's view.
+
+    `state` is the defence's where the adversary sees all, None where it does not. Randomness is
+    not known to anybody beforehand: `defend` draws its own.
+    """
+    key = jax.random.fold_in(key, 1 << 16)
+    if state is None:
+        view = view._replace(weights=jnp.ones_like(view.weights), root=None)
+
+    def defend(updates, guess=None):
+        at = defense.init(num_clients, updates.shape[1]) if state is None else state
+        root = view.root if guess is None else ServerData(lambda: guess, None)
+        return defense.apply(key, updates, at, view._replace(root=root))[0]
+
+    return defend, None if view.root is None else view.root.update
+
+
 def run_round(
     problem: Problem,
     task: Task,
@@ -299,12 +319,6 @@ def run_round(
         example = population.index[ids[who], which]
         return to_pixels(pool.x[example], problem.pixel_scale), pool.y[example]
 
-    attacker = AttackerView(malicious, visible, state.params, ids, index, task, sample)
-    sent, attack_state, attack_metrics = components.attack.apply(
-        stream(key, Stream.ATTACK), updates, state.attack, attacker
-    )
-
-    # The server.
     server_view = ServerView(
         params=state.params,
         weights=counts.astype(jnp.float32),
@@ -314,7 +328,22 @@ def run_round(
         with_kept=False,
         root=server_data(problem, task, pool, replica, state.params, index),
     )
+    stages = (*components.attack.stages, *components.defense.stages)
+    if any(getattr(stage, "needs_root", False) for stage in stages):
+        server_view.root.update()  # once, and not within a loop of an attack's
     defense_key = stream(key, Stream.DEFENSE)
+    attacker = AttackerView(
+        malicious, visible, state.params, ids, index, task, sample,
+        *known_defense(
+            components.defense, defense_key, server_view,
+            state.defense if problem.omniscient else None, clients,
+        ),
+    )  # fmt: skip
+    sent, attack_state, attack_metrics = components.attack.apply(
+        stream(key, Stream.ATTACK), updates, state.attack, attacker
+    )
+
+    # The server.
     aggregate, defense_state, defense_metrics = components.defense.apply(
         defense_key, sent, state.defense, server_view
     )

@@ -74,6 +74,11 @@ class AttackerView(NamedTuple):
     Rows of the stack outside `visible` are zero when an attack receives it, and its output is
     merged into the rows `malicious` only. `sample(key, num) -> (x, y)` draws training examples of
     the visible clients; it and `task` are None outside an experiment.
+
+    `defend(updates [K, D], guess=None) -> [D]` is the server's rule, which the adversary knows. An
+    adversary that sees all knows its state, the clients' weights and `server_update() -> [D]`, what
+    the server learns from its own examples, too. Otherwise `server_update` is None, and the rule
+    starts from its initial state, with equal weights, and takes `guess` for the server's update.
     """
 
     malicious: Bool[Array, "K"]
@@ -83,6 +88,8 @@ class AttackerView(NamedTuple):
     round: Int[Array, ""]
     task: Task | None = None
     sample: Callable | None = None
+    defend: Callable | None = None
+    server_update: Callable | None = None
 
 
 class LocalData(NamedTuple):

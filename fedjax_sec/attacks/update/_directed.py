@@ -2,6 +2,8 @@
 
 import jax.numpy as jnp
 
+from fedjax_sec.ops.moments import mean_and_std
+
 
 def sees_all(view):
     """Whether the adversary has full knowledge: some honest client's update is visible. []"""
@@ -25,3 +27,31 @@ def direction(updates, view):
     """
     total = jnp.sum(jnp.where(view.visible[:, None], updates, 0.0), axis=0)
     return jnp.where(total < 0, -1.0, 1.0).astype(updates.dtype)
+
+
+def beyond(updates, view, sign, chance, b, convention):
+    """[K, D]: the Trim attack's values with full knowledge, past the honest extreme.
+
+    `sign [D]` as `direction`, `chance [K, D]` in [0, 1) says where in its interval a value lies.
+    """
+    sign, known, origin = sign[None], stand_ins(view), view.params[None]
+    if convention == "author":
+        known, origin = view.visible, jnp.zeros_like(origin)
+    values = origin + updates
+    low = jnp.min(jnp.where(known[:, None], values, jnp.inf), axis=0, keepdims=True)
+    high = jnp.max(jnp.where(known[:, None], values, -jnp.inf), axis=0, keepdims=True)
+    base = jnp.where(sign > 0, low, high)
+    inwards = jnp.sign(base) == sign  # towards zero is against the direction
+    if convention == "author":
+        r = 1 + (b - 1) * chance
+        crafted = jnp.where(inwards, base / r, base * r)
+    else:
+        end = jnp.where(inwards, base / b, base * b)
+        crafted = base + (end - base) * chance
+    return crafted - origin
+
+
+def away(updates, view, sign, chance, near, far):
+    """[K, D]: its values with partial knowledge, standard deviations from the own mean."""
+    mean, std = mean_and_std(updates, view.malicious, 0)
+    return mean[None] - sign[None] * (near + (far - near) * chance) * std[None]

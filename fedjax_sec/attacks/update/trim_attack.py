@@ -4,8 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_sec import registry
-from fedjax_sec.attacks.update._directed import direction, sees_all, stand_ins
-from fedjax_sec.ops.moments import mean_and_std
+from fedjax_sec.attacks.update._directed import away, beyond, direction, sees_all
 from fedjax_sec.schema import ConfigError, numeric, static
 
 
@@ -64,33 +63,11 @@ class TrimAttack:
         return ()
 
     def apply(self, key, updates, state, view):
-        sign = direction(updates, view)[None]
+        sign = direction(updates, view)
         chance = jax.random.uniform(key, updates.shape, updates.dtype)
-        return jnp.where(
+        crafted = jnp.where(
             sees_all(view),
-            self._beyond(updates, view, sign, chance),
-            self._away(updates, view, sign, chance),
-        ), state, {}  # fmt: skip
-
-    def _beyond(self, updates, view, sign, chance):
-        """Full knowledge: past the extreme of the honest values."""
-        known, origin = stand_ins(view), view.params[None]
-        if self.convention == "author":
-            known, origin = view.visible, jnp.zeros_like(view.params)[None]
-        values = origin + updates
-        low = jnp.min(jnp.where(known[:, None], values, jnp.inf), axis=0, keepdims=True)
-        high = jnp.max(jnp.where(known[:, None], values, -jnp.inf), axis=0, keepdims=True)
-        base = jnp.where(sign > 0, low, high)
-        inwards = jnp.sign(base) == sign  # towards zero is against the direction
-        if self.convention == "author":
-            r = 1 + (self.b - 1) * chance
-            crafted = jnp.where(inwards, base / r, base * r)
-        else:
-            end = jnp.where(inwards, base / self.b, base * self.b)
-            crafted = base + (end - base) * chance
-        return crafted - origin
-
-    def _away(self, updates, view, sign, chance):
-        """Partial knowledge: standard deviations away from the mean of the own updates."""
-        mean, std = mean_and_std(updates, view.malicious, 0)
-        return mean[None] - sign * (self.near + (self.far - self.near) * chance) * std[None]
+            beyond(updates, view, sign, chance, self.b, self.convention),
+            away(updates, view, sign, chance, self.near, self.far),
+        )
+        return crafted, state, {}
