@@ -264,6 +264,29 @@ def trigger(
 
 
 @app.command()
+def partition(
+    config: Config,
+    overrides: Overrides = None,
+    *,
+    out: Annotated[Path, typer.Option(help="File for the picture (PNG, and PDF beside it).")],
+    data_dir: DataDir = None,
+) -> None:
+    """Draw how many examples of each class every client holds, and the server if it holds any."""
+    from fedjax_sec import config as config_lib
+    from fedjax_sec import experiment as experiment_lib
+    from fedjax_sec import plotting
+
+    with reported():
+        spec = config_lib.apply_overrides(config_lib.read_yaml(config), overrides or ())
+        experiment = config_lib.from_mapping(spec, data_overrides(data_dir))
+        holdings = experiment_lib.class_table(experiment)
+    kind = experiment.data.partition.registered_name
+    title = f"{kind}, {experiment.data.name}, seed {experiment.seed}"
+    paths = plotting.class_table(holdings, title, out)
+    console.print(f"Picture: {paths[0]}", soft_wrap=True)
+
+
+@app.command()
 def bench(
     suite: Annotated[
         str, typer.Argument(help="aggregators, memory, rounds, scaling or fixed.")

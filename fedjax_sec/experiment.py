@@ -146,6 +146,26 @@ def make_population(
     return Population(index, parts.counts, malicious, root), parts.unused
 
 
+class Holdings(NamedTuple):
+    """Examples of each class that everybody holds: `clients` [N, C], `root` [C] or None."""
+
+    clients: np.ndarray
+    malicious: np.ndarray
+    root: np.ndarray | None
+
+
+def class_table(experiment: Experiment) -> Holdings:
+    """How many training examples of each class every client holds, and the server's own."""
+    source = load_source(experiment)
+    labels, classes = np.asarray(source.y_train), source.num_classes
+    population, _ = make_population(experiment, labels, source.users_train)
+    count = lambda positions: np.bincount(labels[positions], minlength=classes)  # noqa: E731
+    rows = zip(population.index, population.counts, strict=True)
+    clients = np.stack([count(index[:held]) for index, held in rows])
+    root = None if population.root is None else count(population.root)
+    return Holdings(clients, population.malicious, root)
+
+
 @functools.lru_cache(maxsize=16)
 def _initial_params(model, input_shape, num_classes):
     """Seeds' keys [R] -> initial parameters [R, D], compiled once in a process for each model."""

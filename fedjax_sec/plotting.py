@@ -109,6 +109,37 @@ def grid_of_curves(groups: Mapping[str, Mapping[str, Sequence]], title: str, pat
     return save(figure, path)
 
 
+def class_table(holdings, title: str, path: Path) -> list[Path]:
+    """How many examples of each class every client holds: a row a class, a column a client.
+
+    `holdings` is `fedjax_sec.experiment.Holdings`; malicious clients are marked, and the server's
+    own examples are a panel of their own.
+    """
+    clients, classes = holdings.clients.shape
+    width = min(max(3.5, 0.12 * clients), 12)
+    own = holdings.root is not None
+    figure, panels = plt.subplots(
+        1, 1 + own, figsize=(width + own, 0.25 * classes + 1.6), squeeze=False,
+        layout="constrained", width_ratios=[width, 0.6][: 1 + own],
+    )  # fmt: skip
+    panel = panels[0, 0]
+    drawn = panel.imshow(holdings.clients.T, aspect="auto", cmap="Blues", vmin=0)
+    panel.set(xlabel="client", ylabel="class", yticks=range(classes))
+    panel.set_title(title, fontsize=9)
+    marked = np.flatnonzero(holdings.malicious)
+    if len(marked):
+        panel.plot(marked, np.full(len(marked), -0.9), "rv", markersize=4, clip_on=False)
+        panel.set_xlabel("client (red: malicious)")
+    figure.colorbar(drawn, ax=panel, label="examples")
+    if own:
+        side = panels[0, 1]
+        root = side.imshow(holdings.root[:, None], aspect="auto", cmap="Greens", vmin=0)
+        side.set(xticks=[], yticks=range(classes))
+        side.set_title("server", fontsize=9)
+        figure.colorbar(root, ax=side)
+    return save(figure, path.with_suffix(""))
+
+
 def feature_maps(
     images, maps: Mapping[str, object], path: Path, *, class_names: Sequence[str] | None = None,
     labels: Sequence[int] | None = None, quantile: float = 1.0,

@@ -113,6 +113,19 @@ def test_errors(invoke, file, tmp_path, monkeypatch, arguments, part):
     assert "Traceback" not in done.output and isinstance(done.exception, SystemExit)
 
 
+def test_partition_picture(invoke, tmp_path):
+    path = tmp_path / "experiment.yaml"
+    path.write_text("data: {name: digits, num_clients: 12, partition: label_groups}\n")
+    out = tmp_path / "folder" / "clients.png"
+    done = invoke(
+        "partition", path, "--out", out, "threat.num_malicious=3", "attack=zero",
+        "server.root={size: 50}",
+    )  # fmt: skip
+    assert done.exit_code == 0 and out.stat().st_size > 5000 and str(out) in done.output
+    wrong = invoke("partition", path, "--out", out, "data.partition=dirichlett")
+    assert wrong.exit_code == 2 and "Did you mean 'dirichlet'" in wrong.output
+
+
 def test_trigger(invoke, tmp_path):
     path, out = tmp_path / "experiment.yaml", tmp_path / "folder" / "trigger.png"
     attack = {"name": "trojan", "base": 5, "target": 7, "split": 2}
@@ -129,5 +142,5 @@ def test_trigger(invoke, tmp_path):
 def test_help_names_every_command(invoke):
     done = invoke("--help")
     assert done.exit_code == 0
-    for command in ("run", "sweep", "list", "show", "trigger"):
+    for command in ("run", "sweep", "list", "show", "trigger", "partition"):
         assert command in done.output

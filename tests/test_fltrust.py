@@ -144,6 +144,17 @@ def test_no_client_holds_an_example_of_the_server():
     assert len(held) + 40 == len(source.y_train) == len(set(held) | set(found.root))
 
 
+def test_the_class_table_counts_everything_once():
+    from fedjax_sec.experiment import class_table
+
+    found = class_table(
+        config.from_mapping(EXPERIMENT, {"threat.num_malicious": 2, "attack": "zero"})
+    )
+    labels = np.asarray(load_source(config.from_mapping(EXPERIMENT)).y_train)
+    assert found.clients.shape == (8, 10) and found.malicious.sum() == 2 and found.root.sum() == 40
+    np.testing.assert_array_equal(found.clients.sum(0) + found.root, np.bincount(labels))
+
+
 def test_the_seed_decides_the_root_and_the_root_leaves_the_malicious_alone():
     one, _ = population()
     again, _ = population()
