@@ -183,7 +183,7 @@ class Experiment:
             client=None,
             attack=None,
             defense=None,
-            server=dataclasses.replace(self.server, optimizer=None),
+            server=dataclasses.replace(self.server, optimizer=None, root=self._root_shape()),
             threat=dataclasses.replace(self.threat, num_malicious=0, placement="first"),
         )
         data = dataclasses.replace(rest.data, partition=None)
@@ -191,6 +191,13 @@ class Experiment:
             tuple(jax.tree.structure(part) for part in leaves),
             dataclasses.replace(rest, data=data),
         )
+
+    def _root_shape(self):
+        """What of the root data set shapes a program: not which examples are in it."""
+        root = self.server.root
+        if root is None:
+            return None
+        return dataclasses.replace(root, sampling="uniform", bias=None, biased_class=0)
 
     def check(self, **known) -> None:
         """Raises `ConfigError` for combinations that cannot be run or would silently do nothing.

@@ -198,4 +198,8 @@ def test_a_run_learns_and_two_of_its_seeds_share_a_program():
     result = fedjax_sec.run(EXPERIMENT, rounds=30, **{"evaluation.every": 30})
     assert result.metrics["accuracy"][-1] > 0.6
     one, two = (config.from_mapping(EXPERIMENT, {"seed": seed}) for seed in (0, 1))
-    assert one.structure() == two.structure()
+    biased = config.from_mapping(
+        EXPERIMENT, {"server.root": {"size": 40, "sampling": "biased", "bias": 0.8}}
+    )
+    larger = config.from_mapping(EXPERIMENT, {"server.root.size": 41})
+    assert one.structure() == two.structure() == biased.structure() != larger.structure()

@@ -1,0 +1,298 @@
+"""Table III of *FLTrust* (Cao, Fang, Liu, Gong 2021), and what changes its numbers.
+
+An item is the table or a curve over one setting; its cells are experiments on top of
+`configs/fltrust/DATASET.yaml`. Testing error rates and attack success rates are shares in [0, 1],
+as in the paper, of the global model after the last round.
+"""
+
+import csv
+import dataclasses
+import importlib.resources
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from fedjax_sec import config as config_lib
+from fedjax_sec import plotting, sweep
+from fedjax_sec.config import Experiment
+from fedjax_sec.experiment import Result
+
+SCALES = ("smoke", "small", "paper")
+DATASETS = ("mnist-0.1", "mnist-0.5", "fashion_mnist", "har", "har_windows")
+
+DEFENSES = {
+    "FedAvg": "mean",
+    "Krum": "krum",  # f = k = m: "gives advantages to Krum and Trim-mean" (Section VI-A)
+    "Trim-mean": {"name": "trimmed_mean", "variant": "extremes"},
+    "Median": "median",
+    "FLTrust": "fltrust",
+}
+#: The trigger of the Scaling attack for each kind of data (Section VI-A); null: the default's.
+TRIGGERS = {
+    "har": {"name": "feature_trigger", "every": 20, "value": 0.0, "target": 1},
+    "har_windows": {"name": "feature_trigger", "every": 20, "value": 0.0, "target": 1},
+}
+
+# What the scales change of configs/fltrust/DATASET.yaml, the paper's scale. `smoke` only shows that
+# every part works. `small` is for a CPU; HAR is small enough to be run in full.
+SCALE_CHANGES: Mapping[tuple[str, str], Mapping] = {
+    ("smoke", "har"): {"rounds": 4, "evaluation.every": 2},
+    ("smoke", "image"): {
+        "rounds": 2, "evaluation.every": 1, "data.max_train": 2000, "data.max_test": 200,
+        "data.num_clients": 20, "threat.num_malicious": 4, "client.batch_size": 8,
+    },
+    ("small", "image"): {
+        "rounds": 300, "evaluation.every": 20, "data.max_test": 2000, "data.num_clients": 20,
+        "threat.num_malicious": 4,
+    },
+}  # fmt: skip
+
+CURVES = {
+    "malicious": "share of malicious clients",
+    "root_size": "size of the root data set",
+    "bias": "bias probability of the root data set",
+    "q": "q of the partition",
+}
+ITEMS = ("table3", *CURVES)
+SHARES = (0.0, 0.1, 0.2, 0.3, 0.4)
+SIZES = (10, 50, 100, 200, 500)
+BIASES = (0.2, 0.4, 0.6, 0.8, 1.0)
+QS = (0.1, 0.3, 0.5, 0.7, 0.9)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What to regenerate and how."""
+
+    dataset: str = "har_windows"
+    scale: str = "paper"
+    seeds: int = 3
+    overrides: tuple[str, ...] = ()
+
+    @property
+    def kind(self) -> str:
+        """`har` or `image`: what the scales tell apart."""
+        return "har" if self.dataset.startswith("har") else "image"
+
+
+def published(dataset: str) -> dict[tuple[str, str, str], float]:
+    """(row, column, metric) -> the paper's number, where the text at hand gives it.
+
+    Table III is cut off there; what its prose says is included.
+
+    >>> published("mnist-0.5")["Krum attack", "Krum", "error"]
+    0.91
+    """
+    text = importlib.resources.files("fedjax_sec.papers").joinpath("fltrust.csv").read_text()
+    return {
+        (line["row"], line["column"], line["metric"]): float(line["value"])
+        for line in csv.DictReader(text.splitlines())
+        if line["dataset"] == dataset
+    }
+
+
+def attacks(dataset: str) -> dict[str, dict]:
+    """The rows of Table III, and our gradient attack: what each changes in an experiment."""
+    trigger = TRIGGERS.get(dataset)
+    scaling = {"name": "scaling"} | ({} if trigger is None else {"backdoor": trigger})
+    return {
+        "No attack": {"attack": None, "threat.num_malicious": 0},
+        "LF attack": {"attack": "label_flip"},
+        "Krum attack": {"attack": "krum_attack"},
+        "Trim attack": {"attack": "trim_attack"},
+        "Scaling attack": {"attack": scaling},
+        "Adaptive attack": {"attack": "fltrust_adaptive"},
+        "Gradient adaptive attack (ours)": {"attack": "gradient_adaptive"},
+    }
+
+
+def rows(item: str, plan: Plan, base: Mapping) -> dict[tuple[str, str, str], dict]:
+    """(row, column, x) -> what that cell changes; x is empty in the table."""
+    known = attacks(plan.dataset)
+    if item == "table3":
+        return {
+            (row, column, ""): change | {"defense": defense}
+            for row, change in known.items()
+            for column, defense in DEFENSES.items()
+        }
+    clients = base["data"]["num_clients"]
+    some = {name: known[name] for name in ("Trim attack", "Scaling attack", "Adaptive attack")}
+    if item == "malicious":
+        return {
+            (row, column, str(share)): (change if share else known["No attack"])
+            | {"defense": defense, "threat.num_malicious": round(share * clients)}
+            for row, change in some.items()
+            for column, defense in DEFENSES.items()
+            for share in SHARES
+        }
+    if item == "q":
+        if plan.kind == "har":
+            return {}  # the users are the clients
+        return {
+            (row, column, str(q)): change
+            | {"defense": defense, "data.partition": {"name": "label_groups", "q": q}}
+            for row, change in some.items()
+            for column, defense in DEFENSES.items()
+            for q in QS
+        }
+    values = {
+        "root_size": {str(size): {"server.root": {"size": size}} for size in SIZES},
+        "bias": {
+            str(bias): {"server.root": {"size": 100, "sampling": "biased", "bias": bias}}
+            for bias in BIASES
+        },
+    }[item]
+    return {
+        (row, "FLTrust", x): change | {"defense": "fltrust"} | setting
+        for row, change in ({"No attack": known["No attack"]} | some).items()
+        for x, setting in values.items()
+    }
+
+
+def make_cells(plan: Plan, items: Sequence[str], base: Mapping) -> dict:
+    """(item, row, column, x) -> that cell's experiments, one a seed; equal ones are shared."""
+    base = config_lib.apply_overrides(base, SCALE_CHANGES.get((plan.scale, plan.kind), {}))
+    base = config_lib.apply_overrides(base, plan.overrides)
+    shared: dict[str, sweep.Cell] = {}
+    found = {}
+    for item in items:
+        for (row, column, x), change in rows(item, plan, base).items():
+            name = " ".join(filter(None, (item if x else "", row, column, x)))
+            found[item, row, column, x] = []
+            for seed in range(plan.seeds):
+                experiment = config_lib.from_mapping(base, {**change, "seed": seed})
+                key = config_lib.dump_yaml(experiment.to_dict())
+                cell = sweep.Cell({"run": name}, experiment)
+                found[item, row, column, x].append(shared.setdefault(key, cell))
+    return found
+
+
+def regenerate(
+    plan: Plan, items: Sequence[str], base: Mapping, out: Path, run: Callable | None = None
+) -> list[Path]:
+    """Runs what is missing in `out` and writes the items; returns the files written.
+
+    `run(cells, folder)` runs cells (default: `sweep.run_cells`).
+    """
+    by_key = make_cells(plan, items, base)
+    cells = list({cell.name: cell for found in by_key.values() for cell in found}.values())
+    done = (run or sweep.run_cells)(cells, out / "runs")
+    by_name = {cell.name: result for cell, result in zip(cells, done, strict=True)}
+    written = []
+    for item in items:
+        results = {
+            (row, column, x): [by_name[cell.name] for cell in found]
+            for (owner, row, column, x), found in by_key.items()
+            if owner == item
+        }
+        if results:
+            write = _write_table if item == "table3" else _write_curves
+            written += write(plan, item, results, out)
+    return written
+
+
+def measured(results: Sequence[Result], which: int = -1) -> dict[str, np.ndarray]:
+    """Error, and success where there is a backdoor, of each seed after the last round.
+
+    `which=None` takes the evaluation with the smallest error instead.
+    """
+    found: dict[str, list] = {}
+    for result in results:
+        error = 1 - result.metrics["accuracy"]
+        at = int(np.nanargmin(error)) if which is None else which
+        found.setdefault("error", []).append(error[at])
+        names = [stage.registered_name for stage in result.experiment.attack.stages]
+        if "scaling" in names:
+            found.setdefault("success", []).append(result.metrics["attack_success_rate"][at])
+    return {name: np.array(values) for name, values in found.items()}
+
+
+def _describe(plan: Plan, experiment: Experiment, label: str) -> str:
+    data = experiment.data
+    return (
+        f"{label}, {data.num_clients} clients, {experiment.rounds} rounds of one batch of "
+        f"{experiment.client.batch_size}, root data set of {experiment.server.root.size}, "
+        f"scale `{plan.scale}`, {plan.seeds} seed{'s' if plan.seeds > 1 else ''}"
+    )
+
+
+def _cell(values: Mapping[str, np.ndarray]) -> str:
+    """`0.03 ± 0.01`, and for a backdoor `error / success`."""
+    parts = []
+    for name in ("error", "success"):
+        if name in values:
+            spread = f" ± {values[name].std(ddof=1):.2f}" if len(values[name]) > 1 else ""
+            parts.append(f"{values[name].mean():.2f}{spread}")
+    return " / ".join(parts)
+
+
+def _write_table(plan, item, results: Mapping, out: Path) -> list[Path]:
+    paper = published(plan.dataset)
+    shown: dict[str, dict] = {}
+    lines = []
+    for (row, column, _), found in results.items():
+        last, best = measured(found), measured(found, None)
+        theirs = [paper.get((row, column, name)) for name in ("error", "success")]
+        text = " / ".join(f"{value:.2f}" for value in theirs if value is not None)
+        shown.setdefault(row, {"attack": row})
+        shown[row] |= {f"{column}: paper": text, f"{column}: ours": _cell(last)}
+        line = {"attack": row, "defense": column}
+        for name, values in last.items():
+            line |= {f"{name}: mean": values.mean(), f"{name}: best": best[name].mean()}
+            line[f"{name}: paper"] = paper.get((row, column, name))
+            if len(values) > 1:
+                line[f"{name}: spread"] = values.std(ddof=1)
+        lines.append(line)
+    path = out / f"{item}.csv"
+    pd.DataFrame(lines).to_csv(path, index=False, float_format="%.4f")
+    one = list(results.values())[-1][0]
+    head = (
+        f"# FLTrust, Table III\n\n{_describe(plan, one.experiment, one.summary['data']['label'])}. "
+        f"Testing error rate after the last round, under the Scaling attack / attack success rate; "
+        f"± standard deviation over seeds. Empty: not in the text at hand.\n\n"
+    )
+    frame = pd.DataFrame(shown.values()).replace("", None)
+    frame = frame.dropna(axis=1, how="all").fillna("")
+    markdown = path.with_suffix(".md")
+    markdown.write_text(head + frame.to_markdown(index=False, disable_numparse=True) + "\n")
+    return [markdown, path]
+
+
+def _write_curves(plan, item, results: Mapping, out: Path) -> list[Path]:
+    panels = list(dict.fromkeys(row for row, _, _ in results))
+    figure, axes = plotting.plt.subplots(
+        1, len(panels), figsize=(3.6 * len(panels), 3.3), squeeze=False, sharey=True,
+        layout="constrained",
+    )  # fmt: skip
+    lines = []
+    for panel, row in zip(axes[0], panels, strict=True):
+        for column in dict.fromkeys(c for r, c, _ in results if r == row):
+            points = {
+                float(x): measured(f) for (r, c, x), f in results.items() if (r, c) == (row, column)
+            }
+            metrics = ("error", "success") if row == "Scaling attack" else ("error",)
+            for metric, style in zip(metrics, ("-o", "--^"), strict=False):
+                known = {x: values[metric] for x, values in points.items() if metric in values}
+                mean = [values.mean() for values in known.values()]
+                label = column if metric == "error" else None
+                color = f"C{list(DEFENSES).index(column)}"
+                panel.plot(list(known), mean, style, color=color, label=label, markersize=4)
+                lines += [
+                    {"attack": row, "defense": column, "x": x, metric: values.mean()}
+                    for x, values in known.items()
+                ]
+        panel.set(title=row, xlabel=CURVES[item], ylim=(-0.02, 1.02))
+        panel.grid(alpha=0.3)
+    if item == "root_size":
+        for panel in axes[0]:
+            panel.set_xscale("log")
+    axes[0, 0].set_ylabel("testing error rate (dashed: attack success)")
+    axes[0, 0].legend(fontsize=8)
+    one = list(results.values())[-1][0]
+    described = _describe(plan, one.experiment, one.summary["data"]["label"])
+    figure.suptitle(described.replace("`", ""), size=9)
+    path = out / f"{item}.csv"
+    pd.DataFrame(lines).to_csv(path, index=False, float_format="%.4f")
+    return [*plotting.save(figure, out / item), path]
