@@ -106,6 +106,7 @@ def test_fltrust_adaptive_does_not_look_at_hidden_rows():
 
 RULES = {
     "median": "median",
+    "trimmed_mean": {"name": "trimmed_mean", "num_byzantine": 3},
     "fltrust": "fltrust",
     "geometric_median": "geometric_median",
     "clipped mean": [{"name": "clip_norm", "max_norm": 2.0}, "mean"],

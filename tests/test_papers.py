@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 
 from fedjax_sec import config
-from fedjax_sec.papers import rlr
+from fedjax_sec.experiment import Result
+from fedjax_sec.papers import fltrust, rlr
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "rlr"
 BASES = {
@@ -97,3 +98,95 @@ def test_rlr_is_switched_on_half_way():
     scheduled = found["removal", f"RLR from round {rounds // 2}"][0].experiment
     spec = scheduled.to_dict()["defense"][1]["threshold"]
     assert spec["values"] == {0: 0.0, rounds // 2: 4.0}
+
+
+# --- FLTrust ------------------------------------------------------------------------------------
+
+FLTRUST = Path(__file__).parents[1] / "configs" / "fltrust"
+
+
+def fltrust_base(dataset):
+    return config.read_yaml(FLTRUST / f"{dataset}.yaml")
+
+
+@pytest.mark.parametrize(
+    ("dataset", "scale"),
+    [
+        *((dataset, "paper") for dataset in fltrust.DATASETS),
+        ("har_windows", "smoke"), ("mnist-0.5", "smoke"), ("mnist-0.5", "small"),
+    ],
+)  # fmt: skip
+def test_every_item_of_fltrust_is_a_set_of_valid_experiments(dataset, scale):
+    plan = fltrust.Plan(dataset, scale, seeds=1)
+    found = fltrust.make_cells(plan, fltrust.ITEMS, fltrust_base(dataset))
+    expected = set(fltrust.ITEMS) - ({"q"} if plan.kind == "har" else set())
+    assert {item for item, *_ in found} == expected
+    cells = {id(cell) for several in found.values() for cell in several}
+    assert len(cells) < sum(map(len, found.values())), "equal cells are not shared"
+    assert all(cell.experiment.server.root for several in found.values() for cell in several)
+
+
+def test_table_three_gives_krum_and_trimmed_mean_the_true_number():
+    plan = fltrust.Plan("har_windows")
+    found = fltrust.make_cells(plan, ["table3"], fltrust_base("har_windows"))
+    for column, field in (("Krum", "num_byzantine"), ("Trim-mean", "num_byzantine")):
+        (stage,) = found["table3", "Trim attack", column, ""][0].experiment.defense.stages
+        assert getattr(stage, field) == 6
+    scaling = found["table3", "Scaling attack", "FedAvg", ""][0].experiment.attack.stages[0]
+    assert scaling.backdoor.every == 20 and scaling.factor is None
+    assert len(found) == 6 * 5
+
+
+def test_shares_of_malicious_clients_are_numbers_of_them():
+    plan = fltrust.Plan("mnist-0.5", seeds=1)
+    found = fltrust.make_cells(plan, ["malicious"], fltrust_base("mnist-0.5"))
+    for (_, _, _, share), (cell,) in found.items():
+        assert cell.experiment.threat.num_malicious == round(100 * float(share))
+        assert bool(cell.experiment.attack.stages) == (float(share) > 0)
+
+
+def made_up(experiment, error, success=None):
+    """A result as a run gives it, with the errors of two evaluations."""
+    metrics = {"round": np.array([0.0, 5.0]), "accuracy": 1 - np.array(error)}
+    if success is not None:
+        metrics["attack_success_rate"] = np.array([0.0, success])
+    return Result(experiment, metrics, {"data": {"label": "har_windows"}}, None)
+
+
+def made_up_results(item):
+    plan = fltrust.Plan("har_windows", seeds=2)
+    found = fltrust.make_cells(plan, [item], fltrust_base("har_windows"))
+    results = {}
+    for (_, row, column, x), cells in found.items():
+        success = 0.75 if row == "Scaling attack" else None
+        errors = ([0.1, 0.2], [0.3, 0.4])
+        results[row, column, x] = [
+            made_up(cell.experiment, error, success)
+            for cell, error in zip(cells, errors, strict=True)
+        ]
+    return plan, results
+
+
+def test_fltrusts_table_holds_the_last_round_and_leaves_unknown_cells_empty(tmp_path):
+    plan, results = made_up_results("table3")
+    fltrust._write_table(plan, "table3", results, tmp_path)
+    table = pd.read_csv(tmp_path / "table3.csv")
+    assert len(table) == 30 and np.allclose(table["error: mean"], 0.3)
+    assert np.allclose(table["error: best"], 0.2) and table["error: paper"].isna().all()
+    scaling = table[table["attack"] == "Scaling attack"]
+    assert np.allclose(scaling["success: mean"], 0.75)
+    text = (tmp_path / "table3.md").read_text()
+    assert "0.30 ± 0.14 / 0.75 ± 0.00" in text and "paper |" not in text
+    published = fltrust.published("mnist-0.1")
+    assert published["Scaling attack", "FedAvg", "success"] == 1.0 and len(published) == 15
+
+
+@pytest.mark.parametrize("item", ["malicious", "root_size", "bias"])
+def test_fltrusts_curves_are_drawn(tmp_path, item):
+    plan, results = made_up_results(item)
+    written = fltrust._write_curves(plan, item, results, tmp_path)
+    assert all(path.stat().st_size > 300 for path in written) and len(written) == 3
+    lines = pd.read_csv(tmp_path / f"{item}.csv")
+    assert sorted(lines["x"].unique()) == sorted(
+        {"malicious": fltrust.SHARES, "root_size": fltrust.SIZES, "bias": fltrust.BIASES}[item]
+    )

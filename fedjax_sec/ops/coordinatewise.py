@@ -12,8 +12,10 @@ enters a float32 sum cannot be taken out again. Half precision is sorted as it i
 float32.
 """
 
+import functools
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
@@ -191,6 +193,26 @@ def _finish(value: Float[Array, "D"], updates, valid) -> Float[Array, "D"]:
     return jnp.where(valid.any(), value, 0.0).astype(updates.dtype)
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _between(value: Callable, extremes: Callable, updates, valid) -> Float[Array, "D"]:
+    """``value(updates, valid)``, the mean of the values between ``extremes(updates, valid)``.
+
+    Its derivative needs no sorting network: each of these values has the same share in it, those
+    that tie with an end too. Through the network's one loop it would take minutes.
+    """
+    return value(updates, valid)
+
+
+@_between.defjvp
+def _(value, extremes, primals, tangents):
+    updates, valid = primals
+    low, high = extremes(updates, valid)
+    inside = (low[None] <= updates) & (updates <= high[None]) & valid[:, None]
+    moved = jnp.where(inside, tangents[0], 0).astype(wide(updates.dtype)).sum(axis=0)
+    slope = moved / jnp.maximum(inside.sum(axis=0), 1)
+    return value(updates, valid), slope.astype(updates.dtype)
+
+
 def _reduce(
     bounds: Callable[[_Sorted | _Selected], tuple[Array, Array]],
     updates: Float[Array, "K D"],
@@ -200,20 +222,26 @@ def _reduce(
 ) -> tuple[Float[Array, "D"], Float[Array, "K"] | None]:
     """Mean of ``v[start:stop]`` of the sorted columns, with ``bounds(v) = (start, stop)``."""
 
-    def mean(block):
-        v = _ordered(block, valid, lean)
-        return v.mean(*bounds(v))[0]
+    def mean(updates, valid):
+        def rule(block):
+            v = _ordered(block, valid, lean)
+            return v.mean(*bounds(v))[0]
 
-    def extremes(block):
-        v = _ordered(block, valid, lean)
-        start, stop = bounds(v)
-        return v.row(start), v.row(stop - 1)
+        return _finish(map_columns(rule, updates, chunk=_blocks(updates)), updates, valid)
 
-    value = _finish(map_columns(mean, updates, chunk=_blocks(updates)), updates, valid)
+    def extremes(updates, valid):
+        def rule(block):
+            v = _ordered(block, valid, lean)
+            start, stop = bounds(v)
+            return v.row(start), v.row(stop - 1)
+
+        return _pair(rule, updates)
+
+    value = _between(mean, extremes, updates, valid)
     if not with_kept:
         return value, None
     # Sorting a second time costs less on CPU than keeping the sorted rows.
-    return value, _shares(updates, valid, *_pair(extremes, updates))
+    return value, _shares(updates, valid, *extremes(updates, valid))
 
 
 def median(
@@ -248,12 +276,22 @@ def median(
 
         return _reduce(bounds, updates, valid, with_kept)
 
-    if not with_kept:
+    def center(updates, valid):
         chunk = _blocks(updates)
         value = map_columns(lambda block: _ordered(block, valid).center()[0], updates, chunk=chunk)
-        return _finish(value, updates, valid), None
-    low, high = _pair(lambda block: _ordered(block, valid).middle(), updates)
-    return _finish(_halfway(low, high), updates, valid), _shares(updates, valid, low, high)
+        return _finish(value, updates, valid)
+
+    def middle(updates, valid):
+        return _pair(lambda block: _ordered(block, valid).middle(), updates)
+
+    if not with_kept:
+        return _between(center, middle, updates, valid), None
+
+    def halfway(updates, valid):
+        return _finish(_halfway(*middle(updates, valid)), updates, valid)
+
+    value = _between(halfway, middle, updates, valid)
+    return value, _shares(updates, valid, *middle(updates, valid))
 
 
 def trimmed_mean(
