@@ -129,11 +129,14 @@ def test_every_item_of_fltrust_is_a_set_of_valid_experiments(dataset, scale):
 def test_table_three_gives_krum_and_trimmed_mean_the_true_number():
     plan = fltrust.Plan("har_windows")
     found = fltrust.make_cells(plan, ["table3"], fltrust_base("har_windows"))
-    for column, field in (("Krum", "num_byzantine"), ("Trim-mean", "num_byzantine")):
-        (stage,) = found["table3", "Trim attack", column, ""][0].experiment.defense.stages
-        assert getattr(stage, field) == 6
+    for column in ("Krum", "Trim-mean"):
+        for row in ("Trim attack", "No attack"):  # "f = k = m", whether they attack or not
+            (stage,) = found["table3", row, column, ""][0].experiment.defense.stages
+            assert stage.num_byzantine == 6
     scaling = found["table3", "Scaling attack", "FedAvg", ""][0].experiment.attack.stages[0]
     assert scaling.backdoor.every == 20 and scaling.factor is None
+    clean = found["table3", "No attack", "FedAvg", ""][0].experiment
+    assert clean.attack.stages == () and clean.backdoor == scaling.backdoor
     assert len(found) == 6 * 5
 
 
