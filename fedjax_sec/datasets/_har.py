@@ -1,7 +1,10 @@
-"""What the two forms of UCI's activity data share: its users and their split."""
+"""What the two forms of UCI's activity data share: its folder, its users and their split."""
+
+from pathlib import Path
 
 import numpy as np
 
+from fedjax_sec.datasets._files import first_line
 from fedjax_sec.datasets.source import Source
 
 URL = "https://archive.ics.uci.edu/dataset/240/human+activity+recognition+using+smartphones"
@@ -38,4 +41,20 @@ def by_user(name: str, x: np.ndarray, y: np.ndarray, users: np.ndarray, origin: 
         origin=origin,
         users_train=users[train].astype(np.int32),
         users_test=users[test].astype(np.int32),
+    )
+
+
+def uci_folder(root: Path) -> Path | None:
+    """UCI's folder in the data folder or in its `har/`, if it is there."""
+    found = (place / FOLDER for place in (root, root / "har"))
+    return next((folder for folder in found if folder.is_dir()), None)
+
+
+def how_to_get(name: str, root: Path, error: Exception) -> str:
+    """What to do where the files cannot be read."""
+    return (
+        f"Data set {name!r} needs UCI's folder {FOLDER!r} in {root} ({type(error).__name__}: "
+        f"{first_line(error)}). Get the zip file (60 MB) from {URL} and unpack it there; "
+        f"data.data_dir=DIR, --data-dir DIR or TFDS_DATA_DIR=DIR name another folder. Without a "
+        f"network, the data set 'digits' is embedded."
     )

@@ -5,8 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from fedjax_sec import registry
-from fedjax_sec.datasets._files import first_line
-from fedjax_sec.datasets._har import FOLDER, SIZES, URL, by_user
+from fedjax_sec.datasets._har import FOLDER, SIZES, by_user, how_to_get, uci_folder
 from fedjax_sec.datasets._tfds import data_root
 from fedjax_sec.datasets.source import MissingDataError, Source
 
@@ -46,22 +45,6 @@ class Har:
             raise MissingDataError(how_to_get("har", root, error)) from error
         x, y, users = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         return by_user("har", x, y, users, "UCI repository, data set 240")
-
-
-def uci_folder(root: Path) -> Path | None:
-    """UCI's folder in the data folder or in its `har/`, if it is there."""
-    found = (place / FOLDER for place in (root, root / "har"))
-    return next((folder for folder in found if folder.is_dir()), None)
-
-
-def how_to_get(name: str, root: Path, error: Exception) -> str:
-    """What to do where the files cannot be read."""
-    return (
-        f"Data set {name!r} needs UCI's folder {FOLDER!r} in {root} ({type(error).__name__}: "
-        f"{first_line(error)}). Get the zip file (60 MB) from {URL} and unpack it there; "
-        f"data.data_dir=DIR, --data-dir DIR or TFDS_DATA_DIR=DIR name another folder. Without a "
-        f"network, the data set 'digits' is embedded."
-    )
 
 
 def _read(folder: Path, part: str):

@@ -8,10 +8,9 @@ import numpy as np
 
 from fedjax_sec import registry
 from fedjax_sec.datasets._files import cache_file, load_cache, store_cache
-from fedjax_sec.datasets._har import SIZES, by_user
+from fedjax_sec.datasets._har import SIZES, by_user, how_to_get, uci_folder
 from fedjax_sec.datasets._har_features import features, scaled
 from fedjax_sec.datasets._tfds import data_root
-from fedjax_sec.datasets.har import how_to_get, uci_folder
 from fedjax_sec.datasets.source import MissingDataError, Source
 
 PACKED = "uci_har_inertial.npz.xz"
