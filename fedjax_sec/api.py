@@ -63,7 +63,7 @@ def aggregate(
         raise ConfigError(f"server_update would be ignored: none of {names} reads it.")
     server_update = _server_update(needing, server_update, updates)
     key = jax.random.key(0) if key is None else key
-    return _aggregate(pipeline, updates, weights, server_update, key)
+    return _aggregate(pipeline, updates, weights, key, server_update)
 
 
 def _server_update(needing, given, updates):
@@ -85,7 +85,7 @@ def _server_update(needing, given, updates):
 
 
 @jax.jit
-def _aggregate(pipeline, updates, weights, server_update, key):
+def _aggregate(pipeline, updates, weights, key, server_update=None):
     view = _server_view(updates, weights, server_update)
     return pipeline.apply(key, updates, pipeline.init(*updates.shape), view)[0]
 
