@@ -198,7 +198,7 @@ def _between(value: Callable, extremes: Callable, updates, valid) -> Float[Array
     """``value(updates, valid)``, the mean of the values between ``extremes(updates, valid)``.
 
     Its derivative needs no sorting network: each of these values has the same share in it, those
-    that tie with an end too. Through the network's one loop it would take minutes.
+    that tie with an end too.
     """
     return value(updates, valid)
 
@@ -284,13 +284,9 @@ def median(
     def middle(updates, valid):
         return _pair(lambda block: _ordered(block, valid).middle(), updates)
 
+    value = _between(center, middle, updates, valid)
     if not with_kept:
-        return _between(center, middle, updates, valid), None
-
-    def halfway(updates, valid):
-        return _finish(_halfway(*middle(updates, valid)), updates, valid)
-
-    value = _between(halfway, middle, updates, valid)
+        return value, None
     return value, _shares(updates, valid, *middle(updates, valid))
 
 
