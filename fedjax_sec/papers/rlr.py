@@ -49,7 +49,8 @@ SCALE_CHANGES: Mapping[tuple[str, str], Mapping] = {
         "client.batch_size": 10, "client.epochs": 1,
     },
     ("small", "iid"): {
-        "rounds": 50, "data.max_train": 2000, "data.max_test": 2000, "client.batch_size": 25,
+        "evaluation.every": 10, "data.max_train": 500, "data.max_test": 2000,
+        "client.batch_size": 25,
     },
     ("small", "noniid"): {
         "rounds": 30, "data.max_test": 2000, "client.epochs": 2, "client.batch_size": 32,
