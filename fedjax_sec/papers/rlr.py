@@ -49,14 +49,17 @@ SCALE_CHANGES: Mapping[tuple[str, str], Mapping] = {
         "client.batch_size": 10, "client.epochs": 1,
     },
     ("small", "iid"): {
-        "evaluation.every": 10, "data.max_train": 500, "data.max_test": 2000,
+        "rounds": 120, "evaluation.every": 10, "data.max_train": 500, "data.max_test": 2000,
         "client.batch_size": 25,
     },
     ("small", "noniid"): {
-        "rounds": 30, "data.max_test": 2000, "client.epochs": 2, "client.batch_size": 32,
+        "rounds": 60, "evaluation.every": 10, "data.max_train": 12000, "data.max_test": 2000,
+        "data.num_clients": 100, "threat.num_malicious": 10, "client.epochs": 1,
+        "client.batch_size": 16,
     },
     ("small", "cifar10"): {
-        "rounds": 30, "data.max_train": 4000, "data.max_test": 1000, "client.batch_size": 32,
+        "rounds": 60, "evaluation.every": 10, "data.max_train": 1000, "data.max_test": 1000,
+        "client.batch_size": 25,
     },
 }  # fmt: skip
 
