@@ -56,34 +56,28 @@ def toy_with_users():
     return toy()._replace(users_train=users[0], users_test=users[1])
 
 
-@pytest.fixture
-def prepared(tmp_path):
-    """A folder as tfds prepares it, with 5 + 3 random images of MNIST's shape, in record groups."""
+def prepare(folder, truth, classes=10):
+    """A folder as tfds prepares it, in record groups; `truth` maps a split to (x, y)."""
     tfds = pytest.importorskip("tensorflow_datasets")
     pytest.importorskip("array_record")
     from array_record.python.array_record_module import ArrayRecordWriter
     from PIL import Image
 
-    folder = tmp_path / "tfds" / "mnist" / "3.0.1"
+    name, version = folder.parts[-2:]
     folder.mkdir(parents=True)
     features = tfds.features.FeaturesDict(
         {
-            "image": tfds.features.Image(shape=(28, 28, 1)),
-            "label": tfds.features.ClassLabel(num_classes=10),
+            "image": tfds.features.Image(shape=truth["train"][0].shape[1:]),
+            "label": tfds.features.ClassLabel(num_classes=classes),
         }
     )
     features.save_config(folder)
-    rng = np.random.default_rng(0)
-    truth = {}
-    for split, size in (("train", 5), ("test", 3)):
-        x = rng.integers(0, 256, (size, 28, 28, 1), np.uint8)
-        y = rng.integers(0, 10, size).astype(np.int32)
-        truth[split] = x, y
-        file = folder / f"mnist-{split}.array_record-00000-of-00001"
+    for split, (x, y) in truth.items():
+        file = folder / f"{name}-{split}.array_record-00000-of-00001"
         writer = ArrayRecordWriter(str(file), "group_size:2")  # 1 would not log the message
         for image, label in zip(x, y, strict=True):
             png = io.BytesIO()
-            Image.fromarray(image[..., 0]).save(png, "png")
+            Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).save(png, "png")
             png.seek(0)
             writer.write(features.serialize_example({"image": png, "label": int(label)}))
         writer.close()
@@ -96,8 +90,20 @@ def prepared(tmp_path):
         }
         for split, (_, y) in truth.items()
     ]
-    info = {"name": "mnist", "version": "3.0.1", "fileFormat": "array_record", "splits": splits}
+    info = {"name": name, "version": version, "fileFormat": "array_record", "splits": splits}
     (folder / "dataset_info.json").write_text(json.dumps(info))
+
+
+@pytest.fixture
+def prepared(tmp_path):
+    """5 + 3 random images of MNIST's shape."""
+    rng = np.random.default_rng(0)
+    truth = {}
+    for split, size in (("train", 5), ("test", 3)):
+        x = rng.integers(0, 256, (size, 28, 28, 1), np.uint8)
+        truth[split] = x, rng.integers(0, 10, size).astype(np.int32)
+    folder = tmp_path / "tfds" / "mnist" / "3.0.1"
+    prepare(folder, truth)
     return folder, truth
 
 
@@ -185,6 +191,7 @@ def test_every_data_set_is_registered_with_its_official_sizes():
         "fashion_mnist": (60000, 10000),
         "cifar10": (50000, 10000),
         "cifar100": (50000, 10000),
+        "ch_mnist": (4000, 1000),
         "digits": (1437, 360),
         "mnist_by_writer": (60000, 10000),
         "femnist_digits": (341873, 40832),
@@ -328,6 +335,33 @@ def test_the_newest_version_is_read_and_unfinished_ones_are_not(prepared):
     assert _tfds._prepared_folder(folder.parent.parent, "mnist").name == "10.0.0"
 
 
+def test_histology_tiles_become_small_grey_and_are_split_once(tmp_path):
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 256, (10, 150, 150, 3), np.uint8)
+    x[:, :75] = 40 * (np.arange(10)[:, None, None, None] // 2)  # the upper half tells which it is
+    y = (np.arange(10) % 8).astype(np.int32)
+    folder = tmp_path / "colorectal_histology" / "2.0.0"
+    prepare(folder, {"train": (x, y)}, classes=8)
+    source = registry.datasets.get("ch_mnist")().load(str(tmp_path), download=False)
+    assert source.x_train.shape == (8, 64, 64, 1) and source.x_test.shape == (2, 64, 64, 1)
+    assert source.label == "ch_mnist (subset: 8 of 4000 train, 2 of 1000 test)"
+    assert source.origin == "tfds colorectal_histology/2.0.0"
+    found = np.concatenate([source.x_train, source.x_test])
+    labels = np.concatenate([source.y_train, source.y_test])
+    order = np.argsort(labels * 1000 + found[:, 10, 10, 0])
+    expected = np.argsort(y * 1000 + x[:, 10, 10, 0])
+    np.testing.assert_array_equal(found[order, 10, 10, 0], x[expected, 10, 10, 0])
+    np.testing.assert_array_equal(labels[order], y[expected])
+    # Luminance, and an area's mean: noise of 2.3 x 2.3 pixels of three colours averages out.
+    weights = np.array([0.299, 0.587, 0.114])
+    lower = (x[expected][:, 80:] @ weights).mean((1, 2))
+    np.testing.assert_allclose(found[order][:, 35:, :, 0].mean((1, 2)), lower, atol=2)
+    assert found[:, 40:].std() < 0.5 * (x[:, 80:] @ weights).std()
+    # The second time from the cache.
+    again = registry.datasets.get("ch_mnist")().load(str(tmp_path), download=False)
+    np.testing.assert_array_equal(again.x_test, source.x_test)
+
+
 # --- What users read when data is missing -------------------------------------------------------
 
 
@@ -337,10 +371,11 @@ def assert_says_how_to_get(message, name, folder):
     assert len(message.splitlines()) == 1
 
 
-@pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "cifar10", "cifar100"])
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "cifar10", "cifar100", "ch_mnist"])
 def test_missing_data_says_how_to_get_it(tmp_path, name):
     with pytest.raises(MissingDataError) as caught:
         registry.datasets.get(name)().load(str(tmp_path / "none"), download=False)
+    name = {"ch_mnist": "colorectal_histology"}.get(name, name)
     assert_says_how_to_get(str(caught.value), name, tmp_path / "none" / name)
     assert isinstance(caught.value, FileNotFoundError) and isinstance(caught.value, ValueError)
 

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,18 @@ def load_tfds(name: str, data_dir: str | None, download: bool, **meta) -> Source
     `official_sizes`). Raises `MissingDataError` when the prepared folder is absent and cannot be
     downloaded, or cannot be read.
     """
+    arrays, origin = load_arrays(name, data_dir, download)
+    return Source(name=name, origin=origin, **arrays, **meta)
+
+
+def load_arrays(
+    name: str, data_dir: str | None, download: bool, splits: tuple[str, ...] = _SPLITS,
+    convert: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> tuple[dict[str, np.ndarray], str]:  # fmt: skip
+    """The arrays `x_SPLIT` and `y_SPLIT` of tfds's data set `name`, and where they are from.
+
+    `convert` is applied to every image before it is kept.
+    """
     root = data_root(data_dir)
     folder = _prepared_folder(root, name)
     if folder is None:
@@ -36,8 +49,12 @@ def load_tfds(name: str, data_dir: str | None, download: bool, **meta) -> Source
         folder = _prepared_folder(root, name)
         if folder is None:
             raise MissingDataError(_how_to_get(name, root, "the download left no prepared folder"))
-    arrays = _read_cached(name, folder)
-    return Source(name=name, origin=f"tfds {name}/{folder.name}", **arrays, **meta)
+    path = cache_file(f"{name}-{folder.name}", folder.glob("*array_record*"))
+    arrays = load_cache(path, [f"{part}_{split}" for split in splits for part in ("x", "y")])
+    if arrays is None:
+        arrays = _decode(name, folder, splits, convert)
+        store_cache(path, arrays)
+    return arrays, f"tfds {name}/{folder.name}"
 
 
 def data_root(data_dir: str | None) -> Path:
@@ -100,24 +117,11 @@ def _probe_network(urls: list[str]) -> None:
 # --- Cache ------------------------------------------------------------------------------------
 
 
-def _read_cached(name: str, folder: Path) -> dict[str, np.ndarray]:
-    path = cache_file(f"{name}-{folder.name}", folder.glob("*array_record*"))
-    arrays = load_cache(path, _keys())
-    if arrays is None:
-        arrays = _decode(name, folder)
-        store_cache(path, arrays)
-    return arrays
-
-
-def _keys() -> list[str]:
-    return [f"{part}_{split}" for split in _SPLITS for part in ("x", "y")]
-
-
 # --- Decoding ---------------------------------------------------------------------------------
 
 
-def _decode(name: str, folder: Path) -> dict[str, np.ndarray]:
-    """Decodes every image of both splits; takes about 0.15 ms an MNIST image."""
+def _decode(name: str, folder: Path, splits, convert) -> dict[str, np.ndarray]:
+    """Decodes every image of the splits; takes about 0.15 ms an MNIST image."""
     root = folder.parent.parent
     file_format = json.loads((folder / "dataset_info.json").read_text()).get("fileFormat")
     if not any(folder.glob("*array_record*")):
@@ -139,32 +143,33 @@ def _decode(name: str, folder: Path) -> dict[str, np.ndarray]:
                 split: tfds.data_source(
                     f"{name}:{folder.name}", split=split, data_dir=root, download=False
                 )
-                for split in _SPLITS
+                for split in splits
             }
             total = sum(len(s) for s in sources.values())
             task = bar.add_task(f"Decoding {name}", total=total)
             arrays = {}
             for split, examples in sources.items():
-                x, y = _decode_split(examples, lambda done: bar.advance(task, done))
+                x, y = _decode_split(examples, convert, lambda done: bar.advance(task, done))
                 arrays |= {f"x_{split}": x, f"y_{split}": y}
     except Exception as error:  # the readers raise whatever the damaged file makes them raise
         raise MissingDataError(
             f"The prepared folder {folder} cannot be read ({type(error).__name__}: "
             f"{first_line(error)}). Copy or prepare it again; it must hold the record files of "
-            f"both splits, dataset_info.json and features.json."
+            f"{' and '.join(splits)}, dataset_info.json and features.json."
         ) from error
     return arrays
 
 
-def _decode_split(examples, advance) -> tuple[np.ndarray, np.ndarray]:
+def _decode_split(examples, convert, advance) -> tuple[np.ndarray, np.ndarray]:
     total = len(examples)
     x, y = None, np.empty(total, np.int32)
     for start in range(0, total, _BATCH):
         stop = min(start + _BATCH, total)
         for i, example in enumerate(examples.__getitems__(range(start, stop)), start):
+            image = example["image"] if convert is None else convert(example["image"])
             if x is None:
-                x = np.empty((total, *example["image"].shape), np.uint8)
-            x[i], y[i] = example["image"], example["label"]
+                x = np.empty((total, *image.shape), np.uint8)
+            x[i], y[i] = image, example["label"]
         advance(stop - start)
     if x is None:
         raise ValueError("a split has no examples")
