@@ -294,7 +294,10 @@ def tuned(experiment: Experiment) -> Tuning:
     source = load_source(experiment)
     execution, per_round = experiment.execution, experiment.clients_per_round
     convolution = getattr(experiment.model, "convolution", None)
-    found = candidates(execution.clients, execution.chunk, convolution, per_round)
+    lowerings = ()
+    if convolution is not None:
+        lowerings = [c for c in schema.choices(experiment.model, "convolution") if c != "auto"]
+    found = candidates(execution.clients, execution.chunk, convolution, per_round, lowerings)
     if jax.default_backend() == "cpu" and convolution is not None:
         images = TUNING_STEPS * getattr(experiment.client, "batch_size", 1)
         per_round = min(per_round, TUNING_CLIENTS, max(2, TUNING_IMAGES // images))

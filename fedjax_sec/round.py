@@ -134,15 +134,18 @@ def make_task(problem: Problem, pool: Pool) -> Task:
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     flat, unravel = ravel_pytree(zeros)
     mean, std = np.array(problem.mean, np.float32), np.array(problem.std, np.float32)
+    model, statistics, observe = problem.model, None, None
 
-    def logits(params, x, *, train=False, key=None):
-        x = (x - mean.reshape((1,) * (x.ndim - 1) + (-1,))) / std.reshape(
-            (1,) * (x.ndim - 1) + (-1,)
-        )
-        return problem.model.apply(unravel(params), x, train=train, key=key)
+    def normalized(x):
+        shape = (1,) * (x.ndim - 1) + (-1,)
+        return (x - mean.reshape(shape)) / std.reshape(shape)
+
+    def logits(params, x, *, train=False, key=None, mask=None):
+        masked = {"mask": mask} if model.pools_batch else {}
+        return model.apply(unravel(params), normalized(x), train=train, key=key, **masked)
 
     def loss(params, x, y, mask, *, train=False, key=None):
-        log_probs = jax.nn.log_softmax(logits(params, x, train=train, key=key))
+        log_probs = jax.nn.log_softmax(logits(params, x, train=train, key=key, mask=mask))
         # A product with the one-hot label: its gradient needs no scatter.
         chosen = jax.nn.one_hot(y, problem.num_classes) * mask[:, None]
         return -jnp.sum(chosen * log_probs) / jnp.maximum(mask.sum(), 1)
@@ -150,7 +153,16 @@ def make_task(problem: Problem, pool: Pool) -> Task:
     def example(index):
         return to_pixels(pool.x[index], problem.pixel_scale), pool.y[index]
 
-    return Task(logits, loss, example, unravel, flat.size, problem.num_classes)
+    if model.observe is not None:
+        marked = jax.tree.map(jnp.zeros_like, zeros)
+        marked["batch_stats"] = jax.tree.map(jnp.ones_like, zeros["batch_stats"])
+        statistics = ravel_pytree(marked)[0] > 0
+
+        def observe(params, x, mask):
+            return ravel_pytree(model.observe(unravel(params), normalized(x), mask))[0]
+
+    classes = problem.num_classes
+    return Task(logits, loss, example, unravel, flat.size, classes, statistics, observe)
 
 
 def init_state(

@@ -75,6 +75,12 @@ def describe_range(metadata: Mapping) -> str:
     return " and ".join(f"{sign} {metadata[k]}" for k, sign in signs if metadata.get(k) is not None)
 
 
+def choices(component, field: str) -> tuple:
+    """The declared choices of a component's field; empty where any value will do."""
+    found = next(f.metadata for f in dataclasses.fields(component) if f.name == field)
+    return tuple(found.get("choices") or ())
+
+
 def build(cls, spec: Mapping | None, path: str, builders: Mapping[str, Any] | None = None):
     """Builds the dataclass `cls` from a mapping; unknown keys and bad values are `ConfigError`s.
 

@@ -63,14 +63,18 @@ class Tuning(NamedTuple):
 
 
 def candidates(
-    clients: str, chunk: int | None, convolution: str | None, num_clients: int
+    clients: str,
+    chunk: int | None,
+    convolution: str | None,
+    num_clients: int,
+    lowerings: Sequence[str] = LOWERINGS,
 ) -> list[Choice]:
     """All ways that the fields `execution` and `model.convolution` leave open, the rule's first.
 
     `sharded` is never a candidate, since how many devices a run shall take is the user's to say;
     where it is asked for, the rule decides the rest. Nor is XLA's own convolution on a CPU, whose
     gradients for several kernels are many times slower than all others. `convolution` is None for
-    networks without.
+    networks without; `lowerings` are those that the network's own field allows.
 
     >>> candidates("map", None, None, 51)
     [Choice(clients='map', chunk=None, convolution=None)]
@@ -83,9 +87,10 @@ def candidates(
     )
     if clients == "sharded":
         return [by_rule]
-    lowerings = (convolution,)
     if convolution == "auto":
-        lowerings = [one for one in LOWERINGS if one != "xla" or not on_cpu()]
+        lowerings = [one for one in lowerings if one != "xla" or not on_cpu()]
+    else:
+        lowerings = [convolution]
     layouts = (("vmap", None), ("map", None)) if clients == "auto" else ((clients, chunk),)
     found = [Choice(*how, lowering) for lowering in lowerings for how in layouts]
     if clients == "auto" and num_clients > CHUNK:

@@ -21,11 +21,16 @@ class Model(NamedTuple):
 
     `init(key) -> variables`; `apply(variables, x [B, ...], *, train, key) -> logits [B, C]`.
     `convolves`: whether most of its work is convolutions, which decides how clients are trained.
+    `pools_batch`: a batch's examples change each other's logits, so `apply` takes `mask [B]` too
+    (None: all count). `observe(variables, x, mask) -> variables`, where the network keeps running
+    statistics in the collection `batch_stats` (else None), moves them as a training step does.
     """
 
     init: Callable
     apply: Callable
     convolves: bool = False
+    pools_batch: bool = False
+    observe: Callable | None = None
 
 
 class Task(NamedTuple):
@@ -35,6 +40,8 @@ class Task(NamedTuple):
     in [0, 1]; the data set's normalisation is applied inside, at the model's entry.
     `loss(params, x, y [B], mask [B], train=False, key=None)` is the mean cross-entropy over the
     masked examples. `example(i) -> (x, y)` is training example `i` of the source's own order.
+    `statistics [D]` tells which parameters are running statistics, which no gradient moves but
+    `observe(params, x, mask) -> params`; both are None in most networks.
     """
 
     logits: Callable
@@ -43,6 +50,8 @@ class Task(NamedTuple):
     unravel: Callable
     dim: int
     num_classes: int
+    statistics: Bool[Array, "D"] | None = None
+    observe: Callable | None = None
 
 
 class ServerData(NamedTuple):

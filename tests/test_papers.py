@@ -114,12 +114,14 @@ def fltrust_base(dataset):
     [
         *((dataset, "paper") for dataset in fltrust.DATASETS),
         ("har_windows", "smoke"), ("mnist-0.5", "smoke"), ("mnist-0.5", "small"),
+        ("cifar10", "smoke"), ("cifar10", "small"),
     ],
 )  # fmt: skip
 def test_every_item_of_fltrust_is_a_set_of_valid_experiments(dataset, scale):
     plan = fltrust.Plan(dataset, scale, seeds=1)
     found = fltrust.make_cells(plan, fltrust.ITEMS, fltrust_base(dataset))
     expected = set(fltrust.ITEMS) - ({"q"} if plan.kind == "har" else set())
+    expected -= set() if plan.kind == "resnet" else {"norms"}
     assert {item for item, *_ in found} == expected
     cells = {id(cell) for several in found.values() for cell in several}
     assert len(cells) < sum(map(len, found.values())), "equal cells are not shared"
@@ -182,6 +184,29 @@ def test_fltrusts_table_holds_the_last_round_and_leaves_unknown_cells_empty(tmp_
     assert "0.30 ± 0.14 / 0.75 ± 0.00" in text and "paper |" not in text
     published = fltrust.published("mnist-0.1")
     assert published["Scaling attack", "FedAvg", "success"] == 1.0 and len(published) == 15
+
+
+def test_fltrusts_norms_are_told_apart(tmp_path):
+    plan = fltrust.Plan("cifar10", "small", seeds=1)
+    found = fltrust.make_cells(plan, ["norms"], fltrust_base("cifar10"))
+    results = {}
+    for number, ((_, row, column, norm), (cell,)) in enumerate(found.items()):
+        model = cell.experiment.model
+        assert (model.norm, model.statistics) == {
+            "aggregated": ("batch", "aggregated"), "local": ("batch", "local"),
+            "group": ("group", "aggregated"),
+        }[norm]  # fmt: skip
+        result = made_up(cell.experiment, [0.5, number / 100])
+        for whose, first in (("honest", 0.4), ("malicious", 0.2)):
+            result.metrics[f"kept_{whose}"] = np.array([first, first + 0.1])
+        results[row, column, norm] = [result]
+    fltrust._write_norms(plan, "norms", results, tmp_path)
+    table = pd.read_csv(tmp_path / "norms.csv")
+    np.testing.assert_allclose(table["error"], np.arange(12) / 100)
+    trusts = table[table["defense"] == "FLTrust"]
+    np.testing.assert_allclose(trusts["trust, honest: mean"], 0.45)
+    np.testing.assert_allclose(trusts["trust, malicious: first"], 0.2)
+    assert table[table["defense"] == "FedAvg"]["trust, honest: mean"].isna().all()
 
 
 @pytest.mark.parametrize("item", ["malicious", "root_size", "bias"])

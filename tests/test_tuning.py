@@ -56,6 +56,8 @@ def test_candidates_are_what_the_fields_leave_open():
     assert {choice[:2] for choice in fixed} == {("chunked", 3)}
     assert next(choice.convolution for choice in fixed) == "patches"
     assert candidates("auto", None, "rows", 51)[0] == Choice("map", None, "rows")
+    some = candidates("map", None, "auto", 51, ["rows", "patches"])
+    assert {choice.convolution for choice in some} == {"rows", "patches"}
     assert candidates("vmap", None, "xla", 51) == [Choice("vmap", None, "xla")]
     assert candidates("sharded", None, "auto", 51) == [Choice("sharded", None, "patches")]
 

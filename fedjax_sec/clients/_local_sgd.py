@@ -111,8 +111,13 @@ class LocalSgd:
             )
             if self.clip_gradient is not None:
                 gradient = _within(gradient, self.clip_gradient)
-            gradient = gradient + self.l2 * params
+            decayed = params
+            if task.statistics is not None:
+                decayed = jnp.where(task.statistics, 0.0, params)
+            gradient = gradient + self.l2 * decayed
             change, new_state = optimizer.update(gradient, opt_state, params)
+            if task.observe is not None:  # its forward pass is the gradient's, which XLA merges
+                change = change + (task.observe(params, x, mask) - params)
             active = jnp.any(mask)  # not for a client without examples
             moved = delta + change
             if self.max_norm is not None:

@@ -70,8 +70,11 @@ def evaluate(
     return metrics
 
 
-def _in_batches(fn, x, batch_size):
-    """`fn` over the leading axis in batches, so that a large test set fits in memory."""
-    if x.shape[0] <= batch_size:
+def _in_batches(fn, x, size):
+    """`fn` of batches [size, ...] one after another, so that a large test set fits in memory."""
+    whole = x.shape[0] // size * size
+    if whole == x.shape[0] == size or whole == 0:
         return fn(x)
-    return jax.lax.map(lambda one: fn(one[None])[0], x, batch_size=batch_size)
+    parts = jax.lax.map(fn, x[:whole].reshape(-1, size, *x.shape[1:]))
+    found = parts.reshape(whole, *parts.shape[2:])
+    return found if whole == x.shape[0] else jnp.concatenate([found, fn(x[whole:])])

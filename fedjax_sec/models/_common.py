@@ -11,15 +11,18 @@ from fedjax_sec.ops import convolution, polyphase
 from fedjax_sec.schema import static
 from fedjax_sec.types import Model
 
-INITS = ("pytorch", "lecun", "glorot")
+INITS = ("pytorch", "lecun", "glorot", "he")
 
 
-def convolution_field() -> Any:
-    """The field by which a network's user chooses how its convolutions are computed."""
+def convolution_field(lowerings: tuple[str, ...] = convolution.LOWERINGS) -> Any:
+    """The field by which a network's user chooses how its convolutions are computed.
+
+    `lowerings` are those that can pay for the network; the fastest is looked for among them.
+    """
     return static(
         "auto",
         "How convolutions are computed, see `fedjax_sec.ops.convolution`; same up to rounding.",
-        choices=("auto", *convolution.LOWERINGS),
+        choices=("auto", *lowerings),
     )
 
 
@@ -27,7 +30,8 @@ def kernel_init(name: str):
     """`pytorch` is U(-1/sqrt(fan_in), 1/sqrt(fan_in)), its default for linear and conv layers."""
     if name == "pytorch":
         return nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-    return {"lecun": nn.initializers.lecun_normal, "glorot": nn.initializers.glorot_uniform}[name]()
+    others = {"lecun": "lecun_normal", "glorot": "glorot_uniform", "he": "he_normal"}
+    return getattr(nn.initializers, others[name])()
 
 
 def bias_init(name: str, fan_in: int):
@@ -56,17 +60,20 @@ class _Conv(nn.Module):
     features: int
     size: int
     kernel_init: Any
-    bias_init: Any
+    bias_init: Any  # None: no bias
     lowering: str
+    stride: int
 
     @nn.compact
     def __call__(self, x):
         shape = (self.size, self.size, _channels(x), self.features)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
+        if self.bias_init is None:
+            return convolution.conv2d(x, kernel, self.lowering, self.stride)
         bias = self.param("bias", self.bias_init, (self.features,), jnp.float32)
         if isinstance(x, polyphase.Phases):
             return polyphase.conv2d(x, kernel).map(lambda part: part + bias[:, None])
-        return convolution.conv2d(x, kernel, self.lowering) + bias[None, None, None]
+        return convolution.conv2d(x, kernel, self.lowering, self.stride) + bias[None, None, None]
 
 
 class Convolutional:
@@ -94,7 +101,14 @@ class Convolutional:
     def conv(self, width: int, size: int, x, name: str, kernel: str | None = None):
         """A valid convolution with stride 1 and a square kernel."""
         bias = bias_init(self.init, size * size * _channels(x))
-        layer = _Conv(width, size, kernel_init(kernel or self.init), bias, self.lowering, name=name)
+        kernel = kernel_init(kernel or self.init)
+        return _Conv(width, size, kernel, bias, self.lowering, 1, name=name)(x)
+
+    def same_conv(self, width: int, size: int, x, name: str, stride: int = 1):
+        """The same on [B, H, W, C] with zeros around, a stride, and no bias: the norm has one."""
+        around = (size - 1) // 2
+        x = jnp.pad(x, ((0, 0), (around, around), (around, around), (0, 0)))
+        layer = _Conv(width, size, kernel_init(self.init), None, self.lowering, stride, name=name)
         return layer(x)
 
     def relu(self, x):
@@ -117,18 +131,27 @@ def flax_model(
     input_shape: tuple[int, ...],
     convolves: bool = False,
     trains_differently: bool = False,
+    pools_batch: bool = False,
+    keeps_statistics: bool = False,
 ) -> Model:
     """The pure-function form of a linen module for inputs [B, *input_shape].
 
     `trains_differently`: the module takes `train` (it has dropout); others never see it.
+    `pools_batch`: it takes `mask` too, because a batch's examples change each other's logits.
+    `keeps_statistics`: in training it moves its collection `batch_stats` towards the batch's.
     """
 
     def init(key):
         return module.init(key, jnp.zeros((1, *input_shape)))
 
-    def apply(variables, x, *, train=False, key=None):
+    def apply(variables, x, *, train=False, key=None, mask=None):
         rngs = None if key is None else {"dropout": key}
         options = {"train": train} if trains_differently else {}
+        options |= {"mask": mask} if pools_batch else {}
         return module.apply(variables, x, rngs=rngs, **options)
 
-    return Model(init, apply, convolves)
+    def observe(variables, x, mask):
+        _, moved = module.apply(variables, x, train=True, mask=mask, mutable=["batch_stats"])
+        return {**variables, **moved}
+
+    return Model(init, apply, convolves, pools_batch, observe if keeps_statistics else None)

@@ -29,18 +29,21 @@ def rule_lowering() -> str:
 
 
 def conv2d(
-    x: Float[Array, "B H W C"], kernel: Float[Array, "h w C F"], lowering: str = "auto"
+    x: Float[Array, "B H W C"],
+    kernel: Float[Array, "h w C F"],
+    lowering: str = "auto",
+    stride: int = 1,
 ) -> Float[Array, "B R S F"]:
-    r"""Valid convolution (cross-correlation) with stride 1, by one of several lowerings.
+    r"""Valid convolution (cross-correlation) with stride t, by one of several lowerings.
 
-    .. math:: y_{b,r,s,f} = \sum_{i,j,c} x_{b,r+i,s+j,c}\, k_{i,j,c,f}
+    .. math:: y_{b,r,s,f} = \sum_{i,j,c} x_{b,rt+i,st+j,c}\, k_{i,j,c,f}
 
     ``xla`` is XLA's own convolution. ``patches`` gathers all h w C inputs of an output into one
     row and multiplies once: needs h w times the input's memory. ``rows`` gathers along the width
     only and adds up h products: w times the memory, h times as many products. ``polyphase`` is
     `patches` on images split by the phases of later poolings, which only a whole network gains
-    from. All agree up to rounding. ``auto`` is ``patches`` on CPU (see docs/performance.md),
-    ``xla`` elsewhere.
+    from, and computes all outputs whatever the stride. All agree up to rounding. ``auto`` is
+    ``patches`` on CPU (see docs/performance.md), ``xla`` elsewhere.
 
     Raises: `ValueError` for an unknown lowering.
 
@@ -54,25 +57,32 @@ def conv2d(
         raise ValueError(f"lowering must be one of {LOWERINGS} or 'auto', got {lowering!r}.")
     if lowering == "xla":
         return lax.conv_general_dilated(
-            x, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+            x, kernel, (stride, stride), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
     if lowering == "polyphase":
-        return polyphase.join(polyphase.conv2d(polyphase.split(x, 1), kernel))
+        dense = polyphase.join(polyphase.conv2d(polyphase.split(x, 1), kernel))
+        return dense[:, ::stride, ::stride]
     high, wide, channels, features = kernel.shape
     batch, height, width, _ = x.shape
-    rows, columns = height - high + 1, width - wide + 1
+    rows, columns = (height - high) // stride + 1, (width - wide) // stride + 1
+    down, right = stride * (rows - 1) + 1, stride * (columns - 1) + 1
     shape = (batch, rows, columns, features)
     if lowering == "patches":
         patches = jnp.concatenate(
-            [x[:, i : i + rows, j : j + columns] for i in range(high) for j in range(wide)], axis=-1
+            [
+                x[:, i : i + down : stride, j : j + right : stride]
+                for i in range(high)
+                for j in range(wide)
+            ],
+            axis=-1,
         )
         # Two dimensions on either side: XLA's fastest product on CPU.
         flat = patches.reshape(-1, high * wide * channels)
         return (flat @ kernel.reshape(-1, features)).reshape(shape)
-    strips = jnp.concatenate([x[:, :, j : j + columns] for j in range(wide)], axis=-1)
+    strips = jnp.concatenate([x[:, :, j : j + right : stride] for j in range(wide)], axis=-1)
     out = jnp.zeros(shape, jnp.result_type(x, kernel))
     for i in range(high):
-        flat = strips[:, i : i + rows].reshape(-1, wide * channels)
+        flat = strips[:, i : i + down : stride].reshape(-1, wide * channels)
         out = out + (flat @ kernel[i].reshape(-1, features)).reshape(shape)
     return out
 

@@ -1,0 +1,145 @@
+"""ResNet20 for small images, with its normalisation's statistics handled in the open."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from fedjax_sec import registry
+from fedjax_sec.models._common import (
+    INITS,
+    Convolutional,
+    convolution_field,
+    dense,
+    flax_model,
+)
+from fedjax_sec.schema import ConfigError, static
+
+
+class _BatchNorm(nn.Module):
+    """Batch normalisation over the examples of `mask`; running statistics where it keeps them."""
+
+    keeps_statistics: bool
+    momentum: float
+
+    @nn.compact
+    def __call__(self, x, mask, train):
+        width = x.shape[-1:]
+        scale = self.param("scale", nn.initializers.ones, width, jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, width, jnp.float32)
+        if self.keeps_statistics:
+            kept = [
+                self.variable("batch_stats", name, fill, width)
+                for name, fill in (("mean", jnp.zeros), ("var", jnp.ones))
+            ]
+        if train or not self.keeps_statistics:
+            member = jnp.ones(x.shape[0]) if mask is None else mask.astype(x.dtype)
+            share = (member / jnp.maximum(member.sum(), 1))[:, None]
+            mean = jnp.sum(share * x.mean((1, 2)), axis=0)
+            apart = jnp.square(x - mean[None, None, None])
+            var = jnp.sum(share * apart.mean((1, 2)), axis=0)
+            if self.keeps_statistics and self.is_mutable_collection("batch_stats"):
+                for held, seen in zip(kept, (mean, var), strict=True):
+                    moved = self.momentum * held.value + (1 - self.momentum) * seen
+                    held.value = jnp.where(member.sum() > 0, moved, held.value)
+        else:
+            mean, var = (held.value for held in kept)
+        # An aggregate of variances that attackers had a part in may be negative.
+        factor = scale * jax.lax.rsqrt(jnp.maximum(var, 0.0) + 1e-5)
+        return x * factor[None, None, None] + (bias - mean * factor)[None, None, None]
+
+
+class _Network(nn.Module):
+    num_classes: int
+    norm: str
+    groups: int
+    keeps_statistics: bool
+    momentum: float
+    scheme: str
+    lowering: str
+
+    @nn.compact
+    def __call__(self, x, train=False, mask=None):
+        images = Convolutional(self.lowering, self.scheme)
+
+        def normed(x, name):
+            if self.norm == "group":
+                return nn.GroupNorm(self.groups, epsilon=1e-5, name=f"norm_{name}")(x)
+            own = _BatchNorm(self.keeps_statistics, self.momentum, name=f"norm_{name}")
+            return own(x, mask, train)
+
+        x = nn.relu(normed(images.same_conv(16, 3, x, "conv_0"), "0"))
+        for stage, width in enumerate((16, 32, 64)):
+            for block in range(3):
+                stride = 2 if stage and not block else 1
+                name = f"{stage}{block}"
+                y = images.same_conv(width, 3, x, f"conv_{name}a", stride)
+                y = nn.relu(normed(y, name + "a"))
+                y = normed(images.same_conv(width, 3, y, f"conv_{name}b"), name + "b")
+                more = (width - x.shape[-1]) // 2
+                shortcut = jnp.pad(x[:, ::stride, ::stride], ((0, 0),) * 3 + ((more, more),))
+                x = nn.relu(y + shortcut)
+        return dense(self.num_classes, x.mean((1, 2)), self.scheme, "output")
+
+
+@registry.models.register("resnet20")
+class ResNet20:
+    """ResNet20: conv 3x3x16, three stages of three residual blocks (16, 32, 64), mean, classes.
+
+    `x [B, H, W, C] -> logits [B, classes]`; for 32x32x3 and 10 classes 269,722 trained parameters.
+    Shortcuts have no parameters: where a stage begins they skip every other pixel and fill the new
+    channels with zeros.
+
+    `norm="batch"` normalises each channel over its batch in training (padding does not count). What
+    evaluation normalises with is `statistics`:
+
+    - `aggregated`: running means and variances, 1,376 more entries of the parameters. Clients
+      move them, send the difference and the server aggregates it as it does weights; weight decay
+      leaves them alone. Attacks and distances between updates see them too.
+    - `local`: nothing leaves the client, and the global model has none; whatever is evaluated is
+      normalised over its own batch (`evaluation.batch_size` examples), so its logits depend on it.
+
+    `norm="group"` normalises every example for itself, over `groups` groups of channels, and keeps
+    nothing. What the choice does to FLTrust's cosines: docs/results/fltrust/README.md.
+
+    Raises: `ConfigError` for images smaller than 4 x 4, or `groups` that do not divide 16.
+
+    Source: He et al.: Deep residual learning for image recognition (CVPR 2016), Section 4.2 with
+    shortcuts A, and its initialisation; FLTrust (Cao et al. 2021), Section VI-A, names the network
+    and no more. Momentum 0.9 is MXNet's default, in which FLTrust's author code is written. Group
+    norm in federated learning: Hsieh et al., ICML 2020.
+
+    Example:
+        >>> import jax
+        >>> from fedjax_sec import registry
+        >>> model = registry.models.build("resnet20").make((32, 32, 3), 10)
+        >>> shapes = jax.eval_shape(model.init, jax.random.key(0))
+        >>> {name: sum(p.size for p in jax.tree.leaves(tree)) for name, tree in shapes.items()}
+        {'batch_stats': 1376, 'params': 269722}
+    """
+
+    norm: str = static("batch", "Normalisation.", choices=("batch", "group"))
+    statistics: str = static(
+        "aggregated",
+        "Running statistics of batch norm: part of the model, or none that leave a client.",
+        choices=("aggregated", "local"),
+    )
+    groups: int = static(8, "Groups of channels, with norm `group`.", low=1, high=16)
+    momentum: float = static(0.9, "What running statistics keep of themselves.", low=0, below=1)
+    init: str = static("he", "Initial weights.", choices=INITS)
+    convolution: str = convolution_field(("xla", "patches", "rows"))  # nothing is pooled
+
+    def make(self, input_shape, num_classes):
+        if len(input_shape) != 3 or min(input_shape[:2]) < 4:
+            raise ConfigError(
+                f"model: resnet20 needs images of at least 4 x 4 pixels, got {input_shape}."
+            )
+        if 16 % self.groups:
+            raise ConfigError(f"model.groups must divide 16, got {self.groups}.")
+        keeps = self.norm == "batch" and self.statistics == "aggregated"
+        network = _Network(
+            num_classes, self.norm, self.groups, keeps, self.momentum, self.init, self.convolution
+        )
+        return flax_model(
+            network, input_shape, convolves=True, trains_differently=True, keeps_statistics=keeps,
+            pools_batch=self.norm == "batch",
+        )  # fmt: skip

@@ -1,0 +1,170 @@
+"""ResNet20: whose statistics normalise what, and what leaves a client."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from helpers import count_traces, small
+
+import fedjax_sec
+from fedjax_sec import registry
+from fedjax_sec.evaluation.metrics import _in_batches
+from fedjax_sec.models.resnet20 import _BatchNorm
+from fedjax_sec.ops.client_axis import Layout
+from fedjax_sec.round import Pool, Problem, make_task
+from fedjax_sec.types import LocalData
+
+SHAPE = (8, 8, 3)
+SMALL = (4, 4, 1)
+KINDS = {
+    "aggregated": {"statistics": "aggregated"},
+    "local": {"statistics": "local"},
+    "group": {"norm": "group"},
+}
+
+
+def build(kind, shape=SHAPE):
+    model = registry.models.build({"name": "resnet20"} | KINDS[kind]).make(shape, 4)
+    return model, jax.jit(model.init)(jax.random.key(0))
+
+
+def images(count, shape=SHAPE, seed=1):
+    return jax.random.uniform(jax.random.key(seed), (count, *shape))
+
+
+def options(model, mask):
+    return {"mask": mask} if model.pools_batch else {}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_padding_does_not_change_the_others_in_training(kind):
+    model, variables = build(kind)
+    x = images(5)
+    padded = jnp.concatenate([x, 9 * images(3, seed=2)])
+    mask = jnp.arange(8) < 5
+    found = model.apply(variables, padded, train=True, **options(model, mask))[:5]
+    np.testing.assert_allclose(found, model.apply(variables, x, train=True), atol=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "train", "alone"), [
+    ("aggregated", False, True), ("aggregated", True, False), ("local", False, False),
+    ("group", False, True), ("group", True, True),
+])  # fmt: skip
+def test_what_an_example_is_normalised_with(kind, train, alone):
+    """`alone`: an example's logits do not depend on the others in its batch."""
+    model, variables = build(kind)
+    x, other = images(6), images(6).at[1:].set(images(5, seed=3) ** 3)
+    first, second = (model.apply(variables, inputs, train=train)[0] for inputs in (x, other))
+    assert (np.abs(first - second).max() < 1e-5) == alone
+
+
+def test_batch_norm_is_flaxs():
+    x = 2 + 3 * jax.random.normal(jax.random.key(0), (6, 5, 4, 3))
+    ours, theirs = _BatchNorm(True, 0.9), nn.BatchNorm(momentum=0.9, epsilon=1e-5)
+    variables = ours.init(jax.random.key(1), x, None, True)
+    variables["params"] = {"scale": jnp.array([1.0, 2.0, 3.0]), "bias": jnp.arange(3.0)}
+    found, moved = ours.apply(variables, x, None, True, mutable=["batch_stats"])
+    expected, held = theirs.apply(variables, x, use_running_average=False, mutable=["batch_stats"])
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), dict(moved), dict(held))
+    found = ours.apply(variables | moved, x, None, False)
+    expected = theirs.apply(variables | held, x, use_running_average=True)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def task_of(kind, count=12):
+    model, variables = build(kind, SMALL)
+    x = np.random.default_rng(0).integers(0, 256, (count, *SMALL), np.uint8)
+    pool = Pool(jnp.asarray(x), jnp.arange(count) % 4)
+    problem = Problem(model, SMALL, 4, 255.0, (0.5,), (0.5,), 2, 2, False, Layout(2))
+    task = make_task(problem, pool)
+    return task, jax.flatten_util.ravel_pytree(variables)[0], variables
+
+
+def client_step(task, params, count=12, batch=8, **client):
+    spec = {"name": "sgd", "steps": 1, "batch_size": batch} | client
+    local = LocalData(jnp.int32(count), 12, jnp.int32(0), task.example)
+    own = registry.clients.build(spec)
+    return lambda params: own.apply(jax.random.key(3), params, (), local, task)[0]
+
+
+def test_a_client_sends_what_its_batch_did_to_the_statistics():
+    task, params, variables = task_of("aggregated")
+    assert int(task.statistics.sum()) == 1376
+    x, _ = task.example(jnp.arange(12))
+    delta = client_step(task, params, batch=12, l2=0.3)(params)
+    # All of the client's examples are in its batch, so their order does not matter.
+    moved = task.observe(params, x, jnp.ones(12, bool))
+    np.testing.assert_allclose(
+        delta[task.statistics], (moved - params)[task.statistics], rtol=1e-3, atol=1e-6
+    )
+    # The first layer's statistics by hand; weight decay (0.3) and the gradient left them alone.
+    kernel = variables["params"]["conv_0"]["kernel"]
+    first = jax.lax.conv_general_dilated(
+        (x - 0.5) / 0.5, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    held = task.unravel(params + delta)["batch_stats"]["norm_0"]
+    np.testing.assert_allclose(held["mean"], 0.1 * first.mean((0, 1, 2)), rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(held["var"], 0.9 + 0.1 * first.var((0, 1, 2)), rtol=1e-3)
+    weights = ~np.asarray(task.statistics)
+    assert np.abs(delta[weights]).max() > 1e-3
+    np.testing.assert_array_equal((moved - params)[weights], 0.0)
+
+
+def test_a_client_without_examples_moves_nothing():
+    task, params, _ = task_of("aggregated")
+    np.testing.assert_array_equal(client_step(task, params, count=0)(params), 0.0)
+
+
+def test_observing_costs_no_second_forward_pass():
+    def work(kind):
+        task, params, _ = task_of(kind)
+        step = jax.jit(client_step(task, params)).lower(params).compile()
+        return step.cost_analysis()["flops"]
+
+    assert work("aggregated") < 1.05 * work("local")
+
+
+@pytest.mark.parametrize("kind", ["local", "group"])
+def test_other_kinds_keep_no_statistics(kind):
+    task, _, variables = task_of(kind)
+    assert task.statistics is None and task.observe is None
+    assert set(variables) == {"params"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_learns_with_every_kind(kind):
+    client = {
+        "name": "sgd", "epochs": 3, "batch_size": 3,
+        "optimizer": {"name": "sgd", "learning_rate": 0.05},
+    }  # fmt: skip
+    quick = {"clients": "map"}  # nothing is measured first, which would compile for minutes
+    model = {"name": "resnet20", "convolution": "rows"} | KINDS[kind]
+    result = fedjax_sec.run(small(model=model, client=client, rounds=4, execution=quick))
+    losses = result.metrics["train_loss"][1:]  # the first is from before any training
+    assert np.all(np.isfinite(losses))
+    assert losses[-1] < 0.7 * losses[0]
+    assert np.all(np.isfinite(result.metrics["loss"]))
+
+
+@pytest.mark.parametrize("count", [3, 4, 8, 9])
+def test_evaluation_takes_whole_batches_and_the_rest(count):
+    x = jnp.arange(float(count))[:, None]
+
+    def centered(batch):
+        return batch - batch.mean()
+
+    found, traces = count_traces(centered)
+    parts = [x[start : start + 4] for start in range(0, count, 4)]
+    expected = np.concatenate([np.asarray(part - part.mean()) for part in parts])
+    np.testing.assert_allclose(_in_batches(found, x, 4), expected)
+    assert len(traces) <= 2
+
+
+def test_groups_must_divide_the_channels():
+    model = registry.models.build({"name": "resnet20", "norm": "group", "groups": 5})
+    with pytest.raises(ValueError, match=r"model.groups must divide 16, got 5"):
+        model.make(SHAPE, 4)
+    with pytest.raises(ValueError, match="resnet20 needs images of at least 4 x 4"):
+        registry.models.build("resnet20").make((3, 8, 1), 4)
