@@ -375,8 +375,8 @@ def assert_says_how_to_get(message, name, folder):
 def test_missing_data_says_how_to_get_it(tmp_path, name):
     with pytest.raises(MissingDataError) as caught:
         registry.datasets.get(name)().load(str(tmp_path / "none"), download=False)
-    name = {"ch_mnist": "colorectal_histology"}.get(name, name)
-    assert_says_how_to_get(str(caught.value), name, tmp_path / "none" / name)
+    folder = {"ch_mnist": "colorectal_histology"}.get(name, name)
+    assert_says_how_to_get(str(caught.value), name, tmp_path / "none" / folder)
     assert isinstance(caught.value, FileNotFoundError) and isinstance(caught.value, ValueError)
 
 

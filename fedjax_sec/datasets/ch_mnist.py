@@ -4,7 +4,7 @@ import numpy as np
 
 from fedjax_sec import registry
 from fedjax_sec.datasets._tfds import load_arrays
-from fedjax_sec.datasets.source import Source
+from fedjax_sec.datasets.source import MissingDataError, Source
 
 TFDS = "colorectal_histology"
 SIDE, TRAIN = 64, 4000
@@ -34,7 +34,10 @@ class ChMnist:
 
         Raises `MissingDataError` (the message says how to get the data).
         """
-        arrays, origin = load_arrays(TFDS, data_dir, download, ("train",), small_and_grey)
+        try:
+            arrays, origin = load_arrays(TFDS, data_dir, download, ("train",), small_and_grey)
+        except MissingDataError as error:
+            raise MissingDataError(f"Data set 'ch_mnist' is made from {TFDS}. {error}") from error
         x, y = arrays["x_train"], arrays["y_train"]
         # RandomState, because NumPy freezes its stream for ever; Generator's may change.
         order = np.random.RandomState(0).permutation(len(y))
