@@ -13,6 +13,7 @@ from yaml import YAMLError
 from fedjax_sec import registry, schema
 from fedjax_sec.datasets.root import build_root
 from fedjax_sec.evaluation.influence import build_influence
+from fedjax_sec.evaluation.robustness import surrogates_of
 from fedjax_sec.ops.client_axis import STRATEGIES
 from fedjax_sec.pipeline import Defense, Setting, check_components, fill_num_byzantine
 from fedjax_sec.schema import ConfigError, component, section, static
@@ -94,6 +95,15 @@ class Evaluation:
         "The backdoor whose success is measured (null: the attack's, if it has one). Given, it is "
         "measured without an attack too.",
         optional=True,
+    )
+    evasions: Any = component(
+        "evasion",
+        None,
+        "Attacks on test inputs, one or a list; `robust_accuracy/NAME` is what withstands each.",
+        many=True,
+    )
+    evasion_images: int | None = static(
+        None, "Test examples that are attacked, the first ones (null: all).", low=1
     )
     influence: Any = component(
         "influence",
@@ -238,6 +248,14 @@ class Experiment:
         check_components((self.client,), "client", setting)
         check_components(self.attack.stages, "attack", setting)
         check_components(self.defense.stages, "defense", setting)
+        evasions = self.evaluation.evasions
+        check_components(evasions, "evaluation.evasions", setting)
+        surrogates_of(evasions, "evaluation.evasions")
+        if self.evaluation.evasion_images is not None and not evasions:
+            raise ConfigError(
+                "evaluation.evasion_images does nothing without evaluation.evasions; give an "
+                "attack such as 'pgd', or set it to null."
+            )
         if (backdoor := self.evaluation.backdoor) is not None:
             if backdoor.stage != "data":
                 raise ConfigError(

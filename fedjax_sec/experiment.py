@@ -26,6 +26,7 @@ from fedjax_sec.config import Experiment
 from fedjax_sec.datasets import take
 from fedjax_sec.evaluation.influence import Probes
 from fedjax_sec.evaluation.metrics import TestSet, evaluate
+from fedjax_sec.evaluation.robustness import labels, surrogates_of, withstood
 from fedjax_sec.memory import USABLE, check_state, device_memory, replicas_that_fit, tree_bytes
 from fedjax_sec.ops.client_axis import layout
 from fedjax_sec.round import (
@@ -90,6 +91,13 @@ def verify(experiment: Experiment) -> None:
     check_on_data(experiment, source, population)
     _check_bases(experiment, source, population)
     _probe_positions(experiment, source)
+    load_surrogates(experiment)
+    images = experiment.evaluation.evasion_images
+    if images is not None and images > len(source.y_test):
+        raise ConfigError(
+            f"evaluation.evasion_images must be <= {len(source.y_test)}, the test examples of "
+            f"{source.label}, got {images}."
+        )
 
 
 def check_on_data(experiment: Experiment, source, population: Population) -> None:
@@ -407,6 +415,7 @@ class Program:
         )
         # What rounds themselves need of the test set: nothing, unless influence is measured.
         self.watched = self.test if experiment.evaluation.influence is not None else None
+        self.surrogates = load_surrogates(experiment)
         self.everywhere = self.problem.layout.everywhere()
         self.traces = 0
         self.compiled: dict[str, dict] = {}
@@ -566,7 +575,11 @@ class Program:
         """
         function = self._evaluator(state, replicas)
         last = _round_number(max(done - 1, 0))
-        return function(*self._placed(state.params, replicas, self.pool, self.test, last))
+        return function(*self._placed(*self._watching(state, replicas, last)))
+
+    def _watching(self, state, replicas, last):
+        others = {label: params for label, (_, params) in self.surrogates.items()}
+        return state.params, replicas, self.pool, self.test, last, others
 
     def _placed(self, *args):
         """The arguments on all devices that share the work; untouched where there is one."""
@@ -575,21 +588,36 @@ class Program:
     def _evaluator(self, state, replicas):
         self._plan(state, replicas)
         options = self.experiment.evaluation
+        evasions = options.evasions
 
-        def measure(params, replicas, pool, test, last):
-            task = make_task(self.problem, pool)
+        def measure(params, replicas, pool, test, last, others):
+            task, scale = make_task(self.problem, pool), self.problem.pixel_scale
 
             def one(params, replica):
                 backdoor = options.backdoor or replica.components.attack.backdoor
-                return evaluate(
-                    params, test, task, self.problem.pixel_scale,
-                    schema.resolve(backdoor, last), options.batch_size, options.exclude_target,
+                found = evaluate(
+                    params, test, task, scale, schema.resolve(backdoor, last),
+                    options.batch_size, options.exclude_target,
                 )  # fmt: skip
+                some = slice(options.evasion_images)
+                x, y = to_pixels(test.x[some], scale), test.y[some]
+                key = stream(replica.key, Stream.EVASION)
+                for label, attack in zip(labels(evasions), evasions, strict=True):
+                    surrogate = None
+                    if label in others:
+                        surrogate = functools.partial(self.surrogates[label][0], others[label])
+                    held = withstood(
+                        schema.resolve(attack, last), key, functools.partial(task.logits, params),
+                        x, y, options.batch_size, surrogate,
+                    )  # fmt: skip
+                    found[f"robust_accuracy/{label}"] = held.mean()
+                return found
 
             return self._over_replicas(one, params, replicas)
 
-        args = state.params, replicas, self.pool, self.test, _round_number(0)
-        return self._compile("evaluate", measure, *args)
+        return self._compile(
+            "evaluate", measure, *self._watching(state, replicas, _round_number(0))
+        )
 
     def unravel(self, params) -> Any:
         """Flat parameters [D] as the model's own tree."""
@@ -671,6 +699,27 @@ def logits_of(experiment: Experiment) -> Callable:
     problem = _simple_problem(experiment, source)
     task = make_task(problem, Pool(source.x_train, source.y_train))
     return lambda params, x: task.logits(ravel_pytree(params)[0], x)
+
+
+def load_surrogates(experiment: Experiment) -> dict[str, tuple[Callable, Any]]:
+    """label -> (logits, parameters) of the models on which `evaluation.evasions` are made.
+
+    Raises `ConfigError` for a folder without a finished run, or whose data has another shape.
+    """
+    at, found = "evaluation.evasions", {}
+    for label, folder in surrogates_of(experiment.evaluation.evasions, at).items():
+        path = Path(folder) / results.CONFIG
+        if not path.is_file():
+            raise ConfigError(f"{at}.surrogate: {folder!r} holds no finished run.")
+        other = config_lib.load(path)
+        shapes = [load_source(one).x_test.shape[1:] for one in (experiment, other)]
+        if shapes[0] != shapes[1]:
+            raise ConfigError(
+                f"{at}.surrogate: {folder!r} takes inputs of shape {shapes[1]}, this experiment's "
+                f"are {shapes[0]}."
+            )
+        found[label] = logits_of(other), final_params(folder)
+    return found
 
 
 def stack_rows(rows: Sequence[Mapping]) -> dict[str, np.ndarray]:

@@ -103,10 +103,11 @@ models = Registry("model", "fedjax_sec.models")
 clients = Registry("client", "fedjax_sec.clients")
 attacks = Registry("attack", "fedjax_sec.attacks.data", "fedjax_sec.attacks.update")
 defenses = Registry("defense", "fedjax_sec.defenses")
+evasions = Registry("evasion", "fedjax_sec.attacks.evasion")
 
 KINDS = {
     registry.kind: registry
-    for registry in (datasets, partitions, models, clients, attacks, defenses)
+    for registry in (datasets, partitions, models, clients, attacks, defenses, evasions)
 }
 
 

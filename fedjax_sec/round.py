@@ -40,6 +40,7 @@ class Stream(enum.IntEnum):
     ATTACK = 6
     DEFENSE = 7
     ROOT = 8
+    EVASION = 9
 
 
 def stream(key: PRNGKeyArray, name: Stream) -> PRNGKeyArray:

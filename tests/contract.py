@@ -18,6 +18,7 @@ from helpers import CLASSES, SHAPE, close, count_traces, same_bits, sample, tiny
 from fedjax_sec import schema
 from fedjax_sec.datasets import MissingDataError
 from fedjax_sec.datasets.packing import check_partition
+from fedjax_sec.ops import evasion
 from fedjax_sec.pipeline import Attack, Defense, Setting, fill_num_byzantine
 from fedjax_sec.schema import ConfigError
 from fedjax_sec.types import AttackerView, LocalData, ServerData, ServerView
@@ -550,3 +551,40 @@ def check_partitioner(component):
     assert first.counts.shape == (10,) and first.counts.min() >= 1
     same_bits(first, again)
     assert not np.array_equal(first.index, other.index), "the seed does not matter"
+
+
+# --- Attacks on inputs --------------------------------------------------------------------------
+
+
+def check_evasion(attack):
+    """Stays in the ball and in the pixels' range, never helps the model, and repeats itself.
+
+    Its numeric fields are traced: one compilation serves all values, and none changes the shapes.
+    """
+    task, pool = tiny_task(), tiny_pool()
+    params = jax.random.normal(jax.random.key(0), (task.dim,))
+    x, y = pool.x[:12].astype(jnp.float32) / 255, pool.y[:12]
+    logits = functools.partial(task.logits, params)
+    other = functools.partial(task.logits, params[::-1])
+
+    def run(attack, key):
+        return attack.apply(key, logits, x, y, other)
+
+    counted, traces = count_traces(run)
+    jitted = jax.jit(counted)
+    key = jax.random.key(1)
+    moved = jitted(attack, key)
+    assert moved.shape == x.shape and moved.dtype == x.dtype
+    eps = getattr(attack, "attack", attack).eps
+    assert np.abs(moved - x).max() <= eps + 1e-6
+    assert moved.min() >= 0 and moved.max() <= 1
+    assert np.abs(moved - x).max() > 0, "nothing was moved"
+    same_bits(moved, jitted(attack, key))
+    inner = hasattr(attack, "attack")
+    changes = dataclasses.replace(getattr(attack, "attack", attack), eps=eps / 2)
+    halved = dataclasses.replace(attack, attack=changes) if inner else changes
+    close(np.abs(jitted(halved, key) - x).max() <= eps / 2 + 1e-6, np.True_)
+    assert len(traces) == 1, "a numeric field is not traced"
+    if not inner:  # a surrogate's examples may help the victim
+        clean, found = (evasion.margin(logits(inputs), y) for inputs in (x, moved))
+        assert np.all(found <= clean + 1e-6), "the attack helped the model"

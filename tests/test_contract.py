@@ -102,6 +102,18 @@ def test_partition(name):
     contract.check_partitioner(registry.partitions.build(name))
 
 
+@pytest.mark.parametrize(
+    "part",
+    [
+        pytest.param(part, id=f"{name}-{i}")
+        for name in registry.evasions.names()
+        for i, part in enumerate(contract.variants(registry.evasions, name, SETTING))
+    ],
+)
+def test_evasion(part):
+    contract.check_evasion(part)
+
+
 def test_every_kind_is_there():
     assert {part.stage for part in DEFENSES} == {"before", "aggregate", "after"}
     assert UPDATE_ATTACKS and DATA_ATTACKS and CLIENTS_FOUND

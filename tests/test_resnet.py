@@ -9,7 +9,7 @@ from helpers import count_traces, small
 
 import fedjax_sec
 from fedjax_sec import registry
-from fedjax_sec.evaluation.metrics import _in_batches
+from fedjax_sec.evaluation.batches import in_batches
 from fedjax_sec.models.resnet20 import _BatchNorm
 from fedjax_sec.ops.client_axis import Layout
 from fedjax_sec.round import Pool, Problem, make_task
@@ -158,7 +158,7 @@ def test_evaluation_takes_whole_batches_and_the_rest(count):
     found, traces = count_traces(centered)
     parts = [x[start : start + 4] for start in range(0, count, 4)]
     expected = np.concatenate([np.asarray(part - part.mean()) for part in parts])
-    np.testing.assert_allclose(_in_batches(found, x, 4), expected)
+    np.testing.assert_allclose(in_batches(found, 4, x), expected)
     assert len(traces) <= 2
 
 

@@ -1,1 +1,1 @@
-"""Attacks by what they touch: local `data`, or the `update` sent to the server."""
+"""Attacks by what they touch: local `data`, the `update` sent, or a trained model's inputs."""

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, UInt8
 
+from fedjax_sec.evaluation.batches import in_batches
 from fedjax_sec.round import to_pixels
 from fedjax_sec.types import Metrics, Task
 
@@ -45,7 +46,7 @@ def evaluate(
     def predict(x):
         return task.logits(params, x)
 
-    logits = _in_batches(lambda x: predict(to_pixels(x, pixel_scale)), test.x, batch_size)
+    logits = in_batches(lambda x: predict(to_pixels(x, pixel_scale)), batch_size, test.x)
     correct = (jnp.argmax(logits, axis=-1) == test.y).astype(jnp.float32)
     log_probs = jax.nn.log_softmax(logits)
     picked = jnp.take_along_axis(log_probs, test.y[:, None], axis=1)[:, 0]
@@ -57,7 +58,7 @@ def evaluate(
     }
     if backdoor is not None:
         x, target, include = backdoor.probes(to_pixels(test.x, pixel_scale), test.y, task)
-        logits = _in_batches(predict, x, batch_size)
+        logits = in_batches(predict, batch_size, x)
         predicted, log_probs = jnp.argmax(logits, axis=-1), jax.nn.log_softmax(logits)
         picked = jnp.take_along_axis(log_probs, target[:, None], axis=1)[:, 0]
         if exclude_target and x.shape[0] == test.y.shape[0]:
@@ -68,13 +69,3 @@ def evaluate(
         if backdoor.base is not None:
             metrics["base_class_accuracy"] = metrics["per_class_accuracy"][backdoor.base]
     return metrics
-
-
-def _in_batches(fn, x, size):
-    """`fn` of batches [size, ...] one after another, so that a large test set fits in memory."""
-    whole = x.shape[0] // size * size
-    if whole == x.shape[0] == size or whole == 0:
-        return fn(x)
-    parts = jax.lax.map(fn, x[:whole].reshape(-1, size, *x.shape[1:]))
-    found = parts.reshape(whole, *parts.shape[2:])
-    return found if whole == x.shape[0] else jnp.concatenate([found, fn(x[whole:])])

@@ -2,6 +2,7 @@
 # ruff: noqa: F821
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 
 def linf_pgd(
-    gradient: Callable[[Float[Array, "B *shape"]], Float[Array, "B *shape"]],
+    gradient: Callable,
     x: Float[Array, "B *shape"],
     key: PRNGKeyArray,
     *,
@@ -17,6 +18,7 @@ def linf_pgd(
     step_size: Float[Array, ""] | float,
     num_steps: int,
     random_start: bool = True,
+    memory: Any = None,
 ) -> Float[Array, "B *shape"]:
     r"""Inputs in the L-infinity ball around `x`, moved along the sign of a loss's gradient.
 
@@ -26,7 +28,8 @@ def linf_pgd(
     al. 2018, equation 3 and section 3, where x_0 is drawn uniformly from the ball.
 
     Args:
-        gradient: of the loss in the inputs; its positive scale does not matter.
+        gradient: of the loss in the inputs; its positive scale does not matter. With `memory`,
+            what it remembers at the start, it is `(inputs, memory) -> (direction, memory)`.
         x: inputs in pixel units, in [0, 1].
         eps, step_size: in pixel units.
         num_steps: gradients taken.
@@ -44,7 +47,12 @@ def linf_pgd(
     if random_start:
         start = x + eps * jax.random.uniform(key, x.shape, x.dtype, -1.0, 1.0)
 
-    def step(_, moved):
-        return jnp.clip(moved + step_size * jnp.sign(gradient(moved)), low, high)
+    def step(_, carry):
+        moved, memory = carry
+        if memory is None:
+            slope = gradient(moved)
+        else:
+            slope, memory = gradient(moved, memory)
+        return jnp.clip(moved + step_size * jnp.sign(slope), low, high), memory
 
-    return jax.lax.fori_loop(0, num_steps, step, jnp.clip(start, low, high))
+    return jax.lax.fori_loop(0, num_steps, step, (jnp.clip(start, low, high), memory))[0]

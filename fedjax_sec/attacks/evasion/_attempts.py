@@ -1,0 +1,67 @@
+"""What gradient attacks on inputs share: losses, restarts, targets, and keeping the worst."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_sec.ops.evasion import LOSSES, margin, objective
+from fedjax_sec.schema import ConfigError, numeric, static
+
+
+@dataclasses.dataclass(frozen=True)
+class Attempts:
+    """Several searches from one input; the found input with the smallest margin is kept.
+
+    The input itself is the first candidate, so no attack helps the model.
+    """
+
+    eps: float = numeric(0.3, "Radius of the L-infinity ball, pixels in [0, 1].", low=0)
+    loss: str = static("cross_entropy", "What is ascended.", choices=LOSSES)
+    logit_scale: float = numeric(
+        1.0, "What logits are multiplied by before the loss (1/T for a model distilled at T).",
+        above=0,
+    )  # fmt: skip
+    targets: int = static(
+        0, "Wrong classes aimed at one after another, the likeliest first (0: untargeted).", low=0
+    )
+    restarts: int = static(1, "Searches from an input, for each target.", low=1)
+
+    def check(self, path: str, setting) -> None:
+        classes = setting.num_classes
+        if classes is None:
+            return
+        if self.targets >= classes:
+            raise ConfigError(
+                f"{path}.targets must be <= {classes - 1}, the number of wrong classes, "
+                f"got {self.targets}."
+            )
+        needed = 4 if self.targets else 3
+        if self.loss == "dlr" and classes < needed:
+            raise ConfigError(f"{path}.loss: 'dlr' needs {needed} classes, the data has {classes}.")
+
+    def search(self, key, value, x):
+        """Inputs in the ball around `x` for which `value(x) -> [B]` is large."""
+        raise NotImplementedError
+
+    def apply(self, key, logits, x, y, surrogate=None):
+        clean = logits(x)
+        wrong = jnp.where(jax.nn.one_hot(y, clean.shape[1], dtype=bool), -jnp.inf, clean)
+        likeliest = jnp.argsort(-wrong, axis=1)
+
+        def attempt(number, carry):
+            kept, lowest = carry
+            target = None
+            if self.targets:
+                target = jnp.take(likeliest, number % self.targets, axis=1)
+
+            def value(inputs):
+                return objective(self.loss, self.logit_scale * logits(inputs), y, target)
+
+            found = self.search(jax.random.fold_in(key, number), value, x)
+            own = margin(logits(found), y)
+            better = (own < lowest).reshape(-1, *(1,) * (x.ndim - 1))
+            return jnp.where(better, found, kept), jnp.minimum(own, lowest)
+
+        total = self.restarts * max(self.targets, 1)
+        return jax.lax.fori_loop(0, total, attempt, (x, margin(clean, y)))[0]

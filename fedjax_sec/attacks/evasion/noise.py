@@ -1,0 +1,44 @@
+"""Random noise: what an attack must beat."""
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_sec import registry
+from fedjax_sec.ops.evasion import margin
+from fedjax_sec.schema import numeric, static
+
+
+@registry.evasions.register("noise")
+class Noise:
+    r"""The worst of several random inputs in the L-infinity ball; no gradient is used.
+
+    Each is x + eps u with every u uniform in [-1, 1] (`uniform`) or +-1 (`corners`), cut to [0, 1];
+    the input with the smallest margin is kept. `x [B, ...] -> x' [B, ...]`.
+
+    Source: Carlini et al.: On evaluating adversarial robustness (2019), Section 5.3: a random
+    search has to do worse than an attack that sees gradients.
+
+    Example:
+        >>> from fedjax_sec import registry
+        >>> noise = registry.evasions.build({"name": "noise", "eps": 0.25})
+        >>> x, y = jnp.array([[0.5, 0.5]]), jnp.array([0])
+        >>> moved = noise.apply(jax.random.key(0), lambda x: x, x, y)
+        >>> bool(jnp.abs(moved - x).max() <= 0.25)
+        True
+    """
+
+    eps: float = numeric(0.3, "Radius of the L-infinity ball, pixels in [0, 1].", low=0)
+    tries: int = static(100, "Inputs tried.", low=1)
+    kind: str = static("corners", "Where in the ball.", choices=("corners", "uniform"))
+
+    def apply(self, key, logits, x, y, surrogate=None):
+        def attempt(number, carry):
+            kept, lowest = carry
+            draw = jax.random.uniform(jax.random.fold_in(key, number), x.shape, x.dtype, -1.0, 1.0)
+            draw = jnp.sign(draw) if self.kind == "corners" else draw
+            found = jnp.clip(x + self.eps * draw, 0.0, 1.0)
+            own = margin(logits(found), y)
+            better = (own < lowest).reshape(-1, *(1,) * (x.ndim - 1))
+            return jnp.where(better, found, kept), jnp.minimum(own, lowest)
+
+        return jax.lax.fori_loop(0, self.tries, attempt, (x, margin(logits(x), y)))[0]

@@ -1,0 +1,38 @@
+"""Black-box transfer: inputs made on another model."""
+
+from typing import Any
+
+from fedjax_sec import registry
+from fedjax_sec.schema import component, static
+
+
+@registry.evasions.register("transfer")
+class Transfer:
+    """Inputs that an attack makes on a surrogate, a model trained on its own, not on the victim.
+
+    `x [B, ...] -> x' [B, ...]`. The surrogate is the final model of a finished run, named by its
+    folder, on the same data and with any network; it has to keep its parameters
+    (`checkpoint.keep_params`). Nothing of the victim is used.
+
+    Raises: `ConfigError` for a folder without a finished run.
+
+    Source: Papernot et al.: Practical black-box attacks against machine learning (2017); as in
+    Zizzo et al. 2020 (FAT), Section 3.2 and 4.2, which does not describe its surrogate.
+
+    Example:
+        >>> from fedjax_sec import registry
+        >>> spec = {"name": "transfer", "surrogate": "results/other", "attack": {"eps": 0.1}}
+        >>> registry.evasions.build(spec).attack.eps
+        0.1
+    """
+
+    surrogate: str = static("", "Folder of a finished run.")
+    attack: Any = component("evasion", "pgd", "How the surrogate is attacked.")
+
+    def check(self, path, setting):
+        self.attack.check(f"{path}.attack", setting)
+
+    def apply(self, key, logits, x, y, surrogate=None):
+        if surrogate is None:
+            raise ValueError("transfer needs the surrogate's logits, surrogate(x) -> [B, C].")
+        return self.attack.apply(key, surrogate, x, y)
