@@ -139,8 +139,20 @@ def test_trigger(invoke, tmp_path):
     assert not (tmp_path / "none.png").exists()
 
 
+def test_audit(invoke, tmp_path):
+    path, run = tmp_path / "experiment.yaml", tmp_path / "run"
+    path.write_text(config.dump_yaml(small(rounds=2)))
+    assert invoke("run", path, "--out", run).exit_code == 0
+    report = tmp_path / "reports" / "audit.md"
+    done = invoke("audit", run, "--eps", "0.1", "--images", "40", "--steps", "3", "--out", report)
+    assert done.exit_code == 0, done.output
+    assert "withstand" in done.output and "elievable" in report.read_text()
+    refused = invoke("audit", run)
+    assert refused.exit_code == 2 and "give eps" in refused.output
+
+
 def test_help_names_every_command(invoke):
     done = invoke("--help")
     assert done.exit_code == 0
-    for command in ("run", "sweep", "list", "show", "trigger", "partition"):
+    for command in ("run", "sweep", "list", "show", "trigger", "partition", "audit"):
         assert command in done.output
