@@ -306,6 +306,8 @@ def from_mapping(mapping: Mapping, overrides: Mapping | Iterable[str] = ()) -> E
             for stage in experiment.defense.stages
         )
         experiment = dataclasses.replace(experiment, defense=Defense(stages))
+    if hasattr(experiment.client, "settled"):
+        experiment = dataclasses.replace(experiment, client=experiment.client.settled())
     experiment.check()
     return experiment
 

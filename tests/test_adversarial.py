@@ -9,12 +9,13 @@ import pytest
 from helpers import small, tiny_pool, tiny_task
 from jax.extend import core
 
-from fedjax_sec import registry
+from fedjax_sec import registry, schema
 from fedjax_sec.config import from_mapping
 from fedjax_sec.experiment import Program
 from fedjax_sec.ops.client_axis import Layout, map_clients
 from fedjax_sec.ops.pgd import linf_pgd
 from fedjax_sec.round import make_task
+from fedjax_sec.schema import ConfigError
 from fedjax_sec.types import LocalData
 
 LINEAR = jnp.array([[1.0, -2.0, 0.0, 0.5]])
@@ -69,6 +70,35 @@ def test_the_share_of_the_examples_that_are_there_is_replaced(fraction, present,
         assert np.abs(moved - x).max() <= 0.2 + 1e-6
         alone = jnp.arange(8) < expected
         assert task.loss(params, moved, y, alone) > task.loss(params, x, y, alone) + 0.05
+
+
+def test_the_share_can_follow_a_schedule():
+    jump = {"schedule": "steps", "values": {0: 0.125, 3: 0.75}}
+    spec = {"name": "adversarial", "steps": 1, "batch_size": 8, "fraction": jump}
+    part = from_mapping(small(client=spec)).client
+    assert part.most == 0.75  # PGD is computed for no more than six of eight
+    pool, task = tiny_pool(), tiny_task()
+    x, y, mask = pool.x[:8] / 255.0, pool.y[:8], jnp.ones(8, bool)
+    params = 0.3 * jax.random.normal(jax.random.key(2), (task.dim,))
+
+    @jax.jit
+    def replaced(index):
+        now = schema.resolve(part, index)
+        moved, _ = now.examples(jax.random.key(0), params, x, y, mask, task)
+        return jnp.any((moved != x).reshape(8, -1), axis=1).sum()
+
+    assert [int(replaced(index)) for index in (0, 2, 3, 9)] == [1, 1, 6, 6]
+
+
+def test_shares_up_to_the_same_most_run_in_one_program():
+    def structure(fraction, most=0.8):
+        spec = {"name": "adversarial", "steps": 1, "batch_size": 8, "fraction": fraction}
+        return from_mapping(small(client=spec | {"most": most})).structure()
+
+    assert structure(0.1) == structure(0.8)
+    assert structure(0.1, None) != structure(0.8, None)
+    with pytest.raises(ConfigError, match=r"client.fraction must be <= client.most = 0.8, got 0.9"):
+        structure(0.9)
 
 
 def one_round(params, how, **changes):

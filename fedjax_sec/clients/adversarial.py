@@ -5,10 +5,10 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from fedjax_sec import registry
+from fedjax_sec import registry, schema
 from fedjax_sec.clients._local_sgd import LocalSgd
 from fedjax_sec.ops.pgd import linf_pgd
-from fedjax_sec.schema import numeric, static
+from fedjax_sec.schema import ConfigError, numeric, static
 
 
 @registry.clients.register("adversarial")
@@ -24,25 +24,47 @@ class Adversarial(LocalSgd):
     batch's order is random, so its first k examples are a random choice. In the first local step
     the weights are the server's, and with all clients side by side PGD is one batch of K k inputs.
 
-    Raises: as `sgd`.
+    `fraction` can follow a schedule over rounds, such as the paper's `{schedule: steps, values:
+    {0: 0.1, 200: 0.8}}`. PGD is computed for as many inputs as its largest value asks for, in
+    every round.
+
+    Raises: as `sgd`, and `ConfigError` for a `fraction` beyond `most`.
 
     Source: Zizzo et al. 2020 (FAT), Equation 1; defaults are its Table 1 for MNIST. The random
     start is Madry et al.'s, whose settings the paper takes over. Dropout is off while PGD searches:
     a choice, both are silent.
 
     Example:
-        >>> from fedjax_sec import registry
+        >>> from fedjax_sec import registry, schema
         >>> spec = {"name": "adversarial", "steps": 1, "batch_size": 64, "fraction": 0.5}
         >>> client = registry.clients.build(spec)
         >>> client.eps, client.pgd_steps
         (0.3, 40)
     """
 
-    fraction: float = static(0.5, "Share of a batch that is replaced, K/N.", above=0, high=1)
+    fraction: float = numeric(0.5, "Share of a batch that is replaced, K/N.", low=0, high=1)
+    most: float | None = static(
+        None, "Share of a batch that PGD is computed for (null: the largest `fraction`).",
+        above=0, high=1,
+    )  # fmt: skip
     eps: float = numeric(0.3, "Radius of the L-infinity ball, pixels in [0, 1].", low=0)
     step_size: float = numeric(0.01, "PGD's step, pixels in [0, 1].", low=0)
     pgd_steps: int = static(40, "PGD's gradients.", low=1)
     random_start: bool = static(True, "Start PGD anywhere in the ball.")
+
+    def settled(self):
+        """With `most` no longer open; an experiment asks for it before anything compiles."""
+        if self.most is not None:
+            return self
+        largest = max(one.fraction for one in schema.every_value(self))
+        return dataclasses.replace(self, most=largest or 1.0)
+
+    def check(self, path, setting):
+        super().check(path, setting)
+        if self.most is not None and self.fraction > self.most:
+            raise ConfigError(
+                f"{path}.fraction must be <= {path}.most = {self.most}, got {self.fraction}."
+            )
 
     def shortened(self, steps):
         """Also at most ten of PGD, which then still take most of the time."""
@@ -50,7 +72,8 @@ class Adversarial(LocalSgd):
 
     def examples(self, key, params, x, y, mask, task):
         # The last batch of an epoch may be shorter: its share is counted over what is there.
-        k = max(round(self.fraction * self.batch_size), 1)
+        most = 1.0 if self.most is None else self.most
+        k = max(round(most * self.batch_size), 1)
         chosen = jnp.arange(k) < jnp.round(self.fraction * mask.sum())
 
         def gradient(inputs):
