@@ -29,6 +29,7 @@ from fedjax_sec.evaluation.metrics import TestSet, evaluate
 from fedjax_sec.evaluation.robustness import labels, surrogates_of, withstood
 from fedjax_sec.memory import USABLE, check_state, device_memory, replicas_that_fit, tree_bytes
 from fedjax_sec.ops.client_axis import layout
+from fedjax_sec.ops.layers import layer_sizes
 from fedjax_sec.round import (
     Components,
     Pool,
@@ -102,10 +103,12 @@ def verify(experiment: Experiment) -> None:
 
 def check_on_data(experiment: Experiment, source, population: Population) -> None:
     """`Experiment.check` with what only the data tells."""
+    model = experiment.model.make(source.x_train.shape[1:], source.num_classes)
     experiment.check(
         capacity=population.index.shape[1],
         example_shape=source.x_train.shape[1:],
         num_classes=source.num_classes,
+        layers=tuple(layer_sizes(jax.eval_shape(model.init, jax.random.key(0)))),
     )
 
 

@@ -22,7 +22,7 @@ class Setting(NamedTuple):
 
     `num_clients` K in a round; `num_malicious` m among the registered clients (None: unknown);
     `sampled`: only some registered clients take part in a round; `capacity` M, `example_shape` of
-    one input and `num_classes` (None: unknown).
+    one input, `num_classes` and the names of the model's `layers` (None: unknown).
     """
 
     num_clients: int
@@ -31,6 +31,7 @@ class Setting(NamedTuple):
     capacity: int | None = None
     example_shape: tuple[int, ...] | None = None
     num_classes: int | None = None
+    layers: tuple[str, ...] | None = None
 
 
 def _as_list(spec) -> list:

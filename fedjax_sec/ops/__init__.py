@@ -16,6 +16,7 @@ module               contents
 ``iterative``        `distances_from`, `geometric_median`, `centered_clip`
 ``signs``            `sign_votes`
 ``perturbation``     `z_max`
+``layers``           `layer_sizes`, `layer_mask`: which flat parameters are a layer's
 ``precision``        `wide`, the type of sums, and `root`, with a derivative at zero
 ``reference``        the same signatures in plain ``jnp``: slow and obviously right
 ===================  ==========================================================================
