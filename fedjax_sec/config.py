@@ -11,6 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from fedjax_sec import registry, schema
+from fedjax_sec.datasets.local_test import build_local_test
 from fedjax_sec.datasets.root import build_root
 from fedjax_sec.evaluation.influence import build_influence
 from fedjax_sec.evaluation.robustness import surrogates_of
@@ -26,6 +27,13 @@ class Data:
     name: str = static("digits", "Data set, see `fedjax-sec list datasets`.")
     num_clients: int = static(20, "N, registered clients.", low=1)
     partition: Any = component("partition", "iid", "How examples are dealt to the clients.")
+    local_test: Any = component(
+        "local test",
+        None,
+        "Test data of each client: true (a tenth of its own examples), `users`, `dealt`, or the "
+        "fields of `fedjax_sec.datasets.local_test.LocalTest` (null: none).",
+        optional=True,
+    )
     data_dir: str | None = static(
         None, "Folder of prepared tensorflow-datasets (null: TFDS_DATA_DIR, then TFDS's default)."
     )
@@ -244,6 +252,8 @@ class Experiment:
                 f"got clients={self.execution.clients!r}, chunk={self.execution.chunk}."
             )
         self._check_root()
+        if self.data.local_test is not None:
+            self.data.local_test.check("data.local_test")
         setting = Setting(k, m, sampled=k < n, **known)
         check_components((self.client,), "client", setting)
         check_components(self.attack.stages, "attack", setting)
@@ -298,7 +308,8 @@ def from_mapping(mapping: Mapping, overrides: Mapping | Iterable[str] = ()) -> E
     if not isinstance(mapping, Mapping):
         raise ConfigError(f"An experiment must be a mapping of keys to values, got {mapping!r}.")
     spec = apply_overrides(mapping, overrides)
-    builders = registry.builders() | {"influence": build_influence, "root": build_root}
+    own = {"influence": build_influence, "root": build_root, "local test": build_local_test}
+    builders = registry.builders() | own
     experiment = schema.build(Experiment, spec, "", builders)
     if experiment.clients_per_round >= experiment.data.num_clients:
         stages = tuple(

@@ -24,7 +24,9 @@ from fedjax_sec.caching import keep_compiled_programs
 from fedjax_sec.checkpoints import Checkpoints
 from fedjax_sec.config import Experiment
 from fedjax_sec.datasets import take
+from fedjax_sec.evaluation.batches import in_batches
 from fedjax_sec.evaluation.influence import Probes
+from fedjax_sec.evaluation.local import by_client
 from fedjax_sec.evaluation.metrics import TestSet, evaluate
 from fedjax_sec.evaluation.robustness import labels, surrogates_of, withstood
 from fedjax_sec.memory import USABLE, check_state, device_memory, replicas_that_fit, tree_bytes
@@ -88,7 +90,7 @@ def verify(experiment: Experiment) -> None:
     """
     source = load_source(experiment)
     experiment.model.make(source.x_train.shape[1:], source.num_classes)
-    population, _ = make_population(experiment, np.asarray(source.y_train), source.users_train)
+    population, _ = make_population(experiment, source)
     check_on_data(experiment, source, population)
     _check_bases(experiment, source, population)
     _probe_positions(experiment, source)
@@ -132,29 +134,44 @@ def _check_bases(experiment: Experiment, source, population: Population) -> None
             )
 
 
-def make_population(
-    experiment: Experiment, labels: np.ndarray, users: np.ndarray | None = None
-) -> tuple[Population, int]:
-    """Partition and malicious clients by the experiment's seed, and the examples left unused.
-
-    `labels` and `users` [T] are those of the training examples; None where nobody knows the users.
-    """
+def make_population(experiment: Experiment, source) -> tuple[Population, int]:
+    """Partition and malicious clients by the experiment's seed, and the examples left unused."""
     data, threat, root = experiment.data, experiment.threat, None
+    labels, users = np.asarray(source.y_train), source.users_train
+
+    def random(purpose: Stream):
+        return np.random.default_rng([experiment.seed, int(purpose)])
+
     left = np.arange(len(labels))
     if experiment.server.root is not None:
-        rng = np.random.default_rng([experiment.seed, int(Stream.ROOT)])
-        root = experiment.server.root.draw(rng, labels)
-        left = np.delete(left, root)
-    rng = np.random.default_rng([experiment.seed, int(Stream.PARTITION)])
+        root = experiment.server.root.draw(random(Stream.ROOT), labels)
+        left, root = np.delete(left, root), root.astype(np.int32)
     users = None if users is None else users[left]
+    rng = random(Stream.PARTITION)
     parts = data.partition.split(rng, labels[left], data.num_clients, users)
     index = np.where(parts.mask, left[parts.index], 0).astype(np.int32)
     malicious = np.arange(data.num_clients) < threat.num_malicious
     if threat.placement == "random":
-        rng = np.random.default_rng([experiment.seed, int(Stream.MALICIOUS)])
-        malicious = rng.permutation(malicious)
-    root = None if root is None else root.astype(np.int32)
-    return Population(index, parts.counts, malicious, root), parts.unused
+        malicious = random(Stream.MALICIOUS).permutation(malicious)
+    counts, local = parts.counts, None
+    if (test := data.local_test) is not None:
+        rng = random(Stream.LOCAL_TEST)
+        if test.data == "held_out":
+            index, counts, local = test.hold_out(rng, index, counts)
+        else:
+            natural = source.users_train is not None and _by_user(source, index, counts)
+            owners = source.users_train[index[:, 0]] if natural else None
+            local = test.of_test_part(
+                rng, owners, source.users_test, len(source.y_test), data.num_clients
+            )
+    return Population(index, counts, malicious, root, local), parts.unused
+
+
+def _by_user(source, index, counts) -> bool:
+    """Whether every client's examples are one user's."""
+    users = source.users_train[index]
+    mask = np.arange(index.shape[1]) < counts[:, None]
+    return bool(np.all((users == users[:, :1]) | ~mask))
 
 
 class Holdings(NamedTuple):
@@ -169,7 +186,7 @@ def class_table(experiment: Experiment) -> Holdings:
     """How many training examples of each class every client holds, and the server's own."""
     source = load_source(experiment)
     labels, classes = np.asarray(source.y_train), source.num_classes
-    population, _ = make_population(experiment, labels, source.users_train)
+    population, _ = make_population(experiment, source)
     count = lambda positions: np.bincount(labels[positions], minlength=classes)  # noqa: E731
     rows = zip(population.index, population.counts, strict=True)
     clients = np.stack([count(index[:held]) for index, held in rows])
@@ -277,9 +294,7 @@ def make_replicas(experiments: Sequence[Experiment], source) -> tuple[Replica, l
         padded = [np.pad(p, (0, most - len(p)), constant_values=-1) for p in found]
         probes = jnp.asarray(np.stack(padded), jnp.int32)
     for experiment in experiments:
-        population, left = make_population(
-            experiment, np.asarray(source.y_train), source.users_train
-        )
+        population, left = make_population(experiment, source)
         check_on_data(experiment, source, population)
         populations.append(population)
         unused.append(left)
@@ -288,6 +303,14 @@ def make_replicas(experiments: Sequence[Experiment], source) -> tuple[Replica, l
         p._replace(index=np.pad(p.index, ((0, 0), (0, width - p.index.shape[1]))))
         for p in populations
     ]
+    if populations[0].local is not None:
+        most = max(p.local.shape[1] for p in populations)
+        populations = [
+            p._replace(
+                local=np.pad(p.local, ((0, 0), (0, most - p.local.shape[1])), constant_values=-1)
+            )
+            for p in populations
+        ]
     components = [_components(experiment) for experiment in experiments]
     stack = lambda *leaves: jnp.stack([jnp.asarray(leaf) for leaf in leaves])  # noqa: E731
     keys = jnp.stack([jax.random.key(e.seed) for e in experiments])
@@ -591,7 +614,6 @@ class Program:
     def _evaluator(self, state, replicas):
         self._plan(state, replicas)
         options = self.experiment.evaluation
-        evasions = options.evasions
 
         def measure(params, replicas, pool, test, last, others):
             task, scale = make_task(self.problem, pool), self.problem.pixel_scale
@@ -602,18 +624,19 @@ class Program:
                     params, test, task, scale, schema.resolve(backdoor, last),
                     options.batch_size, options.exclude_target,
                 )  # fmt: skip
-                some = slice(options.evasion_images)
-                x, y = to_pixels(test.x[some], scale), test.y[some]
-                key = stream(replica.key, Stream.EVASION)
-                for label, attack in zip(labels(evasions), evasions, strict=True):
-                    surrogate = None
-                    if label in others:
-                        surrogate = functools.partial(self.surrogates[label][0], others[label])
-                    held = withstood(
-                        schema.resolve(attack, last), key, functools.partial(task.logits, params),
-                        x, y, options.batch_size, surrogate,
-                    )  # fmt: skip
-                    found[f"robust_accuracy/{label}"] = held.mean()
+                withstand = functools.partial(self._withstand, task, params, replica, last, others)
+                x, y = (part[: options.evasion_images] for part in test)
+                for name, held in withstand(to_pixels(x, scale), y).items():
+                    found[name] = held.mean()
+                if (positions := replica.population.local) is not None:
+                    held_out = self.experiment.data.local_test.data == "held_out"
+                    own = pool if held_out else test
+                    rows = jnp.maximum(positions, 0).reshape(-1)
+                    x, y = to_pixels(own.x[rows], scale), own.y[rows]
+                    read = in_batches(
+                        lambda x: jnp.argmax(task.logits(params, x), axis=1), options.batch_size, x
+                    )
+                    found |= by_client({"accuracy": read == y} | withstand(x, y), positions)
                 return found
 
             return self._over_replicas(one, params, replicas)
@@ -621,6 +644,19 @@ class Program:
         return self._compile(
             "evaluate", measure, *self._watching(state, replicas, _round_number(0))
         )
+
+    def _withstand(self, task, params, replica, last, others, x, y) -> dict:
+        """`robust_accuracy/NAME` -> whether each example withstands that attack on inputs."""
+        options, found = self.experiment.evaluation, {}
+        key, logits = stream(replica.key, Stream.EVASION), functools.partial(task.logits, params)
+        for label, attack in zip(labels(options.evasions), options.evasions, strict=True):
+            surrogate = None
+            if label in others:
+                surrogate = functools.partial(self.surrogates[label][0], others[label])
+            found[f"robust_accuracy/{label}"] = withstood(
+                schema.resolve(attack, last), key, logits, x, y, options.batch_size, surrogate
+            )
+        return found
 
     def unravel(self, params) -> Any:
         """Flat parameters [D] as the model's own tree."""

@@ -41,6 +41,7 @@ class Stream(enum.IntEnum):
     DEFENSE = 7
     ROOT = 8
     EVASION = 9
+    LOCAL_TEST = 10
 
 
 def stream(key: PRNGKeyArray, name: Stream) -> PRNGKeyArray:
@@ -58,13 +59,16 @@ class Pool(NamedTuple):
 class Population(NamedTuple):
     """Who holds what, and who is malicious. `index` pads each client's row to M with zeros.
 
-    `root` are the server's own examples, which no client holds; None where it has none.
+    `root` are the server's own examples, which no client holds; None where it has none. `local`
+    are the clients' own test examples, padded with -1: of the training set where they were held
+    out, else of the test set; None where nobody has any.
     """
 
     index: Int[Array, "N M"]
     counts: Int[Array, "N"]
     malicious: Bool[Array, "N"]
     root: Int[Array, "S"] | None = None
+    local: Int[Array, "N Mt"] | None = None
 
 
 class Components(NamedTuple):

@@ -132,7 +132,7 @@ EXPERIMENT = {
 def population(**changes):
     experiment = config.from_mapping(EXPERIMENT, changes)
     source = load_source(experiment)
-    return make_population(experiment, np.asarray(source.y_train))[0], source
+    return make_population(experiment, source)[0], source
 
 
 def test_no_client_holds_an_example_of_the_server():

@@ -38,7 +38,7 @@ def start_of(experiment):
     program = Program(experiment)
     replicas, _ = program.replicas([experiment])
     state = program.init(replicas)
-    population, _ = make_population(experiment, np.asarray(program.source.y_train))
+    population, _ = make_population(experiment, program.source)
     source = program.source
     own = []
     for row, count in zip(population.index, population.counts, strict=True):

@@ -109,7 +109,7 @@ def test_natural_sizes_give_steps_and_weights(monkeypatch):
 def sampled_malicious(experiment_, source, rounds):
     """How many malicious clients each round draws."""
     data, k = experiment_.data, experiment_.clients_per_round
-    population, _ = make_population(experiment_, source.y_train, source.users_train)
+    population, _ = make_population(experiment_, source)
     key = jax.random.key(experiment_.seed)
     drawn = []
     for number in range(rounds):

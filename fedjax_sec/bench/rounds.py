@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
-import numpy as np
 
 from fedjax_sec import config as config_lib
 from fedjax_sec.bench import peers
@@ -170,7 +169,7 @@ def torch_round(experiment, program) -> Callable | None:
     from fedjax_sec.bench import torch_loop
 
     source = program.source
-    population, _ = make_population(experiment, np.asarray(source.y_train), source.users_train)
+    population, _ = make_population(experiment, source)
     client = experiment.client
     optimizer = client.optimizer.dump_spec()
     attack = None

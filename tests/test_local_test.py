@@ -1,0 +1,121 @@
+"""Clients' own test data, and the global model's metrics on it."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import small
+
+import fedjax_sec
+from fedjax_sec import experiment as lib
+from fedjax_sec.config import from_mapping
+from fedjax_sec.datasets import Source
+from fedjax_sec.schema import ConfigError
+
+
+def population(**data):
+    experiment = from_mapping(small(data=data))
+    source = lib.load_source(experiment)
+    return lib.make_population(experiment, source)[0], source
+
+
+@pytest.mark.parametrize("share", [0.1, 0.25, 0.5])
+def test_held_out_examples_are_not_trained_on(share):
+    whole, _ = population(max_train=203)
+    spec = {"data": "held_out", "share": share}
+    some, _ = population(max_train=203, local_test=spec)
+    for row in range(5):
+        before = set(whole.index[row, : whole.counts[row]].tolist())
+        left = some.index[row, : some.counts[row]].tolist()
+        own = [position for position in some.local[row].tolist() if position >= 0]
+        assert len(own) == int(share * whole.counts[row])
+        assert set(left) | set(own) == before and not set(left) & set(own)
+        assert len(set(left)) == len(left) == some.counts[row]
+    again, _ = population(max_train=203, local_test=spec)
+    np.testing.assert_array_equal(some.local, again.local)
+
+
+def test_a_dealt_test_part_is_used_up_evenly():
+    found, source = population(local_test="dealt")
+    own = [row[row >= 0] for row in found.local]
+    assert sorted(np.concatenate(own).tolist()) == list(range(len(source.y_test)))
+    assert {len(row) for row in own} == {72}
+    whole, _ = population()
+    np.testing.assert_array_equal(found.index, whole.index)  # the partition is as without
+
+
+def with_users(monkeypatch, users_test):
+    rng = np.random.default_rng(0)
+    users = np.repeat(np.arange(4), 10)
+    source = Source(
+        "toy", rng.integers(0, 256, (40, 4, 4, 1), np.uint8), (np.arange(40) % 3).astype(np.int32),
+        rng.integers(0, 256, (8, 4, 4, 1), np.uint8), (np.arange(8) % 3).astype(np.int32),
+        num_classes=3, scale=255.0, mean=(0.5,), std=(0.5,), official_sizes=(40, 8),
+        origin="nowhere", users_train=users.astype(np.int32),
+        users_test=np.asarray(users_test, np.int32),
+    )  # fmt: skip
+    monkeypatch.setattr(lib, "load_source", lambda experiment: source)
+    return source
+
+
+def test_a_users_test_examples_are_its_clients(monkeypatch):
+    source = with_users(monkeypatch, [3, 1, 1, 0, 2, 2, 2, 0])
+    spec = small(data={"num_clients": 3, "partition": "natural", "local_test": "users"})
+    spec["data"].pop("max_train")
+    found, _ = lib.make_population(from_mapping(spec), source)
+    for index, local in zip(found.index, found.local, strict=True):
+        user = source.users_train[index[0]]
+        assert local[local >= 0].tolist() == np.flatnonzero(source.users_test == user).tolist()
+
+
+def test_users_without_test_examples_are_refused(monkeypatch):
+    source = with_users(monkeypatch, [4, 5, 6, 7, 4, 5, 6, 7])
+    spec = small(data={"num_clients": 3, "partition": "natural", "local_test": "users"})
+    spec["data"].pop("max_train")
+    with pytest.raises(ConfigError, match="by other users than the clients; use 'held_out'"):
+        lib.make_population(from_mapping(spec), source)
+    iid = small(data={"num_clients": 3, "local_test": "users"})
+    with pytest.raises(ConfigError, match="the partition 'natural'"):
+        fedjax_sec.run(iid)
+
+
+@pytest.mark.parametrize(("spec", "message"), [
+    ({"data": "dealt", "share": 0.2}, "share belongs to data 'held_out'"),
+    ({"data": "held_out", "share": 1.0}, "local_test.share must be > 0 and < 1"),
+    ("delt", "Did you mean 'dealt'"),
+    (3, "must be true, false, null or a mapping"),
+])  # fmt: skip
+def test_wrong_settings_are_refused(spec, message):
+    with pytest.raises(ConfigError, match=message):
+        from_mapping(small(data={"local_test": spec}))
+
+
+@pytest.mark.parametrize("data", ["held_out", "dealt"])
+def test_metrics_of_each_client(data):
+    pgd = {"name": "pgd", "eps": 0.05, "random_start": False, "steps": 5}
+    spec = small(
+        data={"max_train": 203, "local_test": {"data": data}},
+        evaluation={"every": 3, "evasions": [pgd], "evasion_images": 50},
+    )
+    result = fedjax_sec.run(spec)
+    m, experiment = result.metrics, result.experiment
+    source = lib.load_source(experiment)
+    found = lib.make_population(experiment, source)[0]
+    x, y = (
+        (source.x_train, source.y_train) if data == "held_out" else (source.x_test, source.y_test)
+    )
+    logits = lib.logits_of(experiment)
+    shares, counts = [], []
+    for own in found.local:
+        own = own[own >= 0]
+        read = np.argmax(np.asarray(logits(result.params, jnp.asarray(x[own] / 16.0))), axis=1)
+        shares.append(np.mean(read == y[own]))
+        counts.append(len(own))
+    np.testing.assert_allclose(m["per_client_accuracy"][-1], shares, atol=1e-6)
+    assert m["local_accuracy"][-1] == pytest.approx(np.average(shares, weights=counts), abs=1e-6)
+    robust = m["per_client_robust_accuracy/pgd"][-1]
+    assert robust.shape == (5,) and np.all(robust <= np.array(shares) + 1e-6)
+    assert m["local_robust_accuracy/pgd"][-1] == pytest.approx(
+        np.average(robust, weights=counts), abs=1e-6
+    )
+    if data == "dealt":  # all test images
+        assert m["local_accuracy"][-1] == pytest.approx(m["accuracy"][-1], abs=1e-6)
