@@ -14,8 +14,9 @@ import numpy as np
 import pandas as pd
 
 from fedjax_sec import config as config_lib
-from fedjax_sec import plotting, sweep
+from fedjax_sec import plotting
 from fedjax_sec.experiment import Result
+from fedjax_sec.papers._runs import Shared, finish
 
 ITEMS = ("table1", "table2", "table3", "figure2", "figure3", "figure4")
 DATASETS = ("mnist", "cifar10")
@@ -124,8 +125,7 @@ def changes(item: str, convention: str = "paper") -> dict[str, dict]:
 def make_cells(plan: Plan, items: Sequence[str], base: Mapping) -> dict:
     """(item, row) -> that row's cells, one a seed; rows with equal experiments share theirs."""
     scale = dict(SCALE_CHANGES.get((plan.scale, plan.dataset), {}))
-    known: dict[str, sweep.Cell] = {}
-    found = {}
+    shared, found = Shared(), {}
     for item in items:
         for row, change in changes(item, plan.convention).items():
             found[item, row] = []
@@ -133,10 +133,8 @@ def make_cells(plan: Plan, items: Sequence[str], base: Mapping) -> dict:
                 spec = config_lib.apply_overrides(base, {**scale, **change, "seed": seed})
                 spec = config_lib.apply_overrides(spec, plan.overrides)
                 experiment = config_lib.from_mapping(_settle(spec, item, seed))
-                key = config_lib.dump_yaml(experiment.to_dict())
                 label = f"{item} {row}" if change["attack"] else "No Attack"
-                cell = sweep.Cell({"run": label}, experiment)
-                found[item, row].append(known.setdefault(key, cell))
+                found[item, row].append(shared.cell({"run": label}, experiment))
     return found
 
 
@@ -161,11 +159,7 @@ def regenerate(
 
     `run(cells, folder)` runs cells (default: `sweep.run_cells`).
     """
-    by_row = make_cells(plan, items, base)
-    cells = list({cell.name: cell for row in by_row.values() for cell in row}.values())
-    done = (run or sweep.run_cells)(cells, out / "runs")
-    by_name = {cell.name: result for cell, result in zip(cells, done, strict=True)}
-    found = {key: [by_name[cell.name] for cell in row] for key, row in by_row.items()}
+    found = finish(make_cells(plan, items, base), out, run)
     written = []
     for item in items:
         rows = {row: results for (name, row), results in found.items() if name == item}

@@ -15,10 +15,11 @@ import numpy as np
 import pandas as pd
 
 from fedjax_sec import config as config_lib
-from fedjax_sec import plotting, sweep
+from fedjax_sec import plotting
 from fedjax_sec.attacks.update.scaling import CORNER
 from fedjax_sec.config import Experiment
 from fedjax_sec.experiment import Result
+from fedjax_sec.papers._runs import Shared, finish
 
 SCALES = ("smoke", "small", "paper")
 DATASETS = (
@@ -220,17 +221,14 @@ def make_cells(plan: Plan, items: Sequence[str], base: Mapping) -> dict:
     """(item, row, column, x) -> that cell's experiments, one a seed; equal ones are shared."""
     base = config_lib.apply_overrides(base, SCALE_CHANGES.get((plan.scale, plan.kind), {}))
     base = config_lib.apply_overrides(base, plan.overrides)
-    shared: dict[str, sweep.Cell] = {}
-    found = {}
+    shared, found = Shared(), {}
     for item in items:
         for (row, column, x), change in rows(item, plan, base).items():
             name = " ".join(filter(None, (item if x else "", row, column, x)))
             found[item, row, column, x] = []
             for seed in range(plan.seeds):
                 experiment = config_lib.from_mapping(base, {**change, "seed": seed})
-                key = config_lib.dump_yaml(experiment.to_dict())
-                cell = sweep.Cell({"run": name}, experiment)
-                found[item, row, column, x].append(shared.setdefault(key, cell))
+                found[item, row, column, x].append(shared.cell({"run": name}, experiment))
     return found
 
 
@@ -241,17 +239,10 @@ def regenerate(
 
     `run(cells, folder)` runs cells (default: `sweep.run_cells`).
     """
-    by_key = make_cells(plan, items, base)
-    cells = list({cell.name: cell for found in by_key.values() for cell in found}.values())
-    done = (run or sweep.run_cells)(cells, out / "runs")
-    by_name = {cell.name: result for cell, result in zip(cells, done, strict=True)}
+    done = finish(make_cells(plan, items, base), out, run)
     written = []
     for item in items:
-        results = {
-            (row, column, x): [by_name[cell.name] for cell in found]
-            for (owner, row, column, x), found in by_key.items()
-            if owner == item
-        }
+        results = {tuple(key): found for (owner, *key), found in done.items() if owner == item}
         if results:
             write = dict.fromkeys(TABLES, _write_table) | {"norms": _write_norms}
             written += write.get(item, _write_curves)(plan, item, results, out)

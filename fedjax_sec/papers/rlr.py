@@ -17,10 +17,11 @@ import pandas as pd
 
 from fedjax_sec import config as config_lib
 from fedjax_sec import experiment as experiment_lib
-from fedjax_sec import plotting, sweep
+from fedjax_sec import plotting
 from fedjax_sec.config import Experiment
 from fedjax_sec.evaluation import attribution
 from fedjax_sec.experiment import Result
+from fedjax_sec.papers._runs import Shared, finish, folder_of
 
 SCALES = ("smoke", "small", "paper")
 NON_IID = ("mnist_by_writer", "femnist_digits")
@@ -231,8 +232,7 @@ def make_cells(plan: Plan, items: Sequence[str], bases: Mapping[str, Mapping]) -
 
     `bases` maps a setting to the experiment of its file.
     """
-    known: dict[tuple, sweep.Cell] = {}
-    found = {}
+    shared, found = Shared(), {}
     for name in items:
         item = ITEMS[name]
         scale = SCALE_CHANGES.get((plan.scale, item.setting), {})
@@ -242,9 +242,8 @@ def make_cells(plan: Plan, items: Sequence[str], bases: Mapping[str, Mapping]) -
             found[name, row] = []
             for seed in range(plan.seeds):
                 experiment = config_lib.from_mapping(base, {**change, "seed": seed})
-                key = config_lib.dump_yaml(experiment.to_dict())
-                cell = sweep.Cell({"setting": item.setting, "run": f"{name} {row}"}, experiment)
-                found[name, row].append(known.setdefault(key, cell))
+                axes = {"setting": item.setting, "run": f"{name} {row}"}
+                found[name, row].append(shared.cell(axes, experiment))
     return found
 
 
@@ -257,14 +256,12 @@ def regenerate(
     `run(cells, folder)` runs cells (default: `sweep.run_cells`).
     """
     by_row = make_cells(plan, items, bases)
-    cells = list({cell.name: cell for row in by_row.values() for cell in row}.values())
-    done = (run or sweep.run_cells)(cells, out / "runs")
-    by_name = {cell.name: result for cell, result in zip(cells, done, strict=True)}
+    done = finish(by_row, out, run)
     written = []
     for name in items:
         rows = {row: cells for (item, row), cells in by_row.items() if item == name}
-        results = {row: [by_name[cell.name] for cell in found] for row, found in rows.items()}
-        folders = {row: out / "runs" / "cells" / found[0].name for row, found in rows.items()}
+        results = {row: done[name, row] for row in rows}
+        folders = {row: folder_of(found[0], out) for row, found in rows.items()}
         written += ITEMS[name].write(plan, name, results, folders, out)
     return written
 
