@@ -195,7 +195,8 @@ def test_equal_maxima_share_the_gradient(pool):
 @pytest.mark.parametrize(
     ("name", "shape"),
     [("fltrust_cnn", (12, 11, 2)), ("rlr_cnn", (7, 8, 1)), ("small_cnn", (6, 7, 3)),
-     ("alie_cifar10", (26, 25, 3)), ("rlr_cifar10", (27, 24, 2)), ("resnet20", (6, 5, 3))],
+     ("alie_cifar10", (26, 25, 3)), ("rlr_cifar10", (27, 24, 2)), ("resnet20", (6, 5, 3)),
+     ("madry_cnn", (9, 8, 2))],
 )  # fmt: skip
 def test_networks_do_not_depend_on_the_lowering(name, shape):
     """Same parameters, outputs, dropped activations and gradients, whatever the arrangement."""

@@ -99,7 +99,9 @@ def test_masks_differ_between_clients_and_between_steps(name):
     assert min(differences(0.5)) > 0.1
 
 
-@pytest.mark.parametrize("name, side", [("fltrust_cnn", 9), ("rlr_cnn", 5), ("rlr_cifar10", 21)])
+@pytest.mark.parametrize(
+    "name, side", [("fltrust_cnn", 9), ("rlr_cnn", 5), ("rlr_cifar10", 21), ("madry_cnn", 3)]
+)
 def test_images_that_the_poolings_reduce_to_nothing_are_refused(name, side):
     model = registry.models.build(name)
     with pytest.raises(ValueError, match=f"{name} needs images of at least"):

@@ -104,11 +104,15 @@ class Convolutional:
         kernel = kernel_init(kernel or self.init)
         return _Conv(width, size, kernel, bias, self.lowering, 1, name=name)(x)
 
-    def same_conv(self, width: int, size: int, x, name: str, stride: int = 1):
-        """The same on [B, H, W, C] with zeros around, a stride, and no bias: the norm has one."""
+    def same_conv(self, width: int, size: int, x, name: str, stride: int = 1, bias: bool = False):
+        """The same on [B, H, W, C] with zeros around and a stride; `bias=False` before a norm."""
         around = (size - 1) // 2
+        inputs = size * size * _channels(x)
         x = jnp.pad(x, ((0, 0), (around, around), (around, around), (0, 0)))
-        layer = _Conv(width, size, kernel_init(self.init), None, self.lowering, stride, name=name)
+        layer = _Conv(
+            width, size, kernel_init(self.init), bias_init(self.init, inputs) if bias else None,
+            self.lowering, stride, name=name,
+        )  # fmt: skip
         return layer(x)
 
     def relu(self, x):
