@@ -9,7 +9,7 @@ import pytest
 
 from fedjax_sec import config
 from fedjax_sec.experiment import Result
-from fedjax_sec.papers import fltrust, rlr
+from fedjax_sec.papers import fat, fltrust, rlr
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "rlr"
 BASES = {
@@ -218,3 +218,110 @@ def test_fltrusts_curves_are_drawn(tmp_path, item):
     assert sorted(lines["x"].unique()) == sorted(
         {"malicious": fltrust.SHARES, "root_size": fltrust.SIZES, "bias": fltrust.BIASES}[item]
     )
+
+
+# --- FAT ----------------------------------------------------------------------------------------
+
+FAT = Path(__file__).parents[1] / "configs" / "fat"
+FAT_BASES = {name: config.read_yaml(FAT / f"{name}.yaml") for name in (*fat.DATASETS, *fat.USERS)}
+
+
+@pytest.mark.parametrize("scale", fat.SCALES)
+@pytest.mark.parametrize("users", fat.USERS)
+def test_every_item_of_fat_is_a_set_of_valid_experiments(scale, users):
+    plan = fat.Plan(scale, 2, fat.DATASETS, users)
+    found = fat.make_cells(plan, fat.ITEMS, FAT_BASES)
+    assert {item for item, *_ in found} == set(fat.ITEMS)
+    assert found["table3", "mnist", "None"] == found["curves", "mnist", "None"]
+    assert found["table1", "mnist", "federated"][0] is found["table3", "mnist", "None"][0]
+    assert ("table3", "cifar10", "None") not in found
+    for cells in found.values():
+        assert [cell.experiment.seed for cell in cells] == [0, 1]
+        assert cells[0].experiment.evaluation.evasions[0].registered_name == "pgd"
+
+
+def test_fats_defences_withstand_as_many_as_they_are_made_for():
+    found = fat.make_cells(fat.Plan(), ["table3"], FAT_BASES)
+
+    def row(name):
+        return found["table3", "mnist", name][0].experiment
+
+    for name, bad, z in (("Trimmed Mean", 24, 1.5), ("Bulyan", 12, 1.0)):
+        attacked = row(f"{name}, convergence attack")
+        assert attacked.threat.num_malicious == attacked.defense.stages[0].num_byzantine == bad
+        assert attacked.attack.stages[0].z == z
+        assert row(name).threat.num_malicious == 0
+    krum = row("Krum, distillation")
+    assert krum.threat.num_malicious == 24 and krum.attack.stages[0].temperature == 100
+    assert krum.evaluation.evasions[1].logit_scale == 0.01
+    assert krum.client.keep_optimizer_state and krum.client.pgd_steps == 40
+
+
+def test_fats_jumps_are_those_of_its_text():
+    found = fat.make_cells(fat.Plan(users="femnist"), ["table2", "figure1"], FAT_BASES)
+    spec = found["table2", "femnist", "FAT-0.8"][0].experiment.to_dict()["client"]
+    assert spec["fraction"]["values"] == {0: 0.1, 200: 0.8} and spec["most"] == 0.8
+    later = found["figure1", "femnist", "0.1, 0.8 from round 400"][0].experiment.to_dict()
+    assert later["client"]["fraction"]["values"] == {0: 0.1, 400: 0.8}
+    plain = found["table2", "femnist", "FedAvg"][0].experiment.client
+    assert plain.registered_name == "sgd" and plain.batch_size == 10 and plain.epochs == 1
+    together = found["table2", "femnist", "Cent-AT"][0].experiment
+    assert (
+        together.data.num_clients == 1 and together.client.steps and together.client.epochs is None
+    )
+
+
+@pytest.fixture(scope="module")
+def fat_regenerated(tmp_path_factory):
+    """Most items on scikit-learn's digits with a perceptron."""
+    data = {"name": "digits", "num_clients": 11, "local_test": True}
+    bases = {name: {**base, "data": data} for name, base in FAT_BASES.items()}
+    small_work = ("model=mlp", "client.batch_size=8", "server.clients_per_round=null",
+                  "data.max_train=700", "data.num_clients=11")  # fmt: skip
+    plan = fat.Plan("smoke", 1, ("mnist",), "femnist", small_work)
+    out = tmp_path_factory.mktemp("fat")
+    return out, fat.regenerate(plan, ["table1", "table3", "curves", "figure2"], bases, out)
+
+
+def test_fats_tables_hold_published_and_measured_numbers(fat_regenerated):
+    out, written = fat_regenerated
+    one = pd.read_csv(out / "table1.csv").iloc[0]
+    assert one["centralised, robust: paper"] == 92.76 and 0 <= one["federated, robust: ours"] <= 100
+    three = pd.read_csv(out / "table3-mnist.csv").set_index("defence, attack")
+    last = three.loc["Krum, distillation"]
+    assert last["scaled: paper"] == 0.29 and last["transfer: paper"] == 12.64
+    assert np.isfinite([last["scaled: ours"], last["transfer: ours"], last["robust: ours"]]).all()
+    assert three["transfer: ours"].notna().sum() == 2  # not of the surrogate itself
+    assert len(three) == 7 and np.isfinite(three["robust: ours"]).all()
+    said = (out / "table3-mnist-audit.md").read_text()
+    assert said.count("elievable:") == 3 and "## Audit: Krum, distillation" in said
+    for name in ("curves-mnist", "figure2-femnist"):
+        assert out / f"{name}.png" in written and (out / f"{name}.png").stat().st_size > 5000
+
+
+def test_fats_second_table_and_first_figure(tmp_path):
+    plan = fat.Plan(users="femnist")
+    found = fat.make_cells(plan, ["table2", "figure1"], FAT_BASES)
+    for item, write in (("table2", fat._write_table2), ("figure1", fat._write_curves)):
+        rows = {row: cells for (owner, _, row), cells in found.items() if owner == item}
+        results = {}
+        for number, (row, (cell,)) in enumerate(rows.items()):
+            values = np.array([0.0, 0.1 * number])
+            metrics = {"round": np.array([0, 9]), "local_accuracy": values + 0.5}
+            metrics[f"local_{fat.ROBUST}"] = values
+            results[row] = [Result(cell.experiment, metrics, {"data": {"label": "x"}}, None)]
+        write(plan, item, "femnist", results, {}, tmp_path)
+    table = pd.read_csv(tmp_path / "table2-femnist.csv").set_index("method")
+    assert table.loc["FAT-0.8", "robust: paper"] == 33.69 and len(table) == 4
+    np.testing.assert_allclose(table["robust: ours"], [0, 10, 20, 30], atol=1e-6)
+    np.testing.assert_allclose(table["accuracy: ours"], [50, 60, 70, 80], atol=1e-6)
+    assert (tmp_path / "figure1-femnist.png").stat().st_size > 5000
+
+
+def test_fats_best_evaluation_is_the_most_robust_one():
+    experiment = config.from_mapping({"rounds": 1})
+    metrics = {fat.ROBUST: np.array([0.1, 0.7, 0.3]), "accuracy": np.array([0.2, 0.8, 0.9])}
+    result = Result(experiment, metrics, {}, None)
+    assert fat.best_robust(result) == 1
+    assert fat._percent([result], "accuracy", fat.best_robust) == pytest.approx(80)
+    assert fat._percent([result], "accuracy") == pytest.approx(90)

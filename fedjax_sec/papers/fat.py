@@ -1,0 +1,386 @@
+"""The tables and figures of *FAT: Federated Adversarial Training* (Zizzo, Rawat, Sinn, Buesser
+2020).
+
+An item is a table or a figure; its rows are experiments on top of a file of `configs/fat/`. Table 1
+has a row a data set, Table 3 and its curves (Figures 3 and 4) are of one data set.
+"""
+
+import csv
+import dataclasses
+import importlib.resources
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from fedjax_sec import config as config_lib
+from fedjax_sec import plotting
+from fedjax_sec.audit import audit
+from fedjax_sec.experiment import Result
+from fedjax_sec.papers._runs import Shared, finish, folder_of
+
+SCALES = ("smoke", "small", "paper")
+DATASETS = ("mnist", "fashion_mnist", "cifar10")
+USERS = ("mnist_by_writer", "femnist")
+
+#: After how many rounds the distillation attack "has stabilised" (caption of Table 3).
+STABLE = {"mnist": 15, "fashion_mnist": 100}
+#: Jump of K/N: round, and share afterwards (Section 2.1); 0.1 before it.
+JUMPS = {"FAT-0.5": (200, 0.5), "FAT-0.8": (200, 0.8)}
+
+# What the scales change of the files in configs/fat/, which are the paper's scale. `smoke` only
+# shows that every part works. `small` is for a CPU: a narrower network, fewer and longer PGD steps.
+_NARROW = {"name": "madry_cnn", "channels": [8, 16], "hidden": 64}
+SCALE_CHANGES: Mapping[tuple[str, str], Mapping] = {
+    ("smoke", "idealised"): {
+        "rounds": 2, "evaluation.every": 1, "data.max_train": 700, "data.max_test": 60,
+        "data.num_clients": 11, "client.batch_size": 8, "client.pgd_steps": 2,
+        "evaluation.evasion_images": 30, "model": _NARROW,
+    },
+    ("smoke", "users"): {
+        "rounds": 3, "evaluation.every": 1, "data.max_train": 3000, "data.num_clients": 20,
+        "client.pgd_steps": 2, "evaluation.evasion_images": 30, "data.max_test": 60,
+        "model": _NARROW,
+    },
+    ("small", "idealised"): {
+        "rounds": 300, "evaluation.every": 10, "data.max_test": 2000, "client.batch_size": 32,
+        "client.pgd_steps": 10, "evaluation.evasion_images": 500, "model": _NARROW,
+    },
+    ("small", "users"): {
+        "rounds": 600, "evaluation.every": 50, "client.pgd_steps": 10,
+        "evaluation.evasion_images": 500, "data.max_test": 2000, "model": _NARROW,
+    },
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What to regenerate and how. `users` is the data set of Table 2."""
+
+    scale: str = "paper"
+    seeds: int = 1
+    datasets: tuple[str, ...] = ("mnist", "fashion_mnist")
+    users: str = "mnist_by_writer"
+    overrides: tuple[str, ...] = ()
+
+
+def published(item: str, dataset: str) -> dict[tuple[str, str], float]:
+    """(column, metric) -> the paper's number, in percent; of Table 2 for `femnist` only.
+
+    >>> published("table3", "mnist")["Krum, distillation", "scaled"]
+    0.29
+    """
+    text = importlib.resources.files("fedjax_sec.papers").joinpath("fat.csv").read_text()
+    return {
+        (line["column"], line["metric"]): float(line["value"])
+        for line in csv.DictReader(text.splitlines())
+        if (line["item"], line["row"]) == (item, dataset)
+    }
+
+
+def bounds(clients: int) -> dict[str, int]:
+    """The most malicious clients that each defence is made for (Section 4.1: 24 and 12 of 51).
+
+    >>> bounds(51)
+    {'Trimmed Mean': 24, 'Bulyan': 12, 'Krum': 24}
+    """
+    return {
+        "Trimmed Mean": (clients - 3) // 2,
+        "Bulyan": (clients - 3) // 4,
+        "Krum": (clients - 3) // 2,
+    }
+
+
+def _table1(base: Mapping) -> dict[str, dict]:
+    clients, batch = base["data"]["num_clients"], base["client"]["batch_size"]
+    # One client that holds everything takes one step for every client's: as many images a round.
+    alone = {"data.num_clients": 1, "client.steps": clients, "client.batch_size": batch}
+    return {"centralised": alone, "federated": {}}
+
+
+def _table3(base: Mapping) -> dict[str, dict]:
+    f = bounds(base["data"]["num_clients"])
+    rules = {
+        "Trimmed Mean": {"name": "trimmed_mean", "num_byzantine": f["Trimmed Mean"]},
+        "Bulyan": {"name": "bulyan", "num_byzantine": f["Bulyan"]},
+        "Krum": {"name": "krum", "num_byzantine": f["Krum"]},
+    }
+    # mu + k sigma with k = -1.5 and -1 (Section 3.1); ALIE's z is -k.
+    attacks = {
+        "Trimmed Mean": {"name": "alie", "z": 1.5},
+        "Bulyan": {"name": "alie", "z": 1.0},
+        "Krum": "distillation",
+    }
+    rows = {"None": {}}
+    for name, rule in rules.items():
+        title = "distillation" if name == "Krum" else "convergence attack"
+        rows[name] = {"defense": rule}
+        rows[f"{name}, {title}"] = {
+            "defense": rule, "attack": attacks[name], "threat.num_malicious": f[name],
+        }  # fmt: skip
+    (pgd,) = base["evaluation"]["evasions"]
+    rows["Krum, distillation"]["evaluation.evasions"] = [pgd, pgd | {"logit_scale": 0.01}]
+    return rows
+
+
+def _plain(base: Mapping) -> dict:
+    """The same local training without adversarial examples."""
+    keep = ("steps", "epochs", "batch_size", "optimizer", "keep_optimizer_state")
+    return {"name": "sgd"} | {key: base["client"][key] for key in keep if key in base["client"]}
+
+
+def _jump(round_, share):
+    return {"client.fraction": {"schedule": "steps", "values": {0: 0.1, round_: share}}}
+
+
+def _at(base: Mapping, round_: int) -> int:
+    """A round of the paper's 2,500, at the same share of this experiment's rounds."""
+    return max(round(round_ * base["rounds"] / 2500), 1)
+
+
+def _table2(base: Mapping) -> dict[str, dict]:
+    rows: dict[str, dict] = {"FedAvg": {"client": _plain(base)}}
+    for name, (round_, share) in JUMPS.items():
+        rows[name] = _jump(_at(base, round_), share)
+    # "centralised FE-MNIST with Adam as the optimiser", with the ratio of 0.1 for initial epochs.
+    rows["Cent-AT"] = _jump(_at(base, 200), 0.8) | {
+        "data.num_clients": 1, "data.partition": "iid", "server.clients_per_round": 1,
+        "client.epochs": None, "client.steps": 30, "client.keep_optimizer_state": True,
+        "client.optimizer": {"name": "adam", "learning_rate": 0.001},
+    }  # fmt: skip
+    return rows
+
+
+def _figure1(base: Mapping) -> dict[str, dict]:
+    return {
+        "0.5 from the start": {"client.fraction": 0.5},
+        "1.0 from the start": {"client.fraction": 1.0},
+        f"0.1, 0.5 from round {_at(base, 200)}": _jump(_at(base, 200), 0.5),
+        f"0.1, 0.8 from round {_at(base, 200)}": _jump(_at(base, 200), 0.8),
+        f"0.1, 0.8 from round {_at(base, 400)}": _jump(_at(base, 400), 0.8),
+    }
+
+
+def _figure2(base: Mapping) -> dict[str, dict]:
+    return {"FAT-0.8": _table2(base)["FAT-0.8"]}
+
+
+_ROWS = {
+    "table1": _table1, "table2": _table2, "table3": _table3, "curves": _table3,
+    "figure1": _figure1, "figure2": _figure2,
+}  # fmt: skip
+ITEMS = tuple(_ROWS)  # `curves` are Figure 3 for MNIST and Figure 4 for Fashion-MNIST
+OF_USERS = ("table2", "figure1", "figure2")
+
+
+def make_cells(plan: Plan, items: Sequence[str], bases: Mapping[str, Mapping]) -> dict:
+    """(item, data set, row) -> its cells, one a seed; equal experiments share theirs.
+
+    `bases` maps a data set to the experiment of its file.
+    """
+    shared, found = Shared(), {}
+    for item in items:
+        kind = "users" if item in OF_USERS else "idealised"
+        for dataset in (plan.users,) if kind == "users" else plan.datasets:
+            if item in ("table3", "curves") and dataset == "cifar10":
+                continue  # "due to computational constraints [...] on MNIST and Fashion-MNIST"
+            scale = SCALE_CHANGES.get((plan.scale, kind), {})
+            base = config_lib.apply_overrides(bases[dataset], scale)
+            base = config_lib.apply_overrides(base, plan.overrides)
+            for row, change in _ROWS[item](base).items():
+                key = item, dataset, row
+                found[key] = []
+                for seed in range(plan.seeds):
+                    experiment = config_lib.from_mapping(base, {**change, "seed": seed})
+                    axes = {"data": dataset, "run": f"{item} {row}"}
+                    found[key].append(shared.cell(axes, experiment))
+    return found
+
+
+def regenerate(
+    plan: Plan, items: Sequence[str], bases: Mapping[str, Mapping], out: Path,
+    run: Callable | None = None,
+) -> list[Path]:  # fmt: skip
+    """Runs what is missing in `out` and writes the items; returns the files written.
+
+    `run(cells, folder)` runs cells (default: `sweep.run_cells`).
+    """
+    by_key = make_cells(plan, items, bases)
+    done = finish(by_key, out, run)
+    writers = {
+        "table1": _write_table1, "table2": _write_table2, "table3": _write_table3,
+        "curves": _write_curves, "figure1": _write_curves, "figure2": _write_scatter,
+    }  # fmt: skip
+    written = []
+    for item in items:
+        for dataset in dict.fromkeys(data for owner, data, _ in done if owner == item):
+            rows = {
+                row: r for (owner, data, row), r in done.items() if (owner, data) == (item, dataset)
+            }
+            folders = {row: folder_of(by_key[item, dataset, row][0], out) for row in rows}
+            written += writers[item](plan, item, dataset, rows, folders, out)
+    if "table1" in items:
+        written += _join_table1(plan, out)
+    return written
+
+
+ROBUST = "robust_accuracy/pgd"
+
+
+def _percent(results: Sequence[Result], metric: str, at=-1) -> float:
+    """Mean over seeds; `at` is an evaluation, or a function of a result that picks one."""
+    pick = at if callable(at) else lambda result: at
+    return float(np.mean([100 * result.metrics[metric][pick(result)] for result in results]))
+
+
+def best_robust(result: Result) -> int:
+    """The evaluation "when the maximum adversarial accuracy was achieved" (caption of Table 3)."""
+    return int(np.nanargmax(result.metrics[ROBUST]))
+
+
+def _describe(plan: Plan, result: Result) -> str:
+    e = result.experiment
+    work = f"{e.client.steps} steps" if e.client.steps else f"{e.client.epochs} epochs"
+    pgd = e.evaluation.evasions[0]
+    return (
+        f"{result.summary['data']['label']}, {e.data.num_clients} clients "
+        f"({e.clients_per_round} a round), {e.rounds} rounds, {work} of batch "
+        f"{e.client.batch_size}, evaluated with PGD of radius {pgd.eps:g}, {pgd.steps} steps of "
+        f"{pgd.step_size:g}, on {e.evaluation.evasion_images or 'all'} test images, scale "
+        f"`{plan.scale}`, {plan.seeds} seed{'s' if plan.seeds > 1 else ''}"
+    )
+
+
+def _write(frame: pd.DataFrame, head: str, path: Path) -> list[Path]:
+    frame.to_csv(path.with_suffix(".csv"), index=False, float_format="%.2f")
+    shown = frame.astype(object).where(frame.notna(), None)
+    text = shown.to_markdown(index=False, floatfmt=".1f", missingval="")
+    path.with_suffix(".md").write_text(f"{head}\n\n{text}\n")
+    return [path.with_suffix(".md"), path.with_suffix(".csv")]
+
+
+def _write_table1(plan, item, dataset, rows, folders, out) -> list[Path]:
+    paper = published(item, dataset)
+    line: dict = {"data": dataset}
+    for column, results in rows.items():
+        for title, metric in (("robust", ROBUST), ("accuracy", "accuracy")):
+            line[f"{column}, {title}: paper"] = paper.get((column, title))
+            line[f"{column}, {title}: ours"] = _percent(results, metric, best_robust)
+    described = _describe(plan, rows["federated"][0])
+    return _write(
+        pd.DataFrame([line]), f"# FAT, Table 1\n\n{described}.", out / f"table1-{dataset}"
+    )
+
+
+def _join_table1(plan, out: Path) -> list[Path]:
+    parts = [pd.read_csv(out / f"table1-{dataset}.csv") for dataset in plan.datasets]
+    head = (
+        "# FAT, Table 1\n\nPercent, at the evaluation with the highest robust accuracy. Settings: "
+        "the files of each data set."
+    )
+    return _write(pd.concat(parts), head, out / "table1")
+
+
+def _write_table2(plan, item, dataset, rows, folders, out) -> list[Path]:
+    paper = published(item, dataset)
+    lines = []
+    for row, results in rows.items():
+        line = {"method": row}
+        for title, metric in (("robust", f"local_{ROBUST}"), ("accuracy", "local_accuracy")):
+            if paper:
+                line[f"{title}: paper"] = paper.get((row, title))
+            line[f"{title}: ours"] = _percent(results, metric)
+        lines.append(line)
+    head = (
+        f"# FAT, Table 2\n\n{_describe(plan, rows['FAT-0.8'][0])}. Percent after the last round, "
+        f"on the users' own test examples, weighted by their numbers."
+    )
+    return _write(pd.DataFrame(lines), head, out / f"table2-{dataset}")
+
+
+def _write_table3(plan, item, dataset, rows, folders, out) -> list[Path]:
+    paper = published(item, dataset)
+    lines, said = [], []
+    for row, results in rows.items():
+        distilled = row == "Krum, distillation"
+        at = -1 if distilled else best_robust
+        values = {
+            "robust": _percent(results, ROBUST, at), "accuracy": _percent(results, "accuracy", at),
+            "scaled": None, "transfer": None,
+        }  # fmt: skip
+        if distilled:
+            since = min(STABLE.get(dataset, 0), results[0].experiment.rounds)
+            stable = [r.metrics["round"] >= since for r in results]
+            values["scaled"] = float(
+                np.mean(
+                    [
+                        100 * r.metrics["robust_accuracy/pgd_2"][late].mean()
+                        for r, late in zip(results, stable, strict=True)
+                    ]
+                )
+            )
+        if row in ("None", "Krum", "Krum, distillation"):
+            # Transfer is from the model trained without a defence; that one is its own surrogate.
+            other = folders["None"] if row != "None" else None
+            experiment = results[0].experiment
+            pgd = experiment.evaluation.evasions[0]
+            found = audit(
+                folders[row], surrogate=other, eps=pgd.eps, step_size=pgd.step_size,
+                steps=pgd.steps, images=experiment.evaluation.evasion_images,
+            )  # fmt: skip
+            said.append(f"## Audit: {row}\n\n{found.to_markdown()}")
+            if other is not None:
+                values["transfer"] = 100 * found.shares["transfer"]
+        line = {"defence, attack": row}
+        for title, value in values.items():
+            line |= {f"{title}: paper": paper.get((row, title)), f"{title}: ours": value}
+        lines.append(line)
+    head = (
+        f"# FAT, Table 3\n\n{_describe(plan, rows['None'][0])}. Percent at the evaluation with the "
+        f"highest robust accuracy; under the distillation attack after the last round (robust is "
+        f"what it *appears* to be), scaled logits on average from round {STABLE.get(dataset, 0)} "
+        f"on. Transfer: PGD on the final model without a defence."
+    )
+    written = _write(pd.DataFrame(lines), head, out / f"table3-{dataset}")
+    path = out / f"table3-{dataset}-audit.md"
+    path.write_text("\n".join(["# FAT, Table 3: is the robustness believable?\n", *said]))
+    return [*written, path]
+
+
+def _write_curves(plan, item, dataset, rows, folders, out) -> list[Path]:
+    of_users = item == "figure1"
+    metrics = {"accuracy": "accuracy", "robust accuracy": ROBUST}
+    if of_users:
+        metrics = {title: f"local_{metric}" for title, metric in metrics.items()}
+    figure, panels = plotting.plt.subplots(
+        1, 2, figsize=(9.5, 4.2), sharey=True, layout="constrained"
+    )
+    for panel, (title, metric) in zip(panels, metrics.items(), strict=True):
+        plotting.curves(panel, rows, metric)
+        panel.set(title=title, xlabel="round", ylim=(-1, 101))
+        panel.grid(alpha=0.3)
+    panels[0].set_ylabel("users' own test examples (%)" if of_users else "test examples (%)")
+    panels[1].legend(fontsize=8)
+    described = _describe(plan, next(iter(rows.values()))[0]).replace("`", "")
+    figure.suptitle("\n".join(described.split(", evaluated ")), size=9)
+    return plotting.save(figure, out / f"{item}-{dataset}")
+
+
+def _write_scatter(plan, item, dataset, rows, folders, out) -> list[Path]:
+    ((row, results),) = rows.items()
+    metrics = results[0].metrics
+    accuracy, robust = (100 * metrics[f"per_client_{name}"][-1] for name in ("accuracy", ROBUST))
+    figure, axes = plotting.plt.subplots(figsize=(5, 4.4), layout="constrained")
+    axes.scatter(accuracy, robust, s=9, alpha=0.4)
+    known = np.isfinite(accuracy) & np.isfinite(robust)
+    varies = min(accuracy[known].std(), robust[known].std()) > 0
+    r = f"{np.corrcoef(accuracy[known], robust[known])[0, 1]:.2f}" if varies else "undefined"
+    axes.set(
+        xlabel="accuracy (%)", ylabel="robust accuracy (%)", xlim=(-3, 103), ylim=(-3, 103),
+        title=f"{row}: {known.sum()} users, correlation {r}",
+    )  # fmt: skip
+    axes.grid(alpha=0.3)
+    described = _describe(plan, results[0]).replace("`", "")
+    figure.suptitle("\n".join(described.split(", evaluated ")), size=7)
+    return plotting.save(figure, out / f"{item}-{dataset}")
