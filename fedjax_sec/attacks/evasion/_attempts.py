@@ -9,6 +9,19 @@ from fedjax_sec.ops.evasion import LOSSES, margin, objective
 from fedjax_sec.schema import ConfigError, numeric, static
 
 
+def worst_of(count: int, find, logits, x, y):
+    """Of x and `find(0)`, ..., `find(count - 1)`, each example with the smallest margin."""
+
+    def attempt(number, carry):
+        kept, lowest = carry
+        found = find(number)
+        own = margin(logits(found), y)
+        better = (own < lowest).reshape(-1, *(1,) * (x.ndim - 1))
+        return jnp.where(better, found, kept), jnp.minimum(own, lowest)
+
+    return jax.lax.fori_loop(0, count, attempt, (x, margin(logits(x), y)))[0]
+
+
 @dataclasses.dataclass(frozen=True)
 class Attempts:
     """Several searches from one input; the found input with the smallest margin is kept.
@@ -49,8 +62,7 @@ class Attempts:
         wrong = jnp.where(jax.nn.one_hot(y, clean.shape[1], dtype=bool), -jnp.inf, clean)
         likeliest = jnp.argsort(-wrong, axis=1)
 
-        def attempt(number, carry):
-            kept, lowest = carry
+        def find(number):
             target = None
             if self.targets:
                 target = jnp.take(likeliest, number % self.targets, axis=1)
@@ -58,10 +70,6 @@ class Attempts:
             def value(inputs):
                 return objective(self.loss, self.logit_scale * logits(inputs), y, target)
 
-            found = self.search(jax.random.fold_in(key, number), value, x)
-            own = margin(logits(found), y)
-            better = (own < lowest).reshape(-1, *(1,) * (x.ndim - 1))
-            return jnp.where(better, found, kept), jnp.minimum(own, lowest)
+            return self.search(jax.random.fold_in(key, number), value, x)
 
-        total = self.restarts * max(self.targets, 1)
-        return jax.lax.fori_loop(0, total, attempt, (x, margin(clean, y)))[0]
+        return worst_of(self.restarts * max(self.targets, 1), find, logits, x, y)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_sec import registry
-from fedjax_sec.ops.evasion import margin
+from fedjax_sec.attacks.evasion._attempts import worst_of
 from fedjax_sec.schema import numeric, static
 
 
@@ -32,13 +32,9 @@ class Noise:
     kind: str = static("corners", "Where in the ball.", choices=("corners", "uniform"))
 
     def apply(self, key, logits, x, y, surrogate=None):
-        def attempt(number, carry):
-            kept, lowest = carry
+        def find(number):
             draw = jax.random.uniform(jax.random.fold_in(key, number), x.shape, x.dtype, -1.0, 1.0)
             draw = jnp.sign(draw) if self.kind == "corners" else draw
-            found = jnp.clip(x + self.eps * draw, 0.0, 1.0)
-            own = margin(logits(found), y)
-            better = (own < lowest).reshape(-1, *(1,) * (x.ndim - 1))
-            return jnp.where(better, found, kept), jnp.minimum(own, lowest)
+            return jnp.clip(x + self.eps * draw, 0.0, 1.0)
 
-        return jax.lax.fori_loop(0, self.tries, attempt, (x, margin(logits(x), y)))[0]
+        return worst_of(self.tries, find, logits, x, y)
