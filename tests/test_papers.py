@@ -184,6 +184,7 @@ def test_fltrusts_table_holds_the_last_round_and_leaves_unknown_cells_empty(tmp_
     assert "0.30 ± 0.14 / 0.75 ± 0.00" in text and "paper |" not in text
     published = fltrust.published("mnist-0.1")
     assert published["Scaling attack", "FedAvg", "success"] == 1.0 and len(published) == 15
+    assert fltrust.published("ch_mnist")["No attack", "Krum", "error"] == 0.24
 
 
 def test_fltrusts_norms_are_told_apart(tmp_path):
