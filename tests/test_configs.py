@@ -58,6 +58,9 @@ def test_runs_for_a_round(path):
             changes |= {"data.data_dir": str(Path(TEST_DATA, "tfds")), "data.download": False}
             # All clients and the whole network, on few examples.
             changes |= {"data.max_train": 2040, "data.max_test": 100, "client.batch_size": 4}
+        if one.evaluation.evasions:  # and few steps of PGD, both in training and in testing
+            changes |= {"evaluation.evasion_images": 10, "evaluation.evasions.0.steps": 2}
+            changes |= {"client.pgd_steps": 2}
         result = fedjax_sec.run(one, **changes)
         assert result.metrics["round"].tolist() == [0, 1]
         assert np.isfinite(result.metrics["loss"]).all()
