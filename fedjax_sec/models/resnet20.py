@@ -99,7 +99,7 @@ class ResNet20:
       normalised over its own batch (`evaluation.batch_size` examples), so its logits depend on it.
 
     `norm="group"` normalises every example for itself, over `groups` groups of channels, and keeps
-    nothing. What the choice does to FLTrust's cosines: docs/results/fltrust/README.md.
+    nothing. `scripts/fltrust.py norms` measures what the choice does to FLTrust's trust scores.
 
     Raises: `ConfigError` for images smaller than 4 x 4, or `groups` that do not divide 16.
 

@@ -27,6 +27,8 @@ class Attempts:
     """Several searches from one input; the found input with the smallest margin is kept.
 
     The input itself is the first candidate, so no attack helps the model.
+    `search(key, value, x)`, in the components, gives inputs in the ball around `x` for which
+    `value(inputs) -> [B]` is large.
     """
 
     eps: float = numeric(0.3, "Radius of the L-infinity ball, pixels in [0, 1].", low=0)
@@ -52,10 +54,6 @@ class Attempts:
         needed = 4 if self.targets else 3
         if self.loss == "dlr" and classes < needed:
             raise ConfigError(f"{path}.loss: 'dlr' needs {needed} classes, the data has {classes}.")
-
-    def search(self, key, value, x):
-        """Inputs in the ball around `x` for which `value(x) -> [B]` is large."""
-        raise NotImplementedError
 
     def apply(self, key, logits, x, y, surrogate=None):
         clean = logits(x)
