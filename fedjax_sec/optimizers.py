@@ -12,7 +12,6 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import optax
 
 from fedjax_sec import schema
@@ -33,8 +32,7 @@ OPTIMIZERS = _functions(lambda name, parameters: next(iter(parameters), "") == "
 SCHEDULES = _functions(lambda name, parameters: name.endswith(("_schedule", "_decay")))
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@schema.pytree
 class Optimizer:
     """An optax optimizer as a pytree: `traced` arguments can be swept, `fixed` ones recompile.
 

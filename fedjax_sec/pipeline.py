@@ -73,8 +73,7 @@ def fill_num_byzantine(part, num_malicious: int | None):
     return dataclasses.replace(part, **changes) if changes else part
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@schema.pytree
 class Defense:
     """Stages before aggregation, one aggregator, stages after it.
 
@@ -149,8 +148,7 @@ def _turned(before, after):
     return (before != 0) & (jnp.abs(after + before) <= 1e-6 * jnp.abs(before))
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@schema.pytree
 class Attack:
     """Data stages and update stages; an empty pipeline is no attack."""
 

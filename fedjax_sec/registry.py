@@ -11,8 +11,6 @@ import inspect
 import pkgutil
 from collections.abc import Mapping
 
-import jax
-
 from fedjax_sec import schema
 from fedjax_sec.schema import ConfigError
 
@@ -39,7 +37,7 @@ class Registry:
                     f"{self.kind} {name!r} is already registered by {known.__module__}; "
                     f"rename one of the two."
                 )
-            cls = jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True)(cls))
+            cls = schema.pytree(cls)
             cls.registered_name = name
             self._entries[name] = cls
             return cls

@@ -146,8 +146,7 @@ def check_round_trip(registry, component):
 # --- Defences -----------------------------------------------------------------------------------
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@schema.pytree
 class PlainMean:
     """An aggregator for stages that need one: the unweighted mean of the valid rows."""
 

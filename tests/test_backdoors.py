@@ -1,6 +1,5 @@
 """Trojans, shared-out patterns, label flips and boosting: pixels, shares, labels, measurement."""
 
-import dataclasses
 import itertools
 
 import jax
@@ -11,7 +10,7 @@ from helpers import CLASSES, SHAPE, NumpyMlp, same_bits, sample, small, tiny_tas
 from jax.flatten_util import ravel_pytree
 
 import fedjax_sec
-from fedjax_sec import config, experiment, plotting, registry
+from fedjax_sec import config, experiment, plotting, registry, schema
 from fedjax_sec.ops.client_axis import Layout
 from fedjax_sec.optimizers import build as build_optimizer
 from fedjax_sec.pipeline import Attack, Defense, Setting
@@ -204,8 +203,7 @@ def test_bands_of_a_mark_unite_to_the_whole(pattern):
 # --- Inside the round ---------------------------------------------------------------------------
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@schema.pytree
 class Reveals:
     """A client whose "update" are its images, and whose metrics are its labels."""
 

@@ -1,6 +1,9 @@
 """The contract of `contract.py` over every registered component; names none of them."""
 
+import itertools
+
 import contract
+import jax
 import pytest
 from contract import BYZANTINE, CLIENTS
 
@@ -112,6 +115,15 @@ def test_partition(name):
 )
 def test_evasion(part):
     contract.check_evasion(part)
+
+
+@pytest.mark.parametrize("kind", registry.KINDS)
+def test_classes_differ_in_structure(kind):
+    """Else a compiled function that takes either may run the program of the other."""
+    found = registry.KINDS[kind]
+    parts = [found.build(name) for name in found.names()]
+    for one, other in itertools.combinations(parts, 2):
+        assert jax.tree.structure(one) != jax.tree.structure(other)
 
 
 def test_every_kind_is_there():

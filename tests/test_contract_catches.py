@@ -8,13 +8,14 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from fedjax_sec import schema
 from fedjax_sec.schema import numeric
 
 
 def component(cls):
     """What `Registry.register` does, without registering."""
     cls.registered_name = "broken"
-    return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True)(cls))
+    return schema.pytree(cls)
 
 
 class Stage:
@@ -326,3 +327,13 @@ def test_a_field_without_meaning():
     cls = documented(GOOD, __annotations__={"x": float}, x=dataclasses.field(default=0.0))
     with pytest.raises(AssertionError, match="field x"):
         contract.check_described(cls)
+
+
+# --- Alike classes ------------------------------------------------------------------------------
+
+
+def test_compiled_functions_tell_alike_classes_apart():
+    """A signature is looked up by a few bits of its hash: many classes, so that some share them."""
+    kinds = [component(type(f"Times{factor}", (), {"factor": factor})) for factor in range(100)]
+    multiplied = jax.jit(lambda part, x: part.factor * x)
+    assert [int(multiplied(kind(), 1)) for kind in kinds] == list(range(100))

@@ -10,7 +10,7 @@ import pytest
 from helpers import NumpyMlp, same_bits, small, tiny_mlp, tiny_pool, tiny_task
 
 import fedjax_sec
-from fedjax_sec import config
+from fedjax_sec import config, schema
 from fedjax_sec.evaluation import influence as module
 from fedjax_sec.evaluation.influence import Probes, importances, influence
 from fedjax_sec.experiment import Program, _poisoned, load_source, train
@@ -166,8 +166,7 @@ def test_one_mapping_moves_nothing_of_its_own():
 # --- In a run -----------------------------------------------------------------------------------
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@schema.pytree
 class Turn:
     """Turns the aggregate where it is below its mean, as a robust learning rate might."""
 
@@ -181,8 +180,7 @@ class Turn:
         return jnp.where(aggregate < aggregate.mean(), -aggregate, aggregate), state, {}
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@schema.pytree
 class Stamp:
     """Images of class `base` with one pixel set are class `target`; only these are probes."""
 

@@ -14,7 +14,7 @@ from helpers import NumpyMlp, close, small, tiny_mlp, tiny_pool, tiny_task
 from jax.flatten_util import ravel_pytree
 
 import fedjax_sec
-from fedjax_sec import config, registry
+from fedjax_sec import config, registry, schema
 from fedjax_sec.experiment import Program, make_population
 from fedjax_sec.ops.permutation import permute
 from fedjax_sec.pipeline import Defense
@@ -223,8 +223,7 @@ def test_permutations_are_roughly_uniform():
 # --- Participation ------------------------------------------------------------------------------
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@schema.pytree
 class Recorder:
     """An unweighted mean that keeps what the server showed it; its state has a row a client."""
 

@@ -1,7 +1,5 @@
 """Schedules of numeric fields: their values, what they do to a run, errors, and round trips."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -182,8 +180,7 @@ def test_an_optimizer_with_a_state_follows_a_schedule():
 # --- Checks and errors --------------------------------------------------------------------------
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@schema.pytree
 class Checked:
     """A component that notes what its check is given."""
 
