@@ -1,12 +1,15 @@
 """PGD on inputs, and local training on the examples it finds."""
 
+import dataclasses
 import functools
 
+import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import small, tiny_pool, tiny_task
+from hypothesis import strategies as st
 from jax.extend import core
 
 from fedjax_sec import registry, schema
@@ -51,6 +54,61 @@ def test_pgd_reaches_the_optimum_of_a_linear_loss(random_start, eps, step_size, 
 def client(**changes):
     spec = {"name": "adversarial", "steps": 1, "batch_size": 8, "eps": 0.2, "step_size": 0.05}
     return registry.clients.build(spec | {"pgd_steps": 7} | changes)
+
+
+NORMALISATIONS = {
+    "mean": st.floats(-2, 2, width=32),
+    "std": st.floats(2**-7, 4, width=32),
+    "eps": st.floats(0, 1, width=32),
+    "step_size": st.floats(0, 2, width=32),
+    "seed": st.integers(0, 2**31 - 1),
+}
+SEARCHES = {
+    "adversarial": client(most=1.0),
+    "adversarial, no random start": client(most=1.0, random_start=False),
+    "fgsm": registry.evasions.build("fgsm"),
+    "pgd": registry.evasions.build({"name": "pgd", "steps": 7, "momentum": 0.5}),
+    "apgd": registry.evasions.build({"name": "apgd", "steps": 7}),
+}
+
+
+@functools.partial(jax.jit, static_argnames="name")
+def searched(name, mean, std, eps, step_size, seed):
+    """Inputs, and what the attack makes of them where the network sees (x - mean) / std."""
+    plain, pool, key = tiny_task(), tiny_pool(), jax.random.key(seed)
+
+    def logits(params, x, **options):
+        return plain.logits(params, (x - mean) / std, **options)
+
+    def loss(params, x, y, mask, **options):
+        return plain.loss(params, (x - mean) / std, y, mask, **options)
+
+    task = plain._replace(logits=logits, loss=loss)
+    fields = {"eps": eps, "step_size": step_size}
+    attack = SEARCHES[name]
+    attack = dataclasses.replace(attack, **{n: v for n, v in fields.items() if hasattr(attack, n)})
+    x, y = pool.x[:8] / 255.0, pool.y[:8]
+    params = 0.3 * jax.random.normal(jax.random.key(2), (task.dim,))
+    if hasattr(attack, "examples"):
+        return x, attack.examples(key, params, x, y, jnp.ones(8, bool), task)[0]
+    return x, attack.apply(key, functools.partial(logits, params), x, y)
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+@hypothesis.given(**NORMALISATIONS)
+@hypothesis.settings(max_examples=100, deadline=None, derandomize=True, database=None)
+def test_inputs_stay_in_the_ball_and_in_the_range(name, mean, std, eps, step_size, seed):
+    """Both are in pixels, whatever the network makes of them."""
+    x, moved = searched(name, mean, std, eps, step_size, seed)
+    assert np.isfinite(moved).all()
+    assert np.abs(moved - x).max() <= eps + 1e-6
+    assert moved.min() >= 0 and moved.max() <= 1
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_the_ball_is_used(name):
+    x, moved = searched(name, 0.3, 0.05, 0.1, 0.05, 0)
+    assert np.abs(moved - x).max() == pytest.approx(0.1, abs=1e-6)
 
 
 @pytest.mark.parametrize(
