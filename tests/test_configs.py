@@ -3,11 +3,14 @@
 import os
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import fedjax_sec
 from fedjax_sec import config, sweep
+from fedjax_sec.experiment import Program
 
 FOLDER = Path(__file__).parents[1] / "configs"
 FILES = sorted(FOLDER.rglob("*.yaml"))
@@ -57,10 +60,27 @@ def test_runs_for_a_round(path):
                 pytest.skip(f"{one.data.name} is not in FEDJAX_SEC_TEST_DATA")
             changes |= {"data.data_dir": str(Path(TEST_DATA, "tfds")), "data.download": False}
             # All clients and the whole network, on few examples.
-            changes |= {"data.max_train": 2040, "data.max_test": 100, "client.batch_size": 4}
+            changes |= {"data.max_train": 20 * one.data.num_clients, "data.max_test": 100}
+            changes |= {"client.batch_size": 4}
         if one.evaluation.evasions:  # and few steps of PGD, both in training and in testing
             changes |= {"evaluation.evasion_images": 10, "evaluation.evasions.0.steps": 2}
             changes |= {"client.pgd_steps": 2}
+        if one.model.registered_name == "resnet20":
+            assert_round_keeps_its_shapes(config.from_mapping(one.to_dict(), changes))
+            continue
         result = fedjax_sec.run(one, **changes)
         assert result.metrics["round"].tolist() == [0, 1]
         assert np.isfinite(result.metrics["loss"]).all()
+
+
+def assert_round_keeps_its_shapes(experiment):
+    """Traces a round: to compile one of a deep network takes minutes without optimisation."""
+    program = Program(experiment)
+    replicas, _ = program.replicas([experiment])
+    before = jax.eval_shape(program.init, replicas)
+    args = (before, replicas, program.pool, jnp.array(0), program.watched)
+    after, metrics = jax.eval_shape(program._advance(1), *args)
+    shapes = [jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), part) for part in (before, after)]
+    assert shapes[0] == shapes[1]
+    assert before.params.shape[1] >= 269_722
+    assert metrics["train_loss"].shape == (1,)
