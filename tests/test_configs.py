@@ -65,7 +65,7 @@ def test_runs_for_a_round(path):
         if one.evaluation.evasions:  # and few steps of PGD, both in training and in testing
             changes |= {"evaluation.evasion_images": 10, "evaluation.evasions.0.steps": 2}
             changes |= {"client.pgd_steps": 2}
-        if one.model.registered_name == "resnet20":
+        if one.model.registered_name == "resnet":
             assert_round_keeps_its_shapes(config.from_mapping(one.to_dict(), changes))
             continue
         result = fedjax_sec.run(one, **changes)

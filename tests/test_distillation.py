@@ -94,7 +94,7 @@ def test_a_layer_by_name_and_an_unknown_one():
 
 
 def test_statistics_are_no_layer():
-    model = registry.models.build("resnet20").make((8, 8, 1), 4)
+    model = registry.models.build({"name": "resnet", "depth": 8}).make((8, 8, 1), 4)
     tree = jax.eval_shape(model.init, jax.random.key(0))
     names = layer_sizes(tree)
     assert names["conv_0"] == 144 and names["norm_0"] == 32  # scale and bias, no mean and variance

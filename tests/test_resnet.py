@@ -1,4 +1,4 @@
-"""ResNet20: whose statistics normalise what, and what leaves a client."""
+"""ResNet: whose statistics normalise what, and what leaves a client."""
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +10,15 @@ from helpers import count_traces, small
 import fedjax_sec
 from fedjax_sec import registry
 from fedjax_sec.evaluation.batches import in_batches
-from fedjax_sec.models.resnet20 import _BatchNorm
+from fedjax_sec.models.resnet import _BatchNorm
 from fedjax_sec.ops.client_axis import Layout
 from fedjax_sec.round import Pool, Problem, make_task
 from fedjax_sec.types import LocalData
 
 SHAPE = (8, 8, 3)
 SMALL = (4, 4, 1)
+#: What compiles quickly.
+QUICK = {"name": "resnet", "depth": 8, "convolution": "xla"}
 KINDS = {
     "aggregated": {"statistics": "aggregated"},
     "local": {"statistics": "local"},
@@ -25,8 +27,7 @@ KINDS = {
 
 
 def build(kind, shape=SHAPE):
-    quick = {"name": "resnet20", "convolution": "xla"}  # compiles in half the time of the others
-    model = registry.models.build(quick | KINDS[kind]).make(shape, 4)
+    model = registry.models.build(QUICK | KINDS[kind]).make(shape, 4)
     return model, jax.jit(model.init)(jax.random.key(0))
 
 
@@ -92,7 +93,7 @@ def client_step(task, params, count=12, batch=8, **client):
 
 def test_a_client_sends_what_its_batch_did_to_the_statistics():
     task, params, variables = task_of("aggregated")
-    assert int(task.statistics.sum()) == 1376
+    assert int(task.statistics.sum()) == 2 * (16 + 2 * (16 + 32 + 64))
     x, _ = task.example(jnp.arange(12))
     delta = client_step(task, params, batch=12, l2=0.3)(params)
     # All of the client's examples are in its batch, so their order does not matter.
@@ -134,15 +135,25 @@ def test_other_kinds_keep_no_statistics(kind):
     assert set(variables) == {"params"}
 
 
+@pytest.fixture
+def optimized():
+    """Where a network really trains, what is compiled without optimisation costs more."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_run_learns_with_every_kind(kind):
+def test_a_run_learns_with_every_kind(kind, optimized):
     client = {
         "name": "sgd", "epochs": 3, "batch_size": 3,
         "optimizer": {"name": "sgd", "learning_rate": 0.05},
     }  # fmt: skip
     quick = {"clients": "map"}  # nothing is measured first, which would compile for minutes
-    model = {"name": "resnet20", "convolution": "xla"} | KINDS[kind]
-    result = fedjax_sec.run(small(model=model, client=client, rounds=4, execution=quick))
+    model = QUICK | KINDS[kind]
+    experiment = small(model=model, client=client, rounds=4, execution=quick)
+    experiment["data"] = experiment["data"] | {"max_test": 20}
+    result = fedjax_sec.run(experiment)
     losses = result.metrics["train_loss"][1:]  # the first is from before any training
     assert np.all(np.isfinite(losses))
     assert losses[-1] < 0.7 * losses[0]
@@ -163,9 +174,22 @@ def test_evaluation_takes_whole_batches_and_the_rest(count):
     assert len(traces) <= 2
 
 
-def test_groups_must_divide_the_channels():
-    model = registry.models.build({"name": "resnet20", "norm": "group", "groups": 5})
-    with pytest.raises(ValueError, match=r"model.groups must divide 16, got 5"):
-        model.make(SHAPE, 4)
-    with pytest.raises(ValueError, match="resnet20 needs images of at least 4 x 4"):
-        registry.models.build("resnet20").make((3, 8, 1), 4)
+@pytest.mark.parametrize(("depth", "published"), [(20, 0.27), (32, 0.46), (56, 0.85), (110, 1.7)])
+def test_parameters_are_as_many_as_published(depth, published):
+    """He et al. 2016, Table 6, in millions."""
+    model = registry.models.build({"name": "resnet", "depth": depth}).make((32, 32, 3), 10)
+    shapes = jax.eval_shape(model.init, jax.random.key(0))["params"]
+    count = sum(leaf.size for leaf in jax.tree.leaves(shapes)) / 1e6
+    assert round(count, 2 if depth < 100 else 1) == published
+
+
+def test_what_cannot_be_built_is_refused():
+    for spec, message in (
+        ({"norm": "group", "groups": 5}, r"model.groups must divide 16, got 5"),
+        ({"depth": 18}, r"model.depth must be 6 n \+ 2, got 18; nearest: 14 and 20"),
+    ):
+        model = registry.models.build({"name": "resnet"} | spec)
+        with pytest.raises(ValueError, match=message):
+            model.make(SHAPE, 4)
+    with pytest.raises(ValueError, match="resnet needs images of at least 4 x 4"):
+        registry.models.build("resnet").make((3, 8, 1), 4)

@@ -81,9 +81,9 @@ TABLES = {"table3": "Table III", "adaptive": "adaptive attacks"}
 ITEMS = (*TABLES, "norms", *CURVES)
 #: What normalises inside ResNet20: where batch norm's running statistics are, or group norm.
 NORMS = {
-    "aggregated": {"name": "resnet20", "norm": "batch", "statistics": "aggregated"},
-    "local": {"name": "resnet20", "norm": "batch", "statistics": "local"},
-    "group": {"name": "resnet20", "norm": "group"},
+    "aggregated": {"name": "resnet", "depth": 20, "norm": "batch", "statistics": "aggregated"},
+    "local": {"name": "resnet", "depth": 20, "norm": "batch", "statistics": "local"},
+    "group": {"name": "resnet", "depth": 20, "norm": "group"},
 }
 SHARES = (0.0, 0.1, 0.2, 0.3, 0.4)
 SIZES = (10, 50, 100, 200, 500)

@@ -1,4 +1,4 @@
-"""ResNet20 for small images, with its normalisation's statistics handled in the open."""
+"""Residual networks for small images, with their normalisation's statistics in the open."""
 
 import jax
 import jax.numpy as jnp
@@ -50,6 +50,7 @@ class _BatchNorm(nn.Module):
 
 class _Network(nn.Module):
     num_classes: int
+    blocks: int
     norm: str
     groups: int
     keeps_statistics: bool
@@ -69,7 +70,7 @@ class _Network(nn.Module):
 
         x = nn.relu(normed(images.same_conv(16, 3, x, "conv_0"), "0"))
         for stage, width in enumerate((16, 32, 64)):
-            for block in range(3):
+            for block in range(self.blocks):
                 stride = 2 if stage and not block else 1
                 name = f"{stage}{block}"
                 y = images.same_conv(width, 3, x, f"conv_{name}a", stride)
@@ -81,27 +82,29 @@ class _Network(nn.Module):
         return dense(self.num_classes, x.mean((1, 2)), self.scheme, "output")
 
 
-@registry.models.register("resnet20")
-class ResNet20:
-    """ResNet20: conv 3x3x16, three stages of three residual blocks (16, 32, 64), mean, classes.
+@registry.models.register("resnet")
+class ResNet:
+    """ResNet: conv 3x3x16, three stages of n residual blocks (16, 32, 64), mean, classes.
 
-    `x [B, H, W, C] -> logits [B, classes]`; for 32x32x3 and 10 classes 269,722 trained parameters.
+    `x [B, H, W, C] -> logits [B, classes]`, with n = (depth - 2) / 6; for 32x32x3, 10 classes and a
+    depth of 20 these are 269,722 trained parameters.
     Shortcuts have no parameters: where a stage begins they skip every other pixel and fill the new
     channels with zeros.
 
     `norm="batch"` normalises each channel over its batch in training (padding does not count). What
     evaluation normalises with is `statistics`:
 
-    - `aggregated`: running means and variances, 1,376 more entries of the parameters. Clients
-      move them, send the difference and the server aggregates it as it does weights; weight decay
-      leaves them alone. Attacks and distances between updates see them too.
+    - `aggregated`: running means and variances, 1,376 more entries of the parameters at depth 20.
+      Clients move them, send the difference and the server aggregates it as it does weights; weight
+      decay leaves them alone. Attacks and distances between updates see them too.
     - `local`: nothing leaves the client, and the global model has none; whatever is evaluated is
       normalised over its own batch (`evaluation.batch_size` examples), so its logits depend on it.
 
     `norm="group"` normalises every example for itself, over `groups` groups of channels, and keeps
     nothing. `scripts/fltrust.py norms` measures what the choice does to FLTrust's trust scores.
 
-    Raises: `ConfigError` for images smaller than 4 x 4, or `groups` that do not divide 16.
+    Raises: `ConfigError` for images smaller than 4 x 4, a depth that is not 6 n + 2, or `groups`
+    that do not divide 16.
 
     Source: He et al.: Deep residual learning for image recognition (CVPR 2016), Section 4.2 with
     shortcuts A, and its initialisation; FLTrust (Cao et al. 2021), Section VI-A, names the network
@@ -111,12 +114,13 @@ class ResNet20:
     Example:
         >>> import jax
         >>> from fedjax_sec import registry
-        >>> model = registry.models.build("resnet20").make((32, 32, 3), 10)
+        >>> model = registry.models.build("resnet").make((32, 32, 3), 10)
         >>> shapes = jax.eval_shape(model.init, jax.random.key(0))
         >>> {name: sum(p.size for p in jax.tree.leaves(tree)) for name, tree in shapes.items()}
         {'batch_stats': 1376, 'params': 269722}
     """
 
+    depth: int = static(20, "Layers with weights: 6 n + 2 (8, 14, 20, 32, 44, 56, 110).", low=8)
     norm: str = static("batch", "Normalisation.", choices=("batch", "group"))
     statistics: str = static(
         "aggregated",
@@ -131,14 +135,21 @@ class ResNet20:
     def make(self, input_shape, num_classes):
         if len(input_shape) != 3 or min(input_shape[:2]) < 4:
             raise ConfigError(
-                f"model: resnet20 needs images of at least 4 x 4 pixels, got {input_shape}."
+                f"model: resnet needs images of at least 4 x 4 pixels, got {input_shape}."
+            )
+        blocks, rest = divmod(self.depth - 2, 6)
+        if rest:
+            low = 6 * blocks + 2
+            raise ConfigError(
+                f"model.depth must be 6 n + 2, got {self.depth}; nearest: {low} and {low + 6}."
             )
         if 16 % self.groups:
             raise ConfigError(f"model.groups must divide 16, got {self.groups}.")
         keeps = self.norm == "batch" and self.statistics == "aggregated"
         network = _Network(
-            num_classes, self.norm, self.groups, keeps, self.momentum, self.init, self.convolution
-        )
+            num_classes, blocks, self.norm, self.groups, keeps, self.momentum, self.init,
+            self.convolution,
+        )  # fmt: skip
         return flax_model(
             network, input_shape, convolves=True, trains_differently=True, keeps_statistics=keeps,
             pools_batch=self.norm == "batch",
