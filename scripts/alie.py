@@ -5,40 +5,36 @@
 Finished runs in the output folder are kept and not run again.
 """
 
-from enum import StrEnum
-from pathlib import Path
 from typing import Annotated
 
+import _common as common
 import typer
 
 from fedjax_sec import cli
 from fedjax_sec import config as config_lib
 from fedjax_sec.papers import alie
 
-Item = StrEnum("Item", {name: name for name in (*alie.ITEMS, "all")})
-Scale = StrEnum("Scale", {name: name for name in alie.SCALES})
-Dataset = StrEnum("Dataset", {name: name for name in alie.DATASETS})
-Convention = StrEnum("Convention", {name: name for name in alie.CONVENTIONS})
-CONFIGS = Path(__file__).parents[1] / "configs" / "alie"
+Item = common.choice("Item", (*alie.ITEMS, "all"))
+Scale = common.choice("Scale", alie.SCALES)
+Dataset = common.choice("Dataset", alie.DATASETS)
+Convention = common.choice("Convention", alie.CONVENTIONS)
 
 
 def main(
-    items: Annotated[list[Item], typer.Argument(help="Tables and figures, or all.")],
-    out: Annotated[Path, typer.Option(help="Folder for the results.")],
-    scale: Annotated[Scale, typer.Option(help="smoke, small (CPU), paper.")] = Scale.paper,
+    items: Annotated[list[Item], common.ITEMS_HELP],
+    out: common.Out,
+    scale: Annotated[Scale, common.SCALE_HELP] = Scale.paper,
     dataset: Annotated[Dataset, typer.Option(help="Data set.")] = Dataset.mnist,
-    seeds: Annotated[int, typer.Option(min=1, help="Seeds of every cell.")] = 3,
+    seeds: common.Seeds = 3,
     convention: Annotated[
         Convention, typer.Option(help="The paper's formulas or the author code's.")
     ] = Convention.paper,
-    override: Annotated[
-        list[str] | None, typer.Option("--set", help="KEY.PATH=VALUE for every cell.")
-    ] = None,
-    data_dir: cli.DataDir = None,
+    override: common.Override = None,
+    data_dir: common.DataDir = None,
 ) -> None:
     """Regenerate ALIE's tables and figures."""
     mnist_only, cifar_only = {"figure2"}, {"figure3", "figure4"}
-    wanted = list(alie.ITEMS) if Item.all in items else [item.value for item in items]
+    wanted = common.asked(items, alie.ITEMS)
     skip = cifar_only if dataset == Dataset.mnist else mnist_only
     with cli.reported():
         if not set(wanted) - skip:
@@ -47,14 +43,10 @@ def main(
                 f"see --dataset ({', '.join(alie.DATASETS)})."
             )
         plan = alie.Plan(dataset.value, scale.value, seeds, convention.value, tuple(override or ()))
-        base = config_lib.read_yaml(CONFIGS / f"{dataset.value}.yaml")
-        base = config_lib.apply_overrides(base, cli.data_overrides(data_dir))
+        base = common.experiment("alie", dataset.value, data_dir)
         kept = [item for item in wanted if item not in skip]
         written = alie.regenerate(plan, kept, base, out, cli.run_with_progress)
-    for path in written:
-        if path.suffix == ".md":
-            print(path.read_text())
-    print("\n".join(str(path) for path in written))
+    common.show(written)
 
 
 if __name__ == "__main__":
