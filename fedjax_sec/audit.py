@@ -13,9 +13,10 @@ from fedjax_sec import config as config_lib
 from fedjax_sec import registry, results
 from fedjax_sec.evaluation.masking import ROLES, Finding, judge
 from fedjax_sec.evaluation.robustness import withstood
-from fedjax_sec.experiment import final_params, load_source, logits_of
 from fedjax_sec.ops.evasion import objective
+from fedjax_sec.preparation import load_source
 from fedjax_sec.schema import ConfigError
+from fedjax_sec.trained import final_params, logits_of
 
 #: Scales of the logits that are tried: temperatures 10, 100 and 1,000.
 SCALES = (0.1, 0.01, 0.001)

@@ -251,13 +251,12 @@ def trigger(
 ) -> None:
     """Draw what a backdoor does to test images, and each malicious client's part of it."""
     from fedjax_sec import config as config_lib
-    from fedjax_sec import experiment as experiment_lib
-    from fedjax_sec import plotting
+    from fedjax_sec import inspection, plotting
 
     with reported():
         spec = config_lib.apply_overrides(config_lib.read_yaml(config), overrides or ())
         experiment = config_lib.from_mapping(spec, data_overrides(data_dir))
-        pictures = experiment_lib.backdoor_pictures(experiment, count)
+        pictures = inspection.backdoor_pictures(experiment, count)
     title = f"{experiment.backdoor.registered_name}, {experiment.data.name}"
     paths = plotting.trigger_pictures(pictures, title, out)
     console.print(f"Picture: {paths[0]}", soft_wrap=True)
@@ -273,13 +272,12 @@ def partition(
 ) -> None:
     """Draw how many examples of each class every client holds, and the server if it holds any."""
     from fedjax_sec import config as config_lib
-    from fedjax_sec import experiment as experiment_lib
-    from fedjax_sec import plotting
+    from fedjax_sec import inspection, plotting
 
     with reported():
         spec = config_lib.apply_overrides(config_lib.read_yaml(config), overrides or ())
         experiment = config_lib.from_mapping(spec, data_overrides(data_dir))
-        holdings = experiment_lib.class_table(experiment)
+        holdings = inspection.class_table(experiment)
     kind = experiment.data.partition.registered_name
     title = f"{kind}, {experiment.data.name}, seed {experiment.seed}"
     paths = plotting.class_table(holdings, title, out)

@@ -112,7 +112,7 @@ def grid_of_curves(groups: Mapping[str, Mapping[str, Sequence]], title: str, pat
 def class_table(holdings, title: str, path: Path) -> list[Path]:
     """How many examples of each class every client holds: a row a class, a column a client.
 
-    `holdings` is `fedjax_sec.experiment.Holdings`; malicious clients are marked, and the server's
+    `holdings` is `fedjax_sec.inspection.Holdings`; malicious clients are marked, and the server's
     own examples are a panel of their own.
     """
     clients, classes = holdings.clients.shape

@@ -21,7 +21,8 @@ import pandas as pd
 from fedjax_sec import config as config_lib
 from fedjax_sec import results, schema
 from fedjax_sec.config import Experiment
-from fedjax_sec.experiment import Program, Result, read_result, settle, train, verify
+from fedjax_sec.experiment import Result, read_result, settle, train, verify
+from fedjax_sec.program import Program
 from fedjax_sec.schema import ConfigError, static
 from fedjax_sec.tuning import Tuning
 

@@ -14,9 +14,9 @@ from jax.extend import core
 
 from fedjax_sec import registry, schema
 from fedjax_sec.config import from_mapping
-from fedjax_sec.experiment import Program
 from fedjax_sec.ops.client_axis import Layout, map_clients
 from fedjax_sec.ops.pgd import linf_pgd
+from fedjax_sec.program import Program
 from fedjax_sec.round import make_task
 from fedjax_sec.schema import ConfigError
 from fedjax_sec.types import LocalData

@@ -98,7 +98,10 @@ def test_only_models_import_flax():
 
 
 def test_layers_from_round_to_command_line():
-    order = ["types", "round", "experiment", "sweep", "papers", "cli"]
+    order = [
+        "types", "round", "preparation", "trained", "program", "experiment", "sweep", "papers",
+        "cli",
+    ]  # fmt: skip
     for name, imported in GRAPH.items():
         layer = name.split(".")[0]
         for other in ours(imported):

@@ -17,9 +17,10 @@ from fedjax_sec.evaluation.attribution import (
     gradient_shap,
     integrated_gradients,
 )
-from fedjax_sec.experiment import final_params, load_source, logits_of
+from fedjax_sec.preparation import load_source
 from fedjax_sec.schema import ConfigError
 from fedjax_sec.sweep import make_cells, run_cells
+from fedjax_sec.trained import final_params, logits_of
 
 TARGET = jnp.array([0, 2, 1, 2])
 

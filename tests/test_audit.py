@@ -10,6 +10,7 @@ from fedjax_sec.audit import audit
 from fedjax_sec.evaluation.masking import ROLES, judge
 from fedjax_sec.results import RunFolder
 from fedjax_sec.schema import ConfigError
+from fedjax_sec.trained import final_params
 
 HONEST = {
     "clean": 0.95, "noise": 0.94, "one_step": 0.8, "white_box": 0.7, "stronger": 0.66,
@@ -62,7 +63,7 @@ def trained(tmp_path_factory):
     # As a student distilled at a high temperature: the same decisions, logits 10,000 times larger.
     experiment = RunFolder(folder / "masked")
     flat = experiment.params()
-    model = fedjax_sec.experiment.final_params(folder / "masked")
+    model = final_params(folder / "masked")
     last = sorted(model["params"])[-1]
     model["params"][last] = jax.tree.map(lambda leaf: 1e4 * leaf, model["params"][last])
     np.save(folder / "masked" / "params.npy", jax.flatten_util.ravel_pytree(model)[0])

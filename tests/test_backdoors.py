@@ -10,7 +10,7 @@ from helpers import CLASSES, SHAPE, NumpyMlp, same_bits, sample, small, tiny_tas
 from jax.flatten_util import ravel_pytree
 
 import fedjax_sec
-from fedjax_sec import config, experiment, plotting, registry, schema
+from fedjax_sec import config, experiment, inspection, plotting, preparation, registry, schema
 from fedjax_sec.ops.client_axis import Layout
 from fedjax_sec.optimizers import build as build_optimizer
 from fedjax_sec.pipeline import Attack, Defense, Setting
@@ -372,7 +372,7 @@ QUICK = {
 
 def by_hand(result):
     """ASR, loss of the backdoor and accuracy of the base class, from the final parameters."""
-    source = experiment.load_source(result.experiment)
+    source = preparation.load_source(result.experiment)
     mlp = NumpyMlp(64, 6, 10, source.mean[0], source.std[0])
     params = np.asarray(ravel_pytree(result.params)[0])
     base = source.x_test[source.y_test == 5] / source.scale
@@ -409,7 +409,7 @@ def test_a_backdoor_for_all_classes_has_no_base_class_accuracy():
 
 
 def pictures_of(attack, count=3, **changes):
-    return experiment.backdoor_pictures(
+    return inspection.backdoor_pictures(
         config.from_mapping(small(attack=attack, threat={"num_malicious": 5}, **changes)), count
     )
 

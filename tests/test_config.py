@@ -6,7 +6,7 @@ from helpers import small
 import fedjax_sec
 from fedjax_sec import config
 from fedjax_sec.datasets import MissingDataError
-from fedjax_sec.experiment import Program
+from fedjax_sec.program import Program
 from fedjax_sec.schema import ConfigError
 
 

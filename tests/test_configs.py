@@ -10,7 +10,7 @@ import pytest
 
 import fedjax_sec
 from fedjax_sec import config, sweep
-from fedjax_sec.experiment import Program
+from fedjax_sec.program import Program
 
 FOLDER = Path(__file__).parents[1] / "configs"
 FILES = sorted(FOLDER.rglob("*.yaml"))

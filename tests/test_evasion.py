@@ -10,7 +10,7 @@ import pytest
 from helpers import small
 
 import fedjax_sec
-from fedjax_sec import registry
+from fedjax_sec import preparation, registry, trained
 from fedjax_sec.config import from_mapping
 from fedjax_sec.evaluation.robustness import withstood
 from fedjax_sec.ops.evasion import checkpoints, linf_apgd, margin, objective
@@ -250,8 +250,8 @@ def test_a_run_measures_robust_accuracy(tmp_path):
     assert np.all(m["robust_accuracy/pgd"] <= m["robust_accuracy/fgsm"] + 0.02)
     # Without a radius: plain accuracy on the first 150 test images.
     experiment = result.experiment
-    source = fedjax_sec.experiment.load_source(experiment)
-    logits = fedjax_sec.experiment.logits_of(experiment)
+    source = preparation.load_source(experiment)
+    logits = trained.logits_of(experiment)
     x = jnp.asarray(source.x_test[:150] / np.float32(source.scale))
     read = np.argmax(np.asarray(logits(result.params, x)), axis=1)
     right = read == np.asarray(source.y_test[:150])

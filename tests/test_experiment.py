@@ -14,8 +14,9 @@ from helpers import NumpyMlp, close, same_bits, small
 from jax.flatten_util import ravel_pytree
 
 import fedjax_sec
-from fedjax_sec import config, experiment, results
-from fedjax_sec.experiment import Program, train
+from fedjax_sec import config, experiment, preparation, results
+from fedjax_sec.experiment import train
+from fedjax_sec.program import Program
 from fedjax_sec.schema import ConfigError
 
 LONG = small(rounds=160, checkpoint={"every": 10}, evaluation={"every": 1})
@@ -341,7 +342,7 @@ def test_a_profile_holds_one_stretch_of_rounds(rounds, tmp_path):
 
 def test_metrics_are_those_of_the_test_set(finished):
     result, _ = finished
-    source = experiment.load_source(result.experiment)
+    source = preparation.load_source(result.experiment)
     expected = hand_accuracy(result, source, source.y_test)
     assert result.metrics["accuracy"][-1] == pytest.approx(expected, abs=1e-6)
     share = np.bincount(source.y_test) / len(source.y_test)
@@ -351,9 +352,9 @@ def test_metrics_are_those_of_the_test_set(finished):
 def test_training_labels_never_enter_a_test_metric(monkeypatch):
     """Trained on wrong labels, the model is judged by the right ones."""
     rounds = {"rounds": 60, "evaluation.every": 60, "data.max_train": None, "client.batch_size": 64}
-    source = experiment.load_source(config.from_mapping(small(), rounds))
+    source = preparation.load_source(config.from_mapping(small(), rounds))
     wrong = source._replace(y_train=(source.y_train + 1) % 10)
-    monkeypatch.setattr(experiment, "_load", lambda *args: wrong)
+    monkeypatch.setattr(preparation, "_load", lambda *args: wrong)
     result = experiment.train([config.from_mapping(small(), rounds)])[0]
     expected = hand_accuracy(result, source, source.y_test)
     shifted = hand_accuracy(result, source, (source.y_test + 1) % 10)
@@ -366,7 +367,7 @@ def test_attack_success_is_measured_on_stamped_test_images():
     base = small(attack=attack, threat={"num_malicious": 1}, rounds=1)
     for exclude in (True, False):
         result = fedjax_sec.run(base, **{"evaluation.exclude_target": exclude})
-        source = experiment.load_source(result.experiment)
+        source = preparation.load_source(result.experiment)
         stamped = source.x_test / source.scale
         stamped[:, :3, :3] = 1.0
         mlp = NumpyMlp(64, 6, 10, source.mean[0], source.std[0])
@@ -393,7 +394,7 @@ def test_an_attack_without_effect_is_reported():
 
 def test_normalisation_is_the_data_sets_own_unless_given():
     own = fedjax_sec.run(small(rounds=1))
-    source = experiment.load_source(own.experiment)
+    source = preparation.load_source(own.experiment)
     spelled = {"data.mean": list(source.mean), "data.std": list(source.std)}
     same = fedjax_sec.run(small(rounds=1), **spelled)
     same_bits(own.params, same.params)

@@ -193,7 +193,7 @@ def scaling_run(copies=True, fraction=0.5, factor=None, rounds=1, **changes):
 def trained_on(experiment, client):
     """The examples that a client fetches in its first epoch: (x, y, count)."""
     from fedjax_sec import round as round_lib
-    from fedjax_sec.experiment import Program
+    from fedjax_sec.program import Program
 
     program = Program(experiment)
     replica = jax.tree.map(lambda leaf: leaf[0], program.replicas([experiment])[0])

@@ -13,8 +13,10 @@ import fedjax_sec
 from fedjax_sec import config, schema
 from fedjax_sec.evaluation import influence as module
 from fedjax_sec.evaluation.influence import Probes, importances, influence
-from fedjax_sec.experiment import Program, _poisoned, load_source, train
+from fedjax_sec.experiment import train
 from fedjax_sec.pipeline import Attack, Defense
+from fedjax_sec.preparation import load_source, poisoned_probes
+from fedjax_sec.program import Program
 from fedjax_sec.round import make_task
 from fedjax_sec.schema import ConfigError
 from fedjax_sec.types import ServerView
@@ -378,7 +380,7 @@ def test_padding_is_no_probe():
     replica = replica._replace(probes=jnp.concatenate([replica.probes, jnp.array([-1, -1])]))
     task = make_task(program.problem, program.pool)
     backdoor = replica.components.attack.backdoor
-    probes = _poisoned(task, replica, backdoor, program.watched, source.scale)
+    probes = poisoned_probes(task, replica, backdoor, program.watched, source.scale)
     assert probes.include[:-2].all() and not probes.include[-2:].any()
     assert set(probes.base.tolist()) == {last}
     assert (probes.x[:, 0, 0] == 1).all() and set(probes.target.tolist()) == {(last + 1) % 10}

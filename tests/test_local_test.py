@@ -6,7 +6,7 @@ import pytest
 from helpers import small
 
 import fedjax_sec
-from fedjax_sec import experiment as lib
+from fedjax_sec import preparation, trained
 from fedjax_sec.config import from_mapping
 from fedjax_sec.datasets import Source
 from fedjax_sec.schema import ConfigError
@@ -14,8 +14,8 @@ from fedjax_sec.schema import ConfigError
 
 def population(**data):
     experiment = from_mapping(small(data=data))
-    source = lib.load_source(experiment)
-    return lib.make_population(experiment, source)[0], source
+    source = preparation.load_source(experiment)
+    return preparation.make_population(experiment, source)[0], source
 
 
 @pytest.mark.parametrize("share", [0.1, 0.25, 0.5])
@@ -53,7 +53,7 @@ def with_users(monkeypatch, users_test):
         origin="nowhere", users_train=users.astype(np.int32),
         users_test=np.asarray(users_test, np.int32),
     )  # fmt: skip
-    monkeypatch.setattr(lib, "load_source", lambda experiment: source)
+    monkeypatch.setattr(preparation, "_load", lambda *_: source)
     return source
 
 
@@ -61,7 +61,7 @@ def test_a_users_test_examples_are_its_clients(monkeypatch):
     source = with_users(monkeypatch, [3, 1, 1, 0, 2, 2, 2, 0])
     spec = small(data={"num_clients": 3, "partition": "natural", "local_test": "users"})
     spec["data"].pop("max_train")
-    found, _ = lib.make_population(from_mapping(spec), source)
+    found, _ = preparation.make_population(from_mapping(spec), source)
     for index, local in zip(found.index, found.local, strict=True):
         user = source.users_train[index[0]]
         assert local[local >= 0].tolist() == np.flatnonzero(source.users_test == user).tolist()
@@ -72,7 +72,7 @@ def test_users_without_test_examples_are_refused(monkeypatch):
     spec = small(data={"num_clients": 3, "partition": "natural", "local_test": "users"})
     spec["data"].pop("max_train")
     with pytest.raises(ConfigError, match="by other users than the clients; use 'held_out'"):
-        lib.make_population(from_mapping(spec), source)
+        preparation.make_population(from_mapping(spec), source)
     iid = small(data={"num_clients": 3, "local_test": "users"})
     with pytest.raises(ConfigError, match="the partition 'natural'"):
         fedjax_sec.run(iid)
@@ -102,12 +102,12 @@ def test_metrics_of_each_client(data):
     )
     result = fedjax_sec.run(spec)
     m, experiment = result.metrics, result.experiment
-    source = lib.load_source(experiment)
-    found = lib.make_population(experiment, source)[0]
+    source = preparation.load_source(experiment)
+    found = preparation.make_population(experiment, source)[0]
     x, y = (
         (source.x_train, source.y_train) if data == "held_out" else (source.x_test, source.y_test)
     )
-    logits = lib.logits_of(experiment)
+    logits = trained.logits_of(experiment)
     shares, counts = [], []
     for own in found.local:
         own = own[own >= 0]

@@ -5,7 +5,8 @@ import pytest
 from helpers import small
 
 import fedjax_sec
-from fedjax_sec import config, experiment, memory
+from fedjax_sec import config, memory
+from fedjax_sec import program as program_lib
 from fedjax_sec.experiment import train
 from fedjax_sec.schema import ConfigError
 
@@ -31,7 +32,7 @@ def test_replicas_that_fit(size, working, resident, limit, expected):
 
 
 def test_a_run_that_does_not_fit_is_refused_with_the_numbers(monkeypatch, tmp_path):
-    monkeypatch.setattr(experiment, "device_memory", lambda: 50_000)
+    monkeypatch.setattr(program_lib, "device_memory", lambda: 50_000)
     with pytest.raises(ConfigError, match=r"A single run needs about 0\.00 GiB .* execution.chunk"):
         fedjax_sec.run(small(), out=tmp_path)
     assert not (tmp_path / "summary.json").exists()
@@ -39,11 +40,11 @@ def test_a_run_that_does_not_fit_is_refused_with_the_numbers(monkeypatch, tmp_pa
 
 def test_a_history_that_does_not_fit_is_refused_before_it_is_allocated(monkeypatch, tmp_path):
     """5 clients times 454 parameters of 4 bytes: 9 kB, which the few last parameters are not."""
-    monkeypatch.setattr(experiment, "device_memory", lambda: 10_000)
+    monkeypatch.setattr(program_lib, "device_memory", lambda: 10_000)
     with pytest.raises(ConfigError, match=r"needs 0\.00 GiB.* for defense.*num_features"):
         fedjax_sec.run(small(defense="foolsgold"), out=tmp_path)
     few = config.from_mapping(small(defense={"name": "foolsgold", "num_features": 10}))
-    program = experiment.Program(few)
+    program = program_lib.Program(few)
     assert program.init(program.replicas([few])[0]).defense[0].shape == (1, 5, 10)
 
 
@@ -57,17 +58,17 @@ def test_off_the_cpu_the_plan_fills_the_memory(monkeypatch):
     assert {result.summary["replicas_at_once"] for result in expected} == {
         1 if jax.default_backend() == "cpu" else 5
     }
-    program = experiment.Program(cells[0])
+    program = program_lib.Program(cells[0])
     replicas, _ = program.replicas(cells)
     state = program.init(replicas)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")  # as if the memory were a GPU's
-    monkeypatch.setattr(experiment, "device_memory", lambda: None)
+    monkeypatch.setattr(program_lib, "device_memory", lambda: None)
     program._plan(state, replicas)
     assert program.at_once == 5 and program.traces == 0
     working, resident = program._needs(program._functions.popitem()[1], state, replicas)
     for count in (1, 2, 4):
         limit = int((resident + (count + 0.5) * working) / memory.USABLE)
-        monkeypatch.setattr(experiment, "device_memory", lambda limit=limit: limit)
+        monkeypatch.setattr(program_lib, "device_memory", lambda limit=limit: limit)
         program.at_once = None
         program._plan(state, replicas)
         assert program.at_once == count

@@ -9,7 +9,8 @@ import pytest
 from helpers import same_bits, small
 
 import fedjax_sec
-from fedjax_sec import config, experiment, registry
+from fedjax_sec import config, registry
+from fedjax_sec import program as program_lib
 from fedjax_sec.schema import ConfigError
 from fedjax_sec.types import ServerView
 
@@ -262,7 +263,7 @@ def test_histories_follow_the_client_not_the_row():
 def test_history_and_features_in_a_run_with_sampled_clients():
     spec = small(server={"clients_per_round": 3}, defense={"name": "foolsgold", "num_features": 70})
     one = config.from_mapping(spec)
-    program = experiment.Program(one)
+    program = program_lib.Program(one)
     replicas, _ = program.replicas([one])
     state, metrics = program.advance(program.init(replicas), replicas, 0, 1)
     (history,) = state.defense

@@ -15,9 +15,10 @@ from jax.flatten_util import ravel_pytree
 
 import fedjax_sec
 from fedjax_sec import config, registry, schema
-from fedjax_sec.experiment import Program, make_population
 from fedjax_sec.ops.permutation import permute
 from fedjax_sec.pipeline import Defense
+from fedjax_sec.preparation import make_population
+from fedjax_sec.program import Program
 from fedjax_sec.round import make_task, run_round
 from fedjax_sec.types import LocalData
 

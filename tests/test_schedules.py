@@ -9,8 +9,8 @@ from jax.flatten_util import ravel_pytree
 
 import fedjax_sec
 from fedjax_sec import config, experiment, registry, schema, sweep
-from fedjax_sec.experiment import Program
 from fedjax_sec.pipeline import Setting, check_components
+from fedjax_sec.program import Program
 from fedjax_sec.round import make_task
 from fedjax_sec.schema import ConfigError, Schedule
 

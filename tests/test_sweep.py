@@ -8,6 +8,7 @@ import pytest
 from helpers import same_bits, small
 
 from fedjax_sec import config, experiment, sweep
+from fedjax_sec import program as program_lib
 from fedjax_sec.schema import ConfigError
 
 BASE = small(rounds=2, evaluation={"every": 1}, threat={"num_malicious": 1})
@@ -24,13 +25,13 @@ GRID = {
 @pytest.fixture
 def programs(monkeypatch):
     """The programs that are built while a test runs."""
-    built, original = [], experiment.Program.__init__
+    built, original = [], program_lib.Program.__init__
 
     def record(self, *args, **kwargs):
         built.append(self)
         original(self, *args, **kwargs)
 
-    monkeypatch.setattr(experiment.Program, "__init__", record)
+    monkeypatch.setattr(program_lib.Program, "__init__", record)
     return built
 
 

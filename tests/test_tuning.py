@@ -10,6 +10,7 @@ import pytest
 from helpers import small
 
 from fedjax_sec import experiment as experiment_lib
+from fedjax_sec import program as program_lib
 from fedjax_sec import tuning
 from fedjax_sec.config import from_mapping
 from fedjax_sec.tuning import Choice, Tuning, candidates, tune
@@ -132,7 +133,7 @@ def test_an_experiment_is_measured_and_computes_the_same(measuring, client):
 def test_a_resumed_run_computes_as_it_began(measuring, monkeypatch, tmp_path):
     spec = small(model=CNN, rounds=4)
     out = tmp_path / "run"
-    monkeypatch.setattr(experiment_lib, "tune", lambda *_: Tuning(Choice("map", None, "rows"), {}))
+    monkeypatch.setattr(program_lib, "tune", lambda *_: Tuning(Choice("map", None, "rows"), {}))
 
     def stop(done, rows):
         if done == 2:
@@ -140,7 +141,7 @@ def test_a_resumed_run_computes_as_it_began(measuring, monkeypatch, tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         experiment_lib.run(spec, out=out, on_evaluation=stop)
-    monkeypatch.setattr(experiment_lib, "tune", None)  # calling it would fail
+    monkeypatch.setattr(program_lib, "tune", None)  # calling it would fail
     resumed = experiment_lib.run(spec, out=out, resume=True)
     assert resumed.summary["tuning"]["convolution"] == "rows"
     assert resumed.summary["layout"]["at_once"] == 1
@@ -150,7 +151,7 @@ def test_every_choice_reaches_the_network():
     experiment = from_mapping(small(model=CNN))
     for lowering in tuning.LOWERINGS:
         tuning_of = Tuning(Choice("vmap", None, lowering), {})
-        program = experiment_lib.Program(experiment, tuning=tuning_of)
+        program = program_lib.Program(experiment, tuning=tuning_of)
         chosen = dataclasses.replace(experiment.model, convolution=lowering)
         x = jax.random.uniform(jax.random.key(0), (2, 8, 8, 1))
         model = chosen.make((8, 8, 1), 10)
@@ -167,10 +168,10 @@ def test_large_batches_are_compared_on_fewer_clients(measuring, monkeypatch):
         shapes.append(shape)
         return Tuning(found[0], {})
 
-    monkeypatch.setattr(experiment_lib, "tune", note)
+    monkeypatch.setattr(program_lib, "tune", note)
     for batch_size in (2, 32):
         client = {"name": "sgd", "steps": 3, "batch_size": batch_size}
         data = {"name": "digits", "num_clients": 12, "max_train": 1200}
-        monkeypatch.setattr(experiment_lib, "TUNING_IMAGES", 4 * 2 * 32)
-        experiment_lib.tuned(from_mapping(small(model=CNN, client=client, data=data)))
+        monkeypatch.setattr(program_lib, "TUNING_IMAGES", 4 * 2 * 32)
+        program_lib.tuned(from_mapping(small(model=CNN, client=client, data=data)))
     assert [shape["clients"] for shape in shapes] == [8, 4]

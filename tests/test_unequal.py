@@ -8,10 +8,11 @@ from helpers import NumpyMlp, same_bits, small, tiny_pool, tiny_task
 from jax.flatten_util import ravel_pytree
 
 import fedjax_sec
-from fedjax_sec import config, experiment, registry
+from fedjax_sec import config, preparation, registry
 from fedjax_sec.datasets import Source, take
 from fedjax_sec.datasets.digits import Digits
-from fedjax_sec.experiment import Program, make_population
+from fedjax_sec.preparation import make_population
+from fedjax_sec.program import Program
 from fedjax_sec.round import Stream, make_task, run_round, stream
 from fedjax_sec.types import LocalData
 
@@ -20,7 +21,7 @@ def by_user(monkeypatch, source, sizes):
     """Experiments then see the first examples of `source`, of users with these sizes."""
     users = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
     source = take(source, max_train=len(users))._replace(users_train=users)
-    monkeypatch.setattr(experiment, "load_source", lambda _: source)
+    monkeypatch.setattr(preparation, "_load", lambda *_: source)
     return source
 
 

@@ -12,7 +12,7 @@ import jax
 
 from fedjax_sec import config as config_lib
 from fedjax_sec.bench.timing import Case, take_turns
-from fedjax_sec.experiment import Program
+from fedjax_sec.program import Program
 
 TRIVIAL = {
     "data": {"name": "digits", "num_clients": 100},

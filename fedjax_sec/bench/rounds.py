@@ -8,7 +8,8 @@ import jax
 from fedjax_sec import config as config_lib
 from fedjax_sec.bench import peers
 from fedjax_sec.bench.timing import Case, Rates, compiling_anew, take_turns
-from fedjax_sec.experiment import Program, make_population
+from fedjax_sec.preparation import make_population
+from fedjax_sec.program import Program
 
 #: Multiplications of one image's forward pass: the first layer's, and all layers'.
 PRODUCTS = {

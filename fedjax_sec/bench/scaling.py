@@ -11,8 +11,9 @@ from fedjax_sec import config as config_lib
 from fedjax_sec.api import _aggregate
 from fedjax_sec.bench.aggregators import rules
 from fedjax_sec.bench.timing import Case, Rates, compiling_anew, take_turns
-from fedjax_sec.experiment import Program, train
+from fedjax_sec.experiment import train
 from fedjax_sec.pipeline import Defense
+from fedjax_sec.program import Program
 
 RULES = ("mean", "median", "trimmed_mean", "near_median", "krum", "bulyan", "geometric_median")
 CLIENTS = (10, 20, 51, 100, 200)

@@ -16,8 +16,7 @@ import numpy as np
 import pandas as pd
 
 from fedjax_sec import config as config_lib
-from fedjax_sec import experiment as experiment_lib
-from fedjax_sec import plotting
+from fedjax_sec import plotting, preparation, trained
 from fedjax_sec.config import Experiment
 from fedjax_sec.evaluation import attribution
 from fedjax_sec.experiment import Result
@@ -361,9 +360,9 @@ def _write_features(
     Where there are none, images that RLR reads as base class, else the first.
     """
     experiment = rows["FedAvg"][0].experiment
-    source, backdoor = experiment_lib.load_source(experiment), experiment.backdoor
-    logits = experiment_lib.logits_of(experiment)
-    params = {row: experiment_lib.final_params(folder) for row, folder in folders.items()}
+    source, backdoor = preparation.load_source(experiment), experiment.backdoor
+    logits = trained.logits_of(experiment)
+    params = {row: trained.final_params(folder) for row, folder in folders.items()}
     of_base = np.flatnonzero(source.y_test == backdoor.base)[:500]
     clean = source.x_test[of_base] / np.float32(source.scale)
     x, _, _ = backdoor.probes(jax.numpy.asarray(clean), source.y_test[of_base], None)
