@@ -1,5 +1,6 @@
 """What several test files share: trace counting, a tiny task, and its NumPy twin in float64."""
 
+import dataclasses
 import functools
 
 import jax
@@ -65,6 +66,13 @@ def tiny_task():
         layout=Layout(4),
     )
     return make_task(problem, tiny_pool())
+
+
+def shallow(name, **fields):
+    """A registered network, of the least depth if it has one: deep ones compile for minutes."""
+    built = registry.models.build({"name": name} | fields)
+    depth = {f.name: f.metadata["low"] for f in dataclasses.fields(built) if f.name == "depth"}
+    return dataclasses.replace(built, **depth)
 
 
 def sample(key, num):

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import shallow
 
 from fedjax_sec import registry, schema
 from fedjax_sec.ops import polyphase
@@ -204,8 +205,7 @@ def test_networks_do_not_depend_on_the_lowering(name, shape):
     results = []
     fields = registry.models.build(name)
     for lowering in [one for one in schema.choices(fields, "convolution") if one != "auto"]:
-        spec = {"name": name, "convolution": lowering}
-        model = registry.models.build(spec).make(shape, 4)
+        model = shallow(name, convolution=lowering).make(shape, 4)
         variables = jax.jit(model.init)(jax.random.key(1))
 
         def loss(variables, x, model=model):
@@ -214,7 +214,7 @@ def test_networks_do_not_depend_on_the_lowering(name, shape):
         gradients = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
         results.append((variables, *gradients(variables, x)))
     assert len(results) >= 3
-    # Twenty layers that divide by a deviation enlarge what rounding does.
+    # Many layers that divide by a deviation enlarge what rounding does.
     atol = 1e-4 if name == "resnet" else 1e-5
     for other in results[1:]:
         for a, b in zip(jax.tree.leaves(results[0]), jax.tree.leaves(other), strict=True):
