@@ -239,7 +239,7 @@ def test_scaling_has_a_row_for_each_size(axis, monkeypatch):
     monkeypatch.setattr(scaling, "SEEDS", (1, 2))
     monkeypatch.setattr(scaling, "RULES", ("mean", "krum"))
     monkeypatch.setattr(scaling, "MLP", small(rounds=2))
-    rows = list(scaling.run(timing.Rates(1e9, 1e9), [axis], repeats=3))
+    rows = list(scaling.run(timing.Rates(1e9, 1e9), [axis], repeats=1))
     if axis == "K":
         assert [(row["K"], row["rule"]) for row in rows] == [
             (8, "mean"), (8, "krum"), (9, "mean"), (9, "krum")
