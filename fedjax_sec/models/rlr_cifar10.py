@@ -1,5 +1,7 @@
 """The convolutional network of the RLR paper's CIFAR10 experiments."""
 
+import functools
+
 from flax import linen as nn
 
 from fedjax_sec import registry
@@ -14,6 +16,8 @@ from fedjax_sec.schema import ConfigError, static
 
 
 class _Network(nn.Module):
+    channels: tuple[int, ...]
+    hidden: tuple[int, ...]
     num_classes: int
     dropout: float
     scheme: str
@@ -23,11 +27,11 @@ class _Network(nn.Module):
     def __call__(self, x, train=False):
         images = Convolutional(self.lowering, self.scheme)
         x = images.enter(x, 8)
-        for i, width in enumerate((64, 128, 256)):
+        for i, width in enumerate(self.channels):
             x = images.relu(images.max_pool(images.conv(width, 3, x, f"conv_{i}"), 2))
         # After flattening, so that the masks do not depend on the order of axes.
         x = images.flat(x)
-        for i, width in enumerate((128, 256)):
+        for i, width in enumerate(self.hidden):
             x = nn.Dropout(self.dropout, deterministic=not train)(x)
             x = nn.relu(dense(width, x, self.scheme, f"hidden_{i}"))
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
@@ -42,7 +46,7 @@ class RlrCifar10:
     followed by ReLU and a 2x2 max-pooling; dropout before every dense layer. The dropout masks are
     drawn anew for every client and local step, and there are none in evaluation.
 
-    Raises: `ConfigError` for images smaller than 22 x 22, which the poolings reduce to nothing.
+    Raises: `ConfigError` for images that the poolings reduce to nothing (smaller than 22 x 22).
 
     Source: Ozdayi et al. 2021, author code (`src/models.py`, `CNN_CIFAR`); the text does not
     describe it. Initialisation as PyTorch's, dropout 0.5.
@@ -55,14 +59,21 @@ class RlrCifar10:
         537610
     """
 
+    channels: tuple[int, ...] = static((64, 128, 256), "Feature maps of each convolution.", low=1)
+    hidden: tuple[int, ...] = static((128, 256), "Widths of the hidden layers.", low=1)
     dropout: float = static(0.5, "Share of the activations dropped in training.", low=0, below=1)
     init: str = static("pytorch", "Initial weights and biases.", choices=INITS)
     convolution: str = convolution_field()
 
     def make(self, input_shape, num_classes):
-        if len(input_shape) != 3 or min(input_shape[:2]) < 22:
+        # A convolution takes two pixels of each side, a pooling half of the rest.
+        least = functools.reduce(lambda size, _: 2 * size + 2, self.channels, 1)
+        if len(input_shape) != 3 or min(input_shape[:2]) < least:
             raise ConfigError(
-                f"model: rlr_cifar10 needs images of at least 22 x 22 pixels, got {input_shape}."
+                f"model: rlr_cifar10 needs images of at least {least} x {least} pixels for "
+                f"{len(self.channels)} convolutions, got {input_shape}."
             )
-        network = _Network(num_classes, self.dropout, self.init, self.convolution)
+        network = _Network(
+            self.channels, self.hidden, num_classes, self.dropout, self.init, self.convolution
+        )
         return flax_model(network, input_shape, convolves=True, trains_differently=True)
