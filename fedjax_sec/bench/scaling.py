@@ -117,7 +117,7 @@ def _seeds(repeats) -> list[dict]:
     for size in SEEDS:
         some = experiments[:size]
         seconds: dict[str, list[float]] = {}
-        for _ in range(max(repeats // 2, 3)):
+        for _ in range(-(-repeats // 2)):
             with compiling_anew():
                 seconds.setdefault("one sweep s", []).append(_seconds(lambda s=some: train(s)))
                 seconds.setdefault("one after another s", []).append(_singly(some))
