@@ -241,6 +241,20 @@ def test_every_item_of_fat_is_a_set_of_valid_experiments(scale, users):
         assert cells[0].experiment.evaluation.evasions[0].registered_name == "pgd"
 
 
+@pytest.mark.parametrize("dataset", fat.DATASETS)
+def test_fats_fewer_steps_of_pgd_are_longer(dataset):
+    found = {
+        scale: fat.make_cells(fat.Plan(scale, 1, (dataset,)), ["table1"], FAT_BASES)
+        for scale in fat.SCALES
+    }
+    clients = [
+        cells["table1", dataset, "federated"][0].experiment.client for cells in found.values()
+    ]
+    assert [client.pgd_steps for client in clients[:2]] == [2, 10]
+    ways = [client.pgd_steps * client.step_size for client in clients]
+    np.testing.assert_allclose(ways, ways[-1])
+
+
 def test_fats_defences_withstand_as_many_as_they_are_made_for():
     found = fat.make_cells(fat.Plan(), ["table3"], FAT_BASES)
 
