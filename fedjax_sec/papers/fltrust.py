@@ -17,7 +17,6 @@ import pandas as pd
 from fedjax_sec import config as config_lib
 from fedjax_sec import plotting
 from fedjax_sec.attacks.update.scaling import CORNER
-from fedjax_sec.config import Experiment
 from fedjax_sec.experiment import Result
 from fedjax_sec.papers._runs import Shared, finish
 
@@ -265,11 +264,12 @@ def measured(results: Sequence[Result], which: int = -1) -> dict[str, np.ndarray
     return {name: np.array(values) for name, values in found.items()}
 
 
-def _describe(plan: Plan, experiment: Experiment, label: str) -> str:
-    data = experiment.data
+def _describe(plan: Plan, result: Result, item: str) -> str:
+    experiment = result.experiment
+    root = f"root data set of {experiment.server.root.size}, " if item != "root_size" else ""
     return (
-        f"{label}, {data.num_clients} clients, {experiment.rounds} rounds of one batch of "
-        f"{experiment.client.batch_size}, root data set of {experiment.server.root.size}, "
+        f"{result.summary['data']['label']}, {experiment.data.num_clients} clients, "
+        f"{experiment.rounds} rounds of one batch of {experiment.client.batch_size}, {root}"
         f"scale `{plan.scale}`, {plan.seeds} seed{'s' if plan.seeds > 1 else ''}"
     )
 
@@ -304,7 +304,7 @@ def _write_table(plan, item, results: Mapping, out: Path) -> list[Path]:
     path = out / f"{item}.csv"
     pd.DataFrame(lines).to_csv(path, index=False, float_format="%.4f")
     one = list(results.values())[-1][0]
-    described = _describe(plan, one.experiment, one.summary["data"]["label"])
+    described = _describe(plan, one, item)
     head = (
         f"# FLTrust, {TABLES[item]}\n\n{described}. "
         f"Testing error rate after the last round / success rate of the Scaling attack's trigger; "
@@ -332,7 +332,7 @@ def _write_norms(plan, item, results: Mapping, out: Path) -> list[Path]:
     path = out / f"{item}.csv"
     frame.to_csv(path, index=False, float_format="%.4f")
     one = list(results.values())[-1][0]
-    described = _describe(plan, one.experiment, one.summary["data"]["label"])
+    described = _describe(plan, one, item)
     head = (
         f"# FLTrust, what normalises in ResNet20\n\n{described}. Testing error rate after "
         f"the last round; trust scores in the first round and on average over evaluated rounds.\n\n"
@@ -355,27 +355,26 @@ def _write_curves(plan, item, results: Mapping, out: Path) -> list[Path]:
             points = {
                 float(x): measured(f) for (r, c, x), f in results.items() if (r, c) == (row, column)
             }
+            means = {x: {m: v.mean() for m, v in values.items()} for x, values in points.items()}
+            lines += [{"attack": row, "defense": column, "x": x} | m for x, m in means.items()]
             metrics = ("error", "success") if row == "Scaling attack" else ("error",)
             for metric, style in zip(metrics, ("-o", "--^"), strict=False):
-                known = {x: values[metric] for x, values in points.items() if metric in values}
-                mean = [values.mean() for values in known.values()]
+                known = {x: values[metric] for x, values in means.items() if metric in values}
                 label = column if metric == "error" else None
                 color = f"C{DEFENSES.index(column)}"
-                panel.plot(list(known), mean, style, color=color, label=label, markersize=4)
-                lines += [
-                    {"attack": row, "defense": column, "x": x, metric: values.mean()}
-                    for x, values in known.items()
-                ]
+                panel.plot(*zip(*known.items(), strict=True), style, color=color, label=label, ms=4)
         panel.set(title=row, xlabel=CURVES[item], ylim=(-0.02, 1.02))
         panel.grid(alpha=0.3)
     if item == "root_size":
         for panel in axes[0]:
             panel.set_xscale("log")
+            panel.set_xticks(SIZES, labels=SIZES)
+            panel.minorticks_off()
     axes[0, 0].set_ylabel("testing error rate (dashed: attack success)")
     axes[0, 0].legend(fontsize=8)
     one = list(results.values())[-1][0]
-    described = _describe(plan, one.experiment, one.summary["data"]["label"])
+    described = _describe(plan, one, item)
     figure.suptitle(described.replace("`", ""), size=9)
     path = out / f"{item}.csv"
-    pd.DataFrame(lines).to_csv(path, index=False, float_format="%.4f")
+    pd.DataFrame(lines).to_csv(path, index=False, float_format="%.4g")
     return [*plotting.save(figure, out / item), path]
