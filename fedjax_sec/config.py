@@ -83,6 +83,9 @@ class Threat:
         "Which clients are malicious: drawn by the seed, or the `first` m.",
         choices=("random", "first"),
     )
+    start: int = static(
+        0, "Round in which the attack begins; before it malicious clients are honest.", low=0
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,8 +193,8 @@ class Experiment:
     def structure(self):
         """A hashable key; experiments with equal keys run in one compiled program.
 
-        Everything except the seed, the malicious clients' number and placement, and the values of
-        numeric fields.
+        Everything except the seed, the malicious clients' number and placement, in which round
+        after the first they begin, and the values of numeric fields.
         """
         leaves = (self.model, self.client, self.server.optimizer, self.attack, self.defense)
         rest = dataclasses.replace(
@@ -202,7 +205,9 @@ class Experiment:
             attack=None,
             defense=None,
             server=dataclasses.replace(self.server, optimizer=None, root=self._root_shape()),
-            threat=dataclasses.replace(self.threat, num_malicious=0, placement="first"),
+            threat=dataclasses.replace(
+                self.threat, num_malicious=0, placement="first", start=min(self.threat.start, 1)
+            ),
         )
         data = dataclasses.replace(rest.data, partition=None)
         return (
@@ -240,6 +245,11 @@ class Experiment:
             raise ConfigError(
                 f"attack: {names} would do nothing, since threat.num_malicious is 0; "
                 f"set threat.num_malicious to 1..{n}, or attack to null."
+            )
+        if self.threat.start > 0 and (m == 0 or self.threat.start >= self.rounds):
+            raise ConfigError(
+                f"threat.start = {self.threat.start} would leave no round with an attack; it needs "
+                f"threat.num_malicious > 0, got {m}, and must be < rounds = {self.rounds}."
             )
         if self.evaluation.influence is not None and self.backdoor is None:
             raise ConfigError(

@@ -116,7 +116,8 @@ def make_population(experiment: Experiment, source) -> tuple[Population, int]:
             local = test.of_test_part(
                 rng, owners, source.users_test, len(source.y_test), data.num_clients
             )
-    return Population(index, counts, malicious, root, local), parts.unused
+    start = np.int32(threat.start) if threat.start else None
+    return Population(index, counts, malicious, root, local, start), parts.unused
 
 
 def _by_user(source, index, counts) -> bool:

@@ -61,7 +61,8 @@ class Population(NamedTuple):
 
     `root` are the server's own examples, which no client holds; None where it has none. `local`
     are the clients' own test examples, padded with -1: of the training set where they were held
-    out, else of the test set; None where nobody has any.
+    out, else of the test set; None where nobody has any. `start` is the round in which the attack
+    begins; None where that is the first.
     """
 
     index: Int[Array, "N M"]
@@ -69,6 +70,7 @@ class Population(NamedTuple):
     malicious: Bool[Array, "N"]
     root: Int[Array, "S"] | None = None
     local: Int[Array, "N Mt"] | None = None
+    start: Int[Array, ""] | None = None
 
 
 class Components(NamedTuple):
@@ -309,6 +311,11 @@ def run_round(
     """
     # From here on no component holds a schedule, only the numbers of this round.
     replica = replica._replace(components=schema.resolve(replica.components, index))
+    begun = None
+    if (start := replica.population.start) is not None:
+        begun = index >= start
+        malicious = replica.population.malicious & begun
+        replica = replica._replace(population=replica.population._replace(malicious=malicious))
     components, population = replica.components, replica.population
     clients, per_round = problem.num_clients, problem.clients_per_round
     key = jax.random.fold_in(replica.key, index)
@@ -359,6 +366,10 @@ def run_round(
     sent, attack_state, attack_metrics = components.attack.apply(
         stream(key, Stream.ATTACK), updates, state.attack, attacker
     )
+    if begun is not None:  # so far nobody was malicious: nothing to remember, nothing to report
+        keep = functools.partial(jnp.where, begun)
+        attack_state = jax.tree.map(keep, attack_state, state.attack)
+        attack_metrics = {name: keep(value, jnp.nan) for name, value in attack_metrics.items()}
 
     # The server.
     aggregate, defense_state, defense_metrics = components.defense.apply(

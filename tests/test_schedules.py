@@ -100,6 +100,49 @@ def test_a_scheduled_run_is_two_runs_in_a_row(key, before, after):
         assert np.abs(in_a_row(constant, constant) - flat(scheduled)).max() > 1e-4
 
 
+@pytest.mark.parametrize("attack", ["alie", "label_flip"])
+def test_an_attack_that_begins_later_leaves_the_rounds_before_as_they_were(attack):
+    base = small(rounds=4, threat={"num_malicious": 2}, evaluation={"every": 1})
+    later = fedjax_sec.run(base | {"attack": attack}, **{"threat.start": 2})
+    shares = later.metrics["kept_malicious"]
+    assert np.isnan(shares[:3]).all() and np.isfinite(shares[3:]).all()
+
+    programs = [Program(config.from_mapping(base, {"attack": each})) for each in (None, attack)]
+
+    def two_rounds(program, first, params=None):
+        replicas, _ = program.replicas([program.experiment])
+        state = program.init(replicas)
+        if params is not None:
+            state = state._replace(params=jnp.array(params))
+        return np.array(program.advance(state, replicas, first, 2)[0].params)
+
+    honest, attacked = programs
+    by_hand = two_rounds(attacked, 2, two_rounds(honest, 0))
+    close(flat(later), by_hand[0], rtol=1e-5, atol=1e-6)
+    for first, second in ((honest, honest), (attacked, attacked)):  # and the round matters
+        other = two_rounds(second, 2, two_rounds(first, 0))
+        assert np.abs(other[0] - flat(later)).max() > 1e-4
+
+
+def test_attacks_that_begin_in_different_rounds_share_a_program():
+    base = small(threat={"num_malicious": 2}, attack="sign_flip")
+    cells = sweep.make_cells(base, {"threat.start": {"a": 0, "b": 1, "c": 2}})
+    first, *others = (cell.experiment for cell in cells)
+    assert first.structure() != others[0].structure() == others[1].structure()
+    program = Program(others[0], at_once=2)
+    together = experiment.train(others, program=program)
+    assert program.traces == 1
+    for one, result in zip(others, together, strict=True):
+        close(flat(fedjax_sec.run(one)), flat(result), rtol=1e-4, atol=1e-5)
+    assert np.abs(flat(together[0]) - flat(together[1])).max() > 1e-4
+
+
+@pytest.mark.parametrize("threat", [{"num_malicious": 2, "start": 3}, {"start": 1}])
+def test_an_attack_that_would_never_begin_is_refused(threat):
+    with pytest.raises(ConfigError, match=r"threat\.start = . would leave no round.*rounds = 3"):
+        config.from_mapping(small(threat=threat))
+
+
 def test_a_backdoor_is_measured_as_it_was_in_the_last_round():
     """Whole images of one grey: the class of the white one is found only when it is white."""
     attack = {"name": "pattern", "size": 8, "value": steps(r0=0.0, r1=1.0)}
