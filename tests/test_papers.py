@@ -266,8 +266,11 @@ def test_fats_defences_withstand_as_many_as_they_are_made_for():
         assert attacked.threat.num_malicious == attacked.defense.stages[0].num_byzantine == bad
         assert attacked.attack.stages[0].z == z
         assert row(name).threat.num_malicious == 0
+        assert attacked.threat.start == 0
     krum = row("Krum, distillation")
-    assert krum.threat.num_malicious == 24 and krum.attack.stages[0].temperature == 100
+    assert krum.threat.num_malicious == 24 and krum.threat.start == 400 and krum.rounds == 500
+    assert krum.attack.stages[0].batch_size == krum.client.batch_size == 64
+    assert krum.attack.stages[0].temperature == 100
     assert krum.evaluation.evasions[1].logit_scale == 0.01
     assert krum.client.keep_optimizer_state and krum.client.pgd_steps == 40
 
