@@ -268,7 +268,7 @@ def test_fats_defences_withstand_as_many_as_they_are_made_for():
         assert row(name).threat.num_malicious == 0
         assert attacked.threat.start == 0
     krum = row("Krum, distillation")
-    assert krum.threat.num_malicious == 24 and krum.threat.start == 400 and krum.rounds == 500
+    assert krum.threat.num_malicious == 24 and krum.threat.start == 200 and krum.rounds == 500
     assert krum.attack.stages[0].batch_size == krum.client.batch_size == 64
     assert krum.attack.stages[0].temperature == 100
     assert krum.evaluation.evasions[1].logit_scale == 0.01
