@@ -400,7 +400,7 @@ def _write_curves(plan, item, dataset, rows, folders, out) -> list[Path]:
     panels[0].set_ylabel("users' own test examples (%)" if of_users else "test examples (%)")
     panels[1].legend(fontsize=8)
     described = _describe(plan, next(iter(rows.values()))[0]).replace("`", "")
-    figure.suptitle("\n".join(described.split(", evaluated ")), size=9)
+    figure.suptitle(described.replace(", evaluated", "\nevaluated"), size=9)
     return plotting.save(figure, out / f"{item}-{dataset}")
 
 
@@ -419,5 +419,5 @@ def _write_scatter(plan, item, dataset, rows, folders, out) -> list[Path]:
     )  # fmt: skip
     axes.grid(alpha=0.3)
     described = _describe(plan, results[0]).replace("`", "")
-    figure.suptitle("\n".join(described.split(", evaluated ")), size=7)
+    figure.suptitle(described.replace(", evaluated", "\nevaluated"), size=7)
     return plotting.save(figure, out / f"{item}-{dataset}")
