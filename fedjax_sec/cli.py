@@ -298,7 +298,7 @@ def audit(
     restarts: Annotated[int, typer.Option(min=1, help="PGD's restarts.")] = 1,
     out: Annotated[Path | None, typer.Option(help="Markdown file for the report.")] = None,
 ) -> None:
-    """Say whether a run's robustness is believable, or its gradients are masked."""
+    """Say whether a run's robustness is believable, overstated, or due to masked gradients."""
     from fedjax_sec.audit import audit as look
 
     with reported():

@@ -25,13 +25,21 @@ def test_honest_robustness_is_believed():
 
 
 @pytest.mark.parametrize(("name", "value"), [
-    ("noise", 0.6), ("one_step", 0.6), ("transfer", 0.6), ("scaled", 0.6), ("stronger", 0.55),
-    ("unbounded", 0.2),
+    ("noise", 0.6), ("one_step", 0.6), ("transfer", 0.6), ("scaled", 0.6), ("unbounded", 0.2),
 ])  # fmt: skip
 def test_every_sign_is_seen_alone(name, value):
     findings, verdict = judge(HONEST | {name: value}, 0.0, 1000)
     assert [finding.check for finding in findings if not finding.holds] == [name]
     assert verdict.startswith("Not believable") and name in verdict
+
+
+def test_a_weak_test_is_told_from_masked_gradients():
+    findings, verdict = judge(HONEST | {"stronger": 0.55}, 0.0, 1000)
+    assert [finding.check for finding in findings if not finding.holds] == ["stronger"]
+    assert verdict.startswith("Overstated: PGD shows 70.0%, Auto-PGD leaves 55.0%")
+    both = judge(HONEST | {"stronger": 0.55, "scaled": 0.1}, 0.0, 1000)[1]
+    assert both.startswith("Not believable: gradients seem to be masked (scaled, stronger)")
+    assert judge(HONEST | {"stronger": 0.55}, 0.3, 1000)[1].startswith("Not believable")
 
 
 def test_vanishing_gradients_are_seen_and_chance_is_not():
