@@ -175,7 +175,13 @@ def run_with_progress(cells, out: Path, at_once: int | None = None):
             task = progress.add_task(text[:60], total=rounds, status="compiling")
             return lambda done, rows: progress.update(task, completed=done, status=_status(rows))
 
-        return sweep_lib.run_cells(cells, out, at_once=at_once, on_group=on_group)
+        def on_wait(left):
+            text = f"waiting for {len(left)} runs of other processes"
+            if progress.disable:
+                errors.print(text)
+            progress.add_task(text, total=None, status="")
+
+        return sweep_lib.run_cells(cells, out, at_once=at_once, on_group=on_group, on_wait=on_wait)
 
 
 def _print_table(frame, title: str) -> None:

@@ -2,7 +2,8 @@
 
 A sweep is a base experiment, a grid of labelled alternatives (their product), and seeds. Cells
 whose static fields agree, and all seeds, are replicas of one program. Every finished cell is kept
-in the output folder and not run again; an interrupted group goes on from its checkpoint.
+in the output folder and not run again; an interrupted group goes on from its checkpoint. Several
+processes may work in one folder: each takes groups that no other has.
 """
 
 import dataclasses
@@ -11,11 +12,13 @@ import itertools
 import json
 import re
 import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+import filelock
 import pandas as pd
 
 from fedjax_sec import config as config_lib
@@ -138,17 +141,44 @@ def _slug(label: str) -> str:
     return re.sub(r"[^A-Za-z0-9.=+-]+", "-", label).strip("-") or "none"
 
 
+class _Group(NamedTuple):
+    """Cells that are replicas of one program, and the folder of their common state.
+
+    The lock is held by the process that runs them. It lies outside the folder, which is removed
+    when the group is done, and is let go of by the system when its process is killed.
+    """
+
+    folder: Path
+    cells: list[Cell]
+    lock: filelock.FileLock
+
+    @property
+    def is_free(self) -> bool:
+        """Whether no other process runs the group now."""
+        try:
+            with self.lock.acquire(blocking=False):
+                return True
+        except filelock.Timeout:
+            return False
+
+
 def run_cells(
     cells: Sequence[Cell],
     out: str | Path,
     *,
     at_once: int | None = None,
     on_group: Callable[[int, int, list[Cell]], Callable | None] | None = None,
+    on_wait: Callable[[list[Cell]], None] | None = None,
 ) -> list[Result]:
     """Runs what is not yet finished and returns all results, in the order of the cells.
 
+    Processes that run the same cells in the same folder share the work, a group at a time, and each
+    returns when everything is finished; a group whose process died goes on in another one from its
+    checkpoint.
+
     `on_group(number, total, cells)` is called as a group starts; what it returns is called after
-    every evaluation with the rounds done and the new rows.
+    every evaluation with the rounds done and the new rows. `on_wait(cells)` is called once when
+    all that is left, these cells, is being run by others.
     """
     out = Path(out)
     if out.exists() and any(out.iterdir()) and not (out / "cells").exists():
@@ -159,36 +189,71 @@ def run_cells(
     folders = {cell.name: results.RunFolder(out / "cells" / cell.name) for cell in cells}
     for cell in cells:
         verify(cell.experiment)  # before anything is written or run
-    for cell in cells:
-        folders[cell.name].open(cell.experiment.to_dict(), resume=True)
-    by_name = {cell.name: cell for cell in cells}
-    groups = _groups(cells, folders, out / "groups", by_name)
+    (out / "cells").mkdir(parents=True, exist_ok=True)
+    with _lock(out, "groups"):  # whoever comes next finds these groups and makes no others
+        for cell in cells:
+            folders[cell.name].open(cell.experiment.to_dict(), resume=True)
+        groups = _groups(cells, folders, out)
+        # Settled beforehand: what is measured must not be disturbed by a compilation.
+        tuned = {group.folder: settle(group.cells[0].experiment, group.folder / "state")
+                 for group in groups}  # fmt: skip
     fresh: dict[str, Result] = {}
-    # Settled beforehand: what is measured must not be disturbed by a compilation.
-    tuned = [settle(members[0].experiment, folder / "state") for folder, members in groups]
+    left, ahead = list(groups), {}
     # One program is compiled while the one before it runs: XLA compiles on one core.
     with ThreadPoolExecutor(max_workers=1) as compiler:
-        waiting = (
-            compiler.submit(_prepare, members, at_once, choice)
-            for (_, members), choice in zip(groups, tuned, strict=True)
-        )
-        programs = [next(waiting, None)]
-        for number, (group_dir, members) in enumerate(groups):
-            callback = on_group(number, len(groups), members) if on_group else None
-            program = programs.pop().result()
-            programs.append(next(waiting, None))
-            found = train(
-                [cell.experiment for cell in members],
-                [folders[cell.name] for cell in members],
-                checkpoint_dir=group_dir / "state",
-                on_evaluation=callback,
-                program=program,
-            )
-            fresh |= {cell.name: result for cell, result in zip(members, found, strict=True)}
-            shutil.rmtree(group_dir)
+
+        def prepare(group):
+            return compiler.submit(_prepare, group.cells, at_once, tuned[group.folder])
+
+        while left:
+            group = _claim(left, on_wait)
+            left.remove(group)
+            try:
+                if all(folders[cell.name].finished for cell in group.cells):
+                    continue  # another process has run it
+                callback = None
+                if on_group:
+                    callback = on_group(groups.index(group), len(groups), group.cells)
+                program = (ahead.pop(group.folder, None) or prepare(group)).result()
+                following = next((group for group in left if group.is_free), None)
+                if following and following.folder not in ahead:
+                    ahead = {following.folder: prepare(following)}
+                found = train(
+                    [cell.experiment for cell in group.cells],
+                    [folders[cell.name] for cell in group.cells],
+                    checkpoint_dir=group.folder / "state",
+                    on_evaluation=callback,
+                    program=program,
+                )
+                fresh |= {cell.name: one for cell, one in zip(group.cells, found, strict=True)}
+                with _lock(out, "groups"):
+                    shutil.rmtree(group.folder)
+            finally:
+                group.lock.release()
     return [
         fresh.get(cell.name) or read_result(cell.experiment, folders[cell.name]) for cell in cells
     ]
+
+
+def _claim(groups: Sequence[_Group], on_wait: Callable | None, every: float = 1.0) -> _Group:
+    """The first group that no other process runs, its lock taken; waits until there is one."""
+    waits = False
+    while True:
+        for group in groups:
+            try:
+                group.lock.acquire(blocking=False)
+            except filelock.Timeout:
+                continue
+            return group
+        if on_wait and not waits:
+            on_wait([cell for group in groups for cell in group.cells])
+        waits = True
+        time.sleep(every)
+
+
+def _lock(out: Path, name: str) -> filelock.FileLock:
+    (out / "locks").mkdir(exist_ok=True)
+    return filelock.FileLock(out / "locks" / f"{name}.lock")
 
 
 def _prepare(members: Sequence[Cell], at_once: int | None, tuning: Tuning) -> Program:
@@ -196,20 +261,29 @@ def _prepare(members: Sequence[Cell], at_once: int | None, tuning: Tuning) -> Pr
     return Program(experiments[0], at_once, tuning).prepare(experiments)
 
 
-def _groups(cells, folders, root: Path, by_name):
-    """Interrupted groups as they were, then the other unfinished cells grouped by structure.
+def _groups(cells: Sequence[Cell], folders: Mapping, out: Path) -> list[_Group]:
+    """Groups that were begun as they are, then the other unfinished cells grouped by structure.
 
-    A group's members are written down when it starts: its checkpoint holds the state of exactly
+    A group's members are written down when it is made: its checkpoint holds the state of exactly
     these, whatever has been finished or added since.
     """
+    by_name = {cell.name: cell for cell in cells}
     groups, taken = [], set()
-    for manifest in sorted(root.glob("*/members.json")):
-        names = json.loads(manifest.read_text())
-        if all(name in by_name for name in names):
-            if all(folders[name].finished for name in names):
-                shutil.rmtree(manifest.parent)
-                continue
-            groups.append((manifest.parent, [by_name[name] for name in names]))
+    for manifest in sorted((out / "groups").glob("*/members.json")):
+        names, folder = json.loads(manifest.read_text()), manifest.parent
+        group = _Group(folder, [by_name.get(name) for name in names], _lock(out, folder.name))
+        if None in group.cells:  # of another sweep in this folder
+            mine = [cell.name for cell in group.cells if cell]
+            if any(not folders[name].finished for name in mine) and not group.is_free:
+                raise ConfigError(
+                    f"Output folder {str(out)!r}: another process is running {mine[0]!r} together "
+                    f"with cells that were not asked for here. Run the same cells, or wait."
+                )
+        elif all(folders[name].finished for name in names):
+            if group.is_free:
+                shutil.rmtree(folder)
+        else:
+            groups.append(group)
             taken |= set(names)
     by_structure: dict = {}
     for cell in cells:
@@ -217,11 +291,12 @@ def _groups(cells, folders, root: Path, by_name):
             by_structure.setdefault(cell.experiment.structure(), []).append(cell)
     for members in by_structure.values():
         names = json.dumps([cell.name for cell in members])
-        group_dir = root / hashlib.sha256(names.encode()).hexdigest()[:12]
-        group_dir.mkdir(parents=True, exist_ok=True)
-        results.write_atomically(group_dir / "members.json", names)
-        groups.append((group_dir, members))
-    return groups
+        folder = out / "groups" / hashlib.sha256(names.encode()).hexdigest()[:12]
+        folder.mkdir(parents=True, exist_ok=True)
+        results.write_atomically(folder / "members.json", names)
+        groups.append(_Group(folder, members, _lock(out, folder.name)))
+    places = {name: place for place, name in enumerate(by_name)}
+    return sorted(groups, key=lambda group: places[group.cells[0].name])
 
 
 def to_frame(cells: Sequence[Cell], found: Sequence[Result]) -> pd.DataFrame:

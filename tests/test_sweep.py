@@ -1,7 +1,9 @@
 """Sweeps: grids and labels, what is run and what is kept, groups, tables."""
 
 import json
+import threading
 
+import filelock
 import numpy as np
 import pandas as pd
 import pytest
@@ -166,6 +168,89 @@ def test_interrupted_group_resumes_to_the_same_bits(tmp_path, programs):
         )
         assert rows == expected
     assert not list((tmp_path / "cut" / "groups").iterdir())
+
+
+# --- Several processes in one folder --------------------------------------------------------------
+
+
+def test_processes_share_a_folder(tmp_path):
+    """Threads stand in for processes: a lock is held by who took it, in either case."""
+    cells = sweep.make_cells(BASE, GRID)
+    alone = sweep.run_cells(cells, tmp_path / "alone")
+    ran, found, both = [[], []], {}, threading.Barrier(2, timeout=120)
+
+    def work(number):
+        def on_group(place, total, members):
+            if not ran[number]:
+                both.wait()  # until each of the two has a group
+            ran[number] += [cell.name for cell in members]
+
+        found[number] = sweep.run_cells(cells, tmp_path / "shared", on_group=on_group)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert ran[0] and ran[1] and sorted(ran[0] + ran[1]) == sorted(cell.name for cell in cells)
+    for results in found.values():
+        for one, other in zip(results, alone, strict=True):
+            same_bits(one.metrics["accuracy"], other.metrics["accuracy"])
+    assert not list((tmp_path / "shared" / "groups").iterdir())
+
+
+def test_a_group_whose_process_died_goes_on_in_another(tmp_path):
+    base = BASE | {"rounds": 6, "checkpoint": {"every": 2}}
+    cells = sweep.make_cells(base, {"attack": {"flip": "sign_flip", "clean": None}})
+    whole = sweep.run_cells(cells, tmp_path / "whole")
+    other = sweep.run_cells  # the process that dies: stopped at its checkpoint, its lock still held
+
+    class Stop(Exception):
+        pass
+
+    def stop_at_three(number, total, members):
+        def callback(done, rows):
+            if done == 3:
+                raise Stop
+
+        return callback
+
+    with pytest.raises(Stop):
+        other(cells, tmp_path / "cut", on_group=stop_at_three)
+    groups = {
+        json.loads(path.read_text())[0]: path.parent.name
+        for path in (tmp_path / "cut" / "groups").glob("*/members.json")
+    }
+    held = filelock.FileLock(tmp_path / "cut" / "locks" / f"{groups['flip/seed0']}.lock")
+    held.acquire()
+    waited, seen = [], []
+
+    def on_wait(left):
+        waited.append([cell.name for cell in left])
+        held.release()
+
+    found = sweep.run_cells(
+        cells, tmp_path / "cut", on_wait=on_wait,
+        on_group=lambda number, total, members: lambda done, rows: seen.append(
+            (members[0].name, done)
+        ),
+    )  # fmt: skip
+    assert waited == [["flip/seed0"]]
+    assert [name for name, done in seen][:7] == ["clean/seed0"] * 7
+    assert seen[7:] == [("flip/seed0", done) for done in (3, 4, 5, 6)]  # from its checkpoint
+    for one, expected in zip(found, whole, strict=True):
+        same_bits(one.metrics, expected.metrics)
+
+
+def test_cells_that_another_sweep_runs_are_refused(tmp_path, programs):
+    cells = sweep.make_cells(BASE, {"defense": ["mean"]}, seeds=(0, 1))
+
+    def while_it_runs(number, total, members):
+        with pytest.raises(ConfigError, match="another process is running 'mean/seed0' together"):
+            sweep.run_cells(cells[:1], tmp_path)
+
+    sweep.run_cells(cells, tmp_path, on_group=while_it_runs)
+    assert len(programs) == 1
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path, programs):
