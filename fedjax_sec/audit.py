@@ -1,5 +1,6 @@
 """Audits the robustness of a finished run: is it there, or are its gradients masked?"""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +21,8 @@ from fedjax_sec.trained import final_params, logits_of
 
 #: Scales of the logits that are tried: temperatures 10, 100 and 1,000.
 SCALES = (0.1, 0.01, 0.001)
+#: The fields of an audit that are measured, the others being said about them.
+MEASURED = ("label", "eps", "images", "shares", "vanishing")
 
 
 class Audit(NamedTuple):
@@ -32,6 +35,17 @@ class Audit(NamedTuple):
     vanishing: float
     findings: list[Finding]
     verdict: str
+
+    def to_json(self) -> str:
+        """What was measured; `from_json` judges it again."""
+        return json.dumps({name: getattr(self, name) for name in MEASURED}, indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "Audit":
+        """The audit with these measurements, judged as this version judges."""
+        kept = json.loads(text)
+        findings, verdict = judge(kept["shares"], kept["vanishing"], kept["images"])
+        return cls(**{name: kept[name] for name in MEASURED}, findings=findings, verdict=verdict)
 
     def to_markdown(self) -> str:
         """The table, the findings and the verdict."""

@@ -6,7 +6,7 @@ import pytest
 from helpers import small
 
 import fedjax_sec
-from fedjax_sec.audit import audit
+from fedjax_sec.audit import Audit, audit
 from fedjax_sec.evaluation.masking import ROLES, judge
 from fedjax_sec.results import RunFolder
 from fedjax_sec.schema import ConfigError
@@ -103,6 +103,7 @@ def test_a_masked_model_is_found_out(trained):
     assert {"scaled", "transfer", "unbounded", "vanishing"} <= broken, found.to_markdown()
     text = found.to_markdown()
     assert "**fails**" in text and found.verdict in text
+    assert Audit.from_json(found.to_json()) == found
 
 
 def test_what_cannot_be_audited_is_refused(trained, tmp_path):

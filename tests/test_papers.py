@@ -299,11 +299,15 @@ def fat_regenerated(tmp_path_factory):
                   "data.max_train=700", "data.num_clients=11")  # fmt: skip
     plan = fat.Plan("smoke", 1, ("mnist",), "femnist", small_work)
     out = tmp_path_factory.mktemp("fat")
-    return out, fat.regenerate(plan, ["table1", "table3", "curves", "figure2"], bases, out)
+
+    def regenerate(items):
+        return fat.regenerate(plan, items, bases, out)
+
+    return out, regenerate(["table1", "table3", "curves", "figure2"]), regenerate
 
 
 def test_fats_tables_hold_published_and_measured_numbers(fat_regenerated):
-    out, written = fat_regenerated
+    out, written, _ = fat_regenerated
     one = pd.read_csv(out / "table1.csv").iloc[0]
     assert one["centralised, robust: paper"] == 92.76 and 0 <= one["federated, robust: ours"] <= 100
     three = pd.read_csv(out / "table3-mnist.csv").set_index("defence, attack")
@@ -317,6 +321,17 @@ def test_fats_tables_hold_published_and_measured_numbers(fat_regenerated):
     assert len(verdicts) == 3 and "## Audit: Krum, distillation" in said
     for name in ("curves-mnist", "figure2-femnist"):
         assert out / f"{name}.png" in written and (out / f"{name}.png").stat().st_size > 5000
+
+
+def test_fats_audits_are_made_once(fat_regenerated, monkeypatch):
+    out, _, regenerate = fat_regenerated
+    before = (out / "table3-mnist-audit.md").read_text()
+    kept = list((out / "runs" / "cells").rglob("audit-*.json"))
+    assert len(kept) == 3
+    assert sum("mnist_table1-federated" in path.name for path in kept) == 2  # transferred from it
+    monkeypatch.setattr(fat, "audit", lambda *args, **kwargs: pytest.fail("made again"))
+    regenerate(["table3"])
+    assert (out / "table3-mnist-audit.md").read_text() == before
 
 
 def test_fats_second_table_and_first_figure(tmp_path):

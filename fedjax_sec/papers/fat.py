@@ -11,12 +11,14 @@ import importlib.resources
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import filelock
 import numpy as np
 import pandas as pd
 
 from fedjax_sec import config as config_lib
 from fedjax_sec import plotting
-from fedjax_sec.audit import audit
+from fedjax_sec import results as results_lib
+from fedjax_sec.audit import Audit, audit
 from fedjax_sec.experiment import Result
 from fedjax_sec.papers._runs import Shared, finish, folder_of
 
@@ -359,7 +361,7 @@ def _write_table3(plan, item, dataset, rows, folders, out) -> list[Path]:
             other = folders["None"] if row != "None" else None
             experiment = results[0].experiment
             pgd = experiment.evaluation.evasions[0]
-            found = audit(
+            found = _audited(
                 folders[row], surrogate=other, eps=pgd.eps, step_size=pgd.step_size,
                 steps=pgd.steps, images=experiment.evaluation.evasion_images,
             )  # fmt: skip
@@ -383,6 +385,21 @@ def _write_table3(plan, item, dataset, rows, folders, out) -> list[Path]:
     path = out / f"table3-{dataset}-audit.md"
     path.write_text("\n".join(["# FAT, Table 3: is the robustness believable?\n", *said]))
     return [*written, path]
+
+
+def _audited(run: Path, surrogate: Path | None, **arguments) -> Audit:
+    """The audit of a run; one made before with the same arguments is kept beside its metrics.
+
+    Processes that share the output folder make it once: the others wait.
+    """
+    against = "" if surrogate is None else f"-{surrogate.parent.name}-{surrogate.name}"
+    asked = "-".join(f"{name}{value:g}" for name, value in arguments.items())
+    path = run / f"audit-{asked}{against}.json"
+    with filelock.FileLock(run / "audit.lock"):
+        if not path.exists():
+            found = audit(run, surrogate=surrogate, **arguments)
+            results_lib.write_atomically(path, found.to_json())
+    return Audit.from_json(path.read_text())
 
 
 def _write_curves(plan, item, dataset, rows, folders, out) -> list[Path]:
