@@ -143,6 +143,20 @@ def test_table_three_gives_krum_and_trimmed_mean_the_true_number():
     assert len(found) == 6 * 5
 
 
+@pytest.mark.parametrize(
+    ("scale", "dataset", "rate", "rounds", "sweeps"),
+    [
+        ("paper", "mnist-0.5", 0.0096, 2000, 10), ("small", "mnist-0.5", 0.096, 200, 2),
+        ("small", "fashion_mnist", 0.192, 200, 2), ("small", "har_windows", 0.096, 1000, 10),
+    ],
+)  # fmt: skip
+def test_what_fltrusts_scales_change(scale, dataset, rate, rounds, sweeps):
+    found = fltrust.make_cells(fltrust.Plan(dataset, scale, 1), ["table3"], fltrust_base(dataset))
+    one = found["table3", "Adaptive attack", "FLTrust", ""][0].experiment
+    assert one.client.optimizer.traced["learning_rate"] == rate and one.rounds == rounds
+    assert one.attack.stages[0].rounds == sweeps
+
+
 def test_shares_of_malicious_clients_are_numbers_of_them():
     plan = fltrust.Plan("mnist-0.5", seeds=1)
     found = fltrust.make_cells(plan, ["malicious"], fltrust_base("mnist-0.5"))
