@@ -215,7 +215,7 @@ def run_cells(
                 if on_group:
                     callback = on_group(groups.index(group), len(groups), group.cells)
                 program = (ahead.pop(group.folder, None) or prepare(group)).result()
-                following = next((group for group in left if group.is_free), None)
+                following = next((other for other in left if other.is_free), None)
                 if following and following.folder not in ahead:
                     ahead = {following.folder: prepare(following)}
                 found = train(

@@ -136,20 +136,22 @@ def test_groups_results_and_finished_cells(tmp_path, programs):
         sweep.run_cells(sweep.make_cells(BASE, GRID, overrides={"rounds": 3}), tmp_path)
 
 
+class Stop(Exception):
+    """What interrupts a sweep in a test."""
+
+
+def stop_at_three(number, total, members):
+    def callback(done, rows):
+        if done == 3:
+            raise Stop
+
+    return callback
+
+
 def test_interrupted_group_resumes_to_the_same_bits(tmp_path, programs):
     base = BASE | {"rounds": 6, "checkpoint": {"every": 2}}
     cells = sweep.make_cells(base, {"attack": {"flip": "sign_flip"}}, seeds=(0, 1))
     whole = sweep.run_cells(cells, tmp_path / "whole")
-
-    class Stop(Exception):
-        pass
-
-    def stop_at_three(number, total, members):
-        def callback(done, rows):
-            if done == 3:
-                raise Stop
-
-        return callback
 
     with pytest.raises(Stop):
         sweep.run_cells(cells, tmp_path / "cut", on_group=stop_at_three)
@@ -203,24 +205,13 @@ def test_a_group_whose_process_died_goes_on_in_another(tmp_path):
     base = BASE | {"rounds": 6, "checkpoint": {"every": 2}}
     cells = sweep.make_cells(base, {"attack": {"flip": "sign_flip", "clean": None}})
     whole = sweep.run_cells(cells, tmp_path / "whole")
-    other = sweep.run_cells  # the process that dies: stopped at its checkpoint, its lock still held
-
-    class Stop(Exception):
-        pass
-
-    def stop_at_three(number, total, members):
-        def callback(done, rows):
-            if done == 3:
-                raise Stop
-
-        return callback
-
     with pytest.raises(Stop):
-        other(cells, tmp_path / "cut", on_group=stop_at_three)
+        sweep.run_cells(cells, tmp_path / "cut", on_group=stop_at_three)
     groups = {
         json.loads(path.read_text())[0]: path.parent.name
         for path in (tmp_path / "cut" / "groups").glob("*/members.json")
     }
+    # The process that dies is not dead yet: it still holds its lock, until somebody waits for it.
     held = filelock.FileLock(tmp_path / "cut" / "locks" / f"{groups['flip/seed0']}.lock")
     held.acquire()
     waited, seen = [], []
