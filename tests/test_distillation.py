@@ -85,6 +85,14 @@ def test_every_malicious_client_trains_for_itself_and_honest_ones_do_not():
     np.testing.assert_array_equal(found[2:], 0.0)
 
 
+def test_alike_they_send_one_update():
+    steps = {"teacher_steps": 1, "student_steps": 1, "temperature": 3.0}
+    found = np.asarray(crafted(start(), alike=True, **steps))
+    assert np.abs(found[0]).max() > 1e-5
+    np.testing.assert_array_equal(found[1], found[0])
+    np.testing.assert_array_equal(found[2:], 0.0)
+
+
 def test_a_layer_by_name_and_an_unknown_one():
     attack = {"name": "distillation", "teacher_steps": 1, "student_steps": 1}
     threat = {"num_malicious": 2}

@@ -58,7 +58,9 @@ SCALE_CHANGES: Mapping[tuple[str, str], Mapping] = {
     # Here nothing is averaged: one step follows another, or one client's is taken whole.
     ("small", "centralised"): _ALONE,
     ("small", "Krum"): _ALONE,
-    ("small", "Krum, distillation"): _ALONE,
+    ("small", "Krum, distillation"): _ALONE | {
+        "attack": {"optimizer": {"name": "adam", "learning_rate": 0.002}},
+    },
     ("small", "users"): {
         "rounds": 500, "evaluation.every": 50, "data.max_train": 12000, "data.num_clients": 100,
         "data.max_test": 2000, "client.pgd_steps": 10, "client.optimizer.learning_rate": 0.02,
@@ -123,8 +125,11 @@ def _table3(base: Mapping) -> dict[str, dict]:
     attacks = {
         "Trimmed Mean": {"name": "alie", "z": 1.5},
         "Bulyan": {"name": "alie", "z": 1.0},
-        "Krum": {"name": "distillation", "batch_size": base["client"]["batch_size"]},
-    }
+        # Alike, as the other attacks' clients are and those of the setup that is replicated.
+        "Krum": {
+            "name": "distillation", "batch_size": base["client"]["batch_size"], "alike": True,
+        } | (base.get("attack") or {}),
+    }  # fmt: skip
     # It "substitutes the robust PGD trained model" (Section 3.2): there has to be one. After how
     # many rounds the text does not say; two fifths are a choice.
     begins = {"Krum": max(base["rounds"] * 2 // 5, 1)}

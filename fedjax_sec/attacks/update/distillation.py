@@ -33,8 +33,9 @@ class Distillation:
 
     Source: Zizzo et al. 2020 (FAT), Section 3.2, T = 100. The text gives no numbers of steps, no
     batch, no optimizer of the adversary, nor whether its clients act alike: here every malicious
-    client trains for itself, on batches drawn with replacement from the data that the adversary
-    sees, with Adam at the rate 0.001. All of these are choices, and fields.
+    client trains for itself (`alike` makes one train for all of them), on batches drawn with
+    replacement from the data that the adversary sees, with Adam at the rate 0.001. All of these are
+    choices, and fields.
 
     Example:
         >>> from fedjax_sec import registry
@@ -52,6 +53,7 @@ class Distillation:
         None, "What the student trains: a layer's name, `all`, or null: the one with the fewest "
         "weights.",
     )  # fmt: skip
+    alike: bool = static(False, "All malicious clients send one update, in Krum's eyes a crowd.")
     optimizer: Any = component(
         "optimizer", {"name": "adam", "learning_rate": 0.001}, "Of teacher and student."
     )
@@ -110,6 +112,9 @@ class Distillation:
 
             return descend(second, soft, self.student_steps, trained) - start
 
+        if self.alike:
+            one = craft(key).astype(updates.dtype)
+            return jnp.where(view.malicious[:, None], one, 0.0), state, {}
         # One client after another, and no work for honest ones.
         numbers = jnp.arange(updates.shape[0])
         crafted = jax.lax.map(
