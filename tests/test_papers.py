@@ -285,9 +285,22 @@ def test_fats_defences_withstand_as_many_as_they_are_made_for():
     krum = row("Krum, distillation")
     assert krum.threat.num_malicious == 24 and krum.threat.start == 200 and krum.rounds == 500
     assert krum.attack.stages[0].batch_size == krum.client.batch_size == 64
-    assert krum.attack.stages[0].temperature == 100
+    assert krum.attack.stages[0].temperature == 100 and krum.attack.stages[0].alike
     assert krum.evaluation.evasions[1].logit_scale == 0.01
     assert krum.client.keep_optimizer_state and krum.client.pgd_steps == 40
+
+
+@pytest.mark.parametrize(("scale", "honest", "adversary"), [
+    ("paper", 0.001, 0.001), ("small", 0.003, 0.002),
+])  # fmt: skip
+def test_fats_adversary_on_krum_has_its_own_rate(scale, honest, adversary):
+    found = fat.make_cells(fat.Plan(scale), ["table3"], FAT_BASES)
+    one = found["table3", "mnist", "Krum, distillation"][0].experiment
+    rates = (
+        owner.optimizer.traced["learning_rate"] for owner in (one.client, one.attack.stages[0])
+    )
+    assert tuple(rates) == (honest, adversary)
+    assert found["table3", "mnist", "Krum"][0].experiment.attack.stages == ()
 
 
 def test_fats_jumps_are_those_of_its_text():
