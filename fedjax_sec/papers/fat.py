@@ -413,14 +413,15 @@ def _write_curves(plan, item, dataset, rows, folders, out) -> list[Path]:
     if of_users:
         metrics = {title: f"local_{metric}" for title, metric in metrics.items()}
     figure, panels = plotting.plt.subplots(
-        1, 2, figsize=(9.5, 4.2), sharey=True, layout="constrained"
+        1, 2, figsize=(9.5, 4.8), sharey=True, layout="constrained"
     )
     for panel, (title, metric) in zip(panels, metrics.items(), strict=True):
         plotting.curves(panel, rows, metric)
         panel.set(title=title, xlabel="round", ylim=(-1, 101))
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("users' own test examples (%)" if of_users else "test examples (%)")
-    panels[1].legend(fontsize=8)
+    lines = panels[0].get_legend_handles_labels()
+    figure.legend(*lines, loc="outside lower center", ncols=4, fontsize=8)
     described = _describe(plan, next(iter(rows.values()))[0]).replace("`", "")
     figure.suptitle(described.replace(", evaluated", "\nevaluated"), size=9)
     return plotting.save(figure, out / f"{item}-{dataset}")
