@@ -235,7 +235,7 @@ def run_cells(
     ]
 
 
-def _claim(groups: Sequence[_Group], on_wait: Callable | None, every: float = 1.0) -> _Group:
+def _claim(groups: Sequence[_Group], on_wait: Callable | None) -> _Group:
     """The first group that no other process runs, its lock taken; waits until there is one."""
     waits = False
     while True:
@@ -248,7 +248,7 @@ def _claim(groups: Sequence[_Group], on_wait: Callable | None, every: float = 1.
         if on_wait and not waits:
             on_wait([cell for group in groups for cell in group.cells])
         waits = True
-        time.sleep(every)
+        time.sleep(1.0)
 
 
 def _lock(out: Path, name: str) -> filelock.FileLock:

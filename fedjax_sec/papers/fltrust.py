@@ -48,8 +48,8 @@ TRIGGERS = {
 }
 
 # What the scales change of configs/fltrust/DATASET.yaml, the paper's scale, for a kind of data sets
-# and for one. `smoke` only shows that
-# every part works. `small` is for a CPU; HAR is small enough to be run in full.
+# and for one. `smoke` only shows that every part works. `small` is for a CPU; HAR is small enough
+# to be run in full.
 SCALE_CHANGES: Mapping[tuple[str, str], Mapping] = {
     ("smoke", "har"): {"rounds": 4, "evaluation.every": 2},
     ("smoke", "image"): {
