@@ -29,7 +29,7 @@ DEFENSES = ("FedAvg", "Krum", "Trim-mean", "Median", "FLTrust")
 
 
 def corner(side: int, target: int) -> dict:
-    """The attack's default trigger as far from the lower right corner of larger images (a choice).
+    """The attack's default trigger in the lower right corner of `side` x `side` pixels (a choice).
 
     >>> corner(28, 0) == CORNER
     True
@@ -37,6 +37,11 @@ def corner(side: int, target: int) -> dict:
     pixels = [[i + side - 28, j + side - 28] for i, j in CORNER["pixels"]]
     return CORNER | {"pixels": pixels, "target": target}
 
+
+#: The second pooling of Table II's network drops a row and a column, and with them all pixels of
+#: rows and columns 26 and 27: three of the trigger's four. On its data sets the table has this row
+#: too: the same trigger two pixels farther up and left, where the network sees it (a choice).
+IN_SIGHT = "Scaling attack, trigger in sight"
 
 #: The trigger of the Scaling attack where it is not the attack's default (Section VI-A). For
 #: CIFAR-10 the text refers to Bagdasaryan et al., whose published code has no pattern of pixels.
@@ -62,10 +67,11 @@ SCALE_CHANGES: Mapping[tuple[str, str], Mapping] = {
         "server.root.size": 20,
     },
     ("small", "image"): {
-        "rounds": 200, "evaluation.every": 20, "data.max_test": 2000, "data.num_clients": 20,
+        "rounds": 400, "evaluation.every": 20, "data.max_test": 2000, "data.num_clients": 20,
         "threat.num_malicious": 4,
     },
-    # A tenth of the paper's rounds at ten times its rate, which on MNIST is a small one.
+    # A fifth of the paper's rounds at ten times its rate, which on MNIST is a small one. After a
+    # tenth of the rounds FLTrust, whose steps are as long as the server's own, has not yet learned.
     ("small", "mnist-0.1"): {"client.optimizer.learning_rate": 0.096},
     ("small", "mnist-0.5"): {"client.optimizer.learning_rate": 0.096},
     ("small", "resnet"): {
@@ -160,6 +166,11 @@ def attacks(dataset: str) -> dict[str, dict]:
         "Krum attack": {"attack": "krum_attack"},
         "Trim attack": {"attack": "trim_attack"},
         "Scaling attack": {"attack": scaling},
+        **(
+            {IN_SIGHT: {"attack": scaling | {"backdoor": corner(26, target=0)}}}
+            if trigger is CORNER
+            else {}
+        ),
         "Adaptive attack": {"attack": "fltrust_adaptive"},
     }
 
@@ -188,7 +199,8 @@ def rows(item: str, plan: Plan, base: Mapping) -> dict[tuple[str, str, str], dic
             for column in ("FedAvg", "FLTrust")
             for norm, model in NORMS.items()
         }
-    some = {name: known[name] for name in ("Trim attack", "Scaling attack", "Adaptive attack")}
+    scaling = IN_SIGHT if IN_SIGHT in known else "Scaling attack"
+    some = {name: known[name] for name in ("Trim attack", scaling, "Adaptive attack")}
     if item == "malicious":
         numbers = {share: round(share * clients) for share in SHARES}
         return {
@@ -369,7 +381,7 @@ def _write_curves(plan, item, results: Mapping, out: Path) -> list[Path]:
             }
             means = {x: {m: v.mean() for m, v in values.items()} for x, values in points.items()}
             lines += [{"attack": row, "defense": column, "x": x} | m for x, m in means.items()]
-            metrics = ("error", "success") if row == "Scaling attack" else ("error",)
+            metrics = ("error", "success") if row.startswith("Scaling") else ("error",)
             for metric, style in zip(metrics, ("-o", "--^"), strict=False):
                 known = {x: values[metric] for x, values in means.items() if metric in values}
                 label = column if metric == "error" else None
