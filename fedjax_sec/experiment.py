@@ -17,10 +17,12 @@ from fedjax_sec.config import Experiment
 from fedjax_sec.preparation import (
     check_bases,
     check_on_data,
+    check_trigger,
     load_source,
     make_population,
     num_parameters,
     probe_positions,
+    trigger_pixels,
 )
 from fedjax_sec.program import Program, tuned
 from fedjax_sec.schema import ConfigError
@@ -72,13 +74,14 @@ def verify(experiment: Experiment) -> None:
 
     On top of `Experiment.check`, that is missing data, a network or a pattern that does not fit
     the data, a batch size beyond the largest client's examples, a backdoor whose class nobody
-    holds, and an influence that cannot be measured.
+    holds or of which the network sees nothing, and an influence that cannot be measured.
     """
     source = load_source(experiment)
     experiment.model.make(source.x_train.shape[1:], source.num_classes)
     population, _ = make_population(experiment, source)
     check_on_data(experiment, source, population)
     check_bases(experiment, source, population)
+    check_trigger(experiment, source)
     probe_positions(experiment, source)
     load_surrogates(experiment)
     images = experiment.evaluation.evasion_images
@@ -221,13 +224,13 @@ def _summarize(experiment, program, metrics, unused, timing) -> dict:
         **timing,
         **results.environment(),
     }
-    warnings = _warnings(experiment, metrics, final, counts)
+    warnings = _warnings(experiment, program.source, metrics, final)
     return summary | ({"warnings": warnings} if warnings else {})
 
 
-def _warnings(experiment, metrics, final, counts) -> list[str]:
+def _warnings(experiment, source, metrics, final) -> list[str]:
     """What a reader must know before trusting the numbers."""
-    found = []
+    found, counts = [], source.describe()
     if counts["subset"]:
         found.append(f"data: {counts['label']}, not the whole data set")
     if not np.isfinite(final["loss"]):
@@ -235,6 +238,9 @@ def _warnings(experiment, metrics, final, counts) -> list[str]:
     shift = metrics.get("attack_shift")
     if shift is not None and not np.nanmax(shift, initial=0.0) > 0:
         found.append("the attack changed no update in any round")
+    seen, pixels = trigger_pixels(experiment, source) or (0, 0)
+    if seen < pixels:
+        found.append(f"the network sees {seen} of the {pixels} pixels of the attack's trigger")
     return found
 
 

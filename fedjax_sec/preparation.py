@@ -86,6 +86,51 @@ def check_bases(experiment: Experiment, source, population: Population) -> None:
             )
 
 
+@functools.lru_cache(maxsize=16)
+def _seen_pixels(model, input_shape, num_classes) -> np.ndarray:
+    """Which pixels [H, W] move a logit: strides and poolings may drop what is near an edge.
+
+    By the gradient on random images at initial weights, where a pixel without a path has exactly 0.
+    """
+    # XLA's own convolutions compile fastest, and are run only once here.
+    network = _computed_as(model, Choice("vmap", None, "xla")).make(input_shape, num_classes)
+
+    @jax.jit
+    def seen(key):
+        variables = network.init(key)
+        images = jax.random.uniform(jax.random.fold_in(key, 1), (8, *input_shape))
+        mixture = jax.random.normal(jax.random.fold_in(key, 2), (num_classes,))
+        slope = jax.grad(lambda x: jnp.sum(network.apply(variables, x) @ mixture))(images)
+        return jnp.any(slope != 0, axis=(0, 3))
+
+    return np.asarray(seen(jax.random.key(0)))
+
+
+def trigger_pixels(experiment: Experiment, source) -> tuple[int, int] | None:
+    """How many pixels the trigger changes that the network sees, and how many in all.
+
+    None where there is no trigger of pixels, or the network has no convolutions.
+    """
+    backdoor, shape = schema.resolve(experiment.backdoor, 0), source.x_train.shape[1:]
+    if not hasattr(backdoor, "trigger") or not hasattr(experiment.model, "convolution"):
+        return None
+    images = jax.random.uniform(jax.random.key(0), (8, *shape))
+    changed = np.asarray(jnp.any(backdoor.trigger(images) != images, axis=(0, 3)))
+    seen = changed & _seen_pixels(experiment.model, shape, source.num_classes)
+    return int(seen.sum()), int(changed.sum())
+
+
+def check_trigger(experiment: Experiment, source) -> None:
+    """Raises where the network sees nothing of the trigger: no model could learn the backdoor."""
+    found = trigger_pixels(experiment, source)
+    if found is not None and found[0] == 0:
+        raise ConfigError(
+            f"attack: {experiment.model.registered_name!r} sees none of the {found[1]} pixels of "
+            f"{experiment.backdoor.registered_name!r}, since strides or poolings drop them, so the "
+            f"backdoor could not be learned; move it away from the edges."
+        )
+
+
 def make_population(experiment: Experiment, source) -> tuple[Population, int]:
     """Partition and malicious clients by the experiment's seed, and the examples left unused."""
     data, threat, root = experiment.data, experiment.threat, None
@@ -134,10 +179,15 @@ def initial_params(model, input_shape, num_classes):
     return jax.jit(jax.vmap(lambda key: ravel_pytree(init(stream(key, Stream.INIT)))[0]))
 
 
+def _computed_as(model, choice: Choice):
+    """The network with its convolutions computed as chosen."""
+    if choice.convolution is None:
+        return model
+    return dataclasses.replace(model, convolution=choice.convolution)
+
+
 def make_problem(experiment: Experiment, source, choice: Choice, per_round: int) -> Problem:
-    chosen = experiment.model
-    if choice.convolution is not None:
-        chosen = dataclasses.replace(chosen, convolution=choice.convolution)
+    chosen = _computed_as(experiment.model, choice)
     model = chosen.make(source.x_train.shape[1:], source.num_classes)
     return Problem(
         model=model,

@@ -11,6 +11,8 @@ from jax.flatten_util import ravel_pytree
 
 import fedjax_sec
 from fedjax_sec import config, experiment, inspection, plotting, preparation, registry, schema
+from fedjax_sec.attacks.update.scaling import CORNER
+from fedjax_sec.datasets.source import Source
 from fedjax_sec.ops.client_axis import Layout
 from fedjax_sec.optimizers import build as build_optimizer
 from fedjax_sec.pipeline import Attack, Defense, Setting
@@ -528,3 +530,50 @@ def test_a_class_that_no_malicious_client_holds_is_refused():
 def test_evaluation_backdoor_must_be_an_attack_on_data():
     with pytest.raises(ConfigError, match="evaluation.backdoor must be an attack on data"):
         config.from_mapping(small(), {"evaluation.backdoor": "zero"})
+
+
+# --- A trigger that the network does not see ----------------------------------------------------
+
+
+def with_trigger(pixels, model="fltrust_cnn"):
+    backdoor = {"name": "trojan", "pattern": "pixels", "pixels": pixels, "target": 0}
+    return config.from_mapping(
+        {
+            "data": {"name": "mnist", "num_clients": 4},
+            "model": model,
+            "attack": {"name": "scaling", "backdoor": backdoor},
+            "threat": {"num_malicious": 1},
+        }
+    )
+
+
+def blank_source():
+    x, y = np.zeros((4, 28, 28, 1), np.uint8), np.zeros(4, np.int32)
+    return Source("mnist", x, y, x, y, 10, 255.0, (0.0,), (1.0,), (4, 4), "nowhere")
+
+
+def test_the_pixels_of_a_trigger_that_the_network_sees_are_counted():
+    # Table II: 28 -> 26 -> 13 -> 11 -> 5, which needs 10 of the 11, 12 of the 13, 24 of the 26.
+    known = np.zeros((28, 28), bool)
+    known[:26, :26] = True
+    built = registry.models.build("fltrust_cnn")
+    np.testing.assert_array_equal(preparation._seen_pixels(built, (28, 28, 1), 10), known)
+    for pixels, expected in ((CORNER["pixels"], (1, 4)), ([[24, 24], [25, 25]], (2, 2))):
+        found = preparation.trigger_pixels(with_trigger(pixels), blank_source())
+        assert found == expected
+    assert preparation.trigger_pixels(with_trigger([[27, 27]], "mlp"), blank_source()) is None
+    with pytest.raises(ConfigError, match="sees none of the 2 pixels of 'trojan'"):
+        preparation.check_trigger(with_trigger([[26, 3], [3, 27]]), blank_source())
+
+
+def test_a_run_refuses_an_unseen_trigger_and_warns_of_a_part(monkeypatch):
+    seen = np.ones((8, 8), bool)
+    monkeypatch.setattr(preparation, "_seen_pixels", lambda *_: seen)
+    attack = {"name": "pattern", "size": 2}
+    given = small(model="small_cnn", attack=attack, threat={"num_malicious": 1}, rounds=1)
+    experiment.verify(config.from_mapping(given))
+    seen[0, 0] = False
+    assert "sees 3 of the 4 pixels" in fedjax_sec.run(given).summary["warnings"][-1]
+    seen[:2, :2] = False
+    with pytest.raises(ConfigError, match="none of the 4 pixels"):
+        experiment.verify(config.from_mapping(given))

@@ -146,8 +146,8 @@ def test_table_three_gives_krum_and_trimmed_mean_the_true_number():
 @pytest.mark.parametrize(
     ("scale", "dataset", "rate", "rounds", "sweeps"),
     [
-        ("paper", "mnist-0.5", 0.0096, 2000, 10), ("small", "mnist-0.5", 0.096, 200, 2),
-        ("small", "fashion_mnist", 0.192, 200, 2), ("small", "har_windows", 0.096, 1000, 10),
+        ("paper", "mnist-0.5", 0.0096, 2000, 10), ("small", "mnist-0.5", 0.096, 400, 2),
+        ("small", "fashion_mnist", 0.192, 400, 2), ("small", "har_windows", 0.096, 1000, 10),
     ],
 )  # fmt: skip
 def test_what_fltrusts_scales_change(scale, dataset, rate, rounds, sweeps):
@@ -155,6 +155,23 @@ def test_what_fltrusts_scales_change(scale, dataset, rate, rounds, sweeps):
     one = found["table3", "Adaptive attack", "FLTrust", ""][0].experiment
     assert one.client.optimizer.traced["learning_rate"] == rate and one.rounds == rounds
     assert one.attack.stages[0].rounds == sweeps
+
+
+def test_fltrusts_cnn_has_the_trigger_as_published_and_one_that_it_sees():
+    found = fltrust.make_cells(
+        fltrust.Plan("mnist-0.5", seeds=1), ["table3", "q"], fltrust_base("mnist-0.5")
+    )
+    pixels = [
+        cells[0].experiment.attack.stages[0].backdoor.pixels
+        for cells in (
+            found["table3", "Scaling attack", "FedAvg", ""],
+            found["table3", fltrust.IN_SIGHT, "FedAvg", ""],
+            found["q", fltrust.IN_SIGHT, "FedAvg", "0.5"],
+        )
+    ]
+    assert {tuple(one) for one in pixels[0]} == {(26, 26), (24, 26), (26, 24), (25, 25)}
+    assert {tuple(one) for one in pixels[1]} == {(24, 24), (22, 24), (24, 22), (23, 23)}
+    assert pixels[2] == pixels[1] and ("q", "Scaling attack", "FedAvg", "0.5") not in found
 
 
 def test_shares_of_malicious_clients_are_numbers_of_them():

@@ -27,8 +27,9 @@ class Scaling:
 
     Source: Bagdasaryan et al. 2020 (How to backdoor federated learning); as described in Cao et al.
     2021 (FLTrust), Section VI-A, where lambda is n. For MNIST "the same pattern trigger in [Gu et
-    al.]", target 0: the pixels of the default are those of FLDetector's code. The text gives no p:
-    the default, half, is a choice, and so is what is reported.
+    al.]", target 0: the pixels of the default are those of FLDetector's code; the network
+    `fltrust_cnn` sees one of the four. The text gives no p: the default, half, is a choice, and so
+    is what is reported.
 
     Example:
         >>> from fedjax_sec import registry
