@@ -292,7 +292,8 @@ def _describe(plan: Plan, result: Result, item: str) -> str:
     sweeps = SWEEPS.get((plan.scale, plan.kind))
     adaptive = f"adaptive attack with V = {sweeps} sweeps, " if sweeps and item != "norms" else ""
     return (
-        f"{result.summary['data']['label']}, {experiment.data.num_clients} clients, "
+        f"{result.summary['data']['label']}, `{experiment.model.registered_name}`, "
+        f"{experiment.data.num_clients} clients, "
         f"{experiment.rounds} rounds of one batch of {experiment.client.batch_size}, {root}"
         f"{adaptive}scale `{plan.scale}`, {plan.seeds} seed{'s' if plan.seeds > 1 else ''}"
     )
