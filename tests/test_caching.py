@@ -17,12 +17,12 @@ print(jax.config.jax_compilation_cache_dir, result.summary["final"]["loss"])
 """
 
 
-def start(**variables):
+def start(program=START, **variables):
     keep = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "FEDJAX_SEC_"))}
     env = keep | {"JAX_PLATFORMS": "cpu"} | {k: str(v) for k, v in variables.items()}
     env["PYTHONPATH"] = str(Path(__file__).parents[1])
     done = subprocess.run(
-        [sys.executable, "-c", START], env=env, capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", program], env=env, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.split()
@@ -40,18 +40,39 @@ def test_where_the_cache_is(monkeypatch):
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="counts the programs of a CPU run")
 def test_a_second_start_compiles_nothing(tmp_path):
+    # 0: a fast machine compiles the smaller one sooner than what is kept by default.
+    variables = {
+        "FEDJAX_SEC_CACHE": tmp_path,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": 0,
+    }
+
     def programs():
-        # Others, of single operations, are kept only where the machine was slow to compile them.
+        # Others, of single operations, are kept from the second start on: what the first one
+        # compiles while it measures how to train is not.
         return {
-            path.name for name in ("advance", "measure") for path in tmp_path.rglob(f"*{name}*")
+            path.name
+            for name in ("advance", "measure")
+            for path in tmp_path.rglob(f"jit_{name}-*-cache")
         }
 
-    folder, loss = start(FEDJAX_SEC_CACHE=tmp_path)
+    folder, loss = start(**variables)
     assert Path(folder).parent == tmp_path
     first = programs()
-    assert len([name for name in first if name.endswith("-cache")]) == 2
-    assert start(FEDJAX_SEC_CACHE=tmp_path) == [folder, loss]
+    assert len(first) == 2
+    assert start(**variables) == [folder, loss]
     assert programs() == first
+
+
+@pytest.mark.parametrize(("chosen", "used"), [(None, "0.2"), ("1.5", "1.5")])
+def test_how_long_a_program_compiles_that_is_kept(tmp_path, chosen, used):
+    variables = {"FEDJAX_SEC_CACHE": tmp_path}
+    if chosen:
+        variables["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = chosen
+    setting = (
+        "import jax; from fedjax_sec import caching; caching.keep_compiled_programs();"
+        "print(jax.config.jax_persistent_cache_min_compile_time_secs)"
+    )
+    assert start(setting, **variables) == [used]
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="counts the programs of a CPU run")
