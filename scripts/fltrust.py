@@ -24,13 +24,19 @@ def main(
     dataset: Annotated[Dataset, typer.Option(help="Data set.")],
     scale: Annotated[Scale, common.SCALE_HELP] = Scale.paper,
     seeds: common.Seeds = 3,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="Only these cells: 'ATTACK / DEFENSE', with * for any; repeatable."),
+    ] = None,
     override: common.Override = None,
     data_dir: common.DataDir = None,
 ) -> None:
     """Regenerate FLTrust's table and impact curves."""
     wanted = common.asked(items, fltrust.ITEMS)
     with cli.reported():
-        plan = fltrust.Plan(dataset.value, scale.value, seeds, tuple(override or ()))
+        plan = fltrust.Plan(
+            dataset.value, scale.value, seeds, tuple(override or ()), tuple(only or ())
+        )
         base = common.experiment("fltrust", dataset.value, data_dir)
         written = fltrust.regenerate(plan, wanted, base, out, cli.run_with_progress)
     common.show(written)

@@ -11,6 +11,7 @@ import pytest
 from fedjax_sec import config
 from fedjax_sec.experiment import Result
 from fedjax_sec.papers import fat, fltrust, rlr
+from fedjax_sec.schema import ConfigError
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "rlr"
 BASES = {
@@ -155,6 +156,24 @@ def test_what_fltrusts_scales_change(scale, dataset, rate, rounds, sweeps):
     one = found["table3", "Adaptive attack", "FLTrust", ""][0].experiment
     assert one.client.optimizer.traced["learning_rate"] == rate and one.rounds == rounds
     assert one.attack.stages[0].rounds == sweeps
+
+
+def test_a_part_of_fltrusts_table_can_be_asked_for():
+    only = ("* / FLTrust", "No attack / FedAvg")
+    plan = fltrust.Plan("har_windows", seeds=1, only=only)
+    found = fltrust.make_cells(plan, ["table3", "bias"], fltrust_base("har_windows"))
+    rows = {("No attack", "FedAvg"), *((row, "FLTrust") for row in fltrust.attacks("har_windows"))}
+    assert {(row, column) for _, row, column, _ in found} == rows
+    whole = fltrust.make_cells(
+        fltrust.Plan("har_windows", seeds=1), ["table3", "bias"], fltrust_base("har_windows")
+    )
+    assert all(found[key][0].name == whole[key][0].name for key in found)
+    with pytest.raises(ConfigError, match="'Trim atack / FLTrust'.*Did you mean 'Trim attack / "):
+        fltrust.make_cells(
+            fltrust.Plan("har_windows", only=("Trim atack / FLTrust",)),
+            ["table3"],
+            fltrust_base("har_windows"),
+        )
 
 
 def test_fltrusts_cnn_has_the_trigger_as_published_and_one_that_it_sees():

@@ -7,6 +7,7 @@ as in the paper, of the global model after the last round.
 
 import csv
 import dataclasses
+import fnmatch
 import importlib.resources
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from fedjax_sec import config as config_lib
-from fedjax_sec import plotting
+from fedjax_sec import plotting, schema
 from fedjax_sec.attacks.update.scaling import CORNER
 from fedjax_sec.experiment import Result
 from fedjax_sec.papers._runs import Shared, finish
@@ -105,12 +106,16 @@ QS = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What to regenerate and how."""
+    """What to regenerate and how.
+
+    `only` picks cells: each of its patterns is `ATTACK / DEFENSE`, `*` stands for any; none is all.
+    """
 
     dataset: str = "har_windows"
     scale: str = "paper"
     seeds: int = 3
     overrides: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
 
     @property
     def kind(self) -> str:
@@ -237,19 +242,40 @@ def rows(item: str, plan: Plan, base: Mapping) -> dict[tuple[str, str, str], dic
     }
 
 
+def picked(plan: Plan, named: Mapping[tuple[str, str, str, str], dict]) -> dict:
+    """What `plan.only` leaves of named cells; a pattern that fits none is a `ConfigError`."""
+    if not plan.only:
+        return dict(named)
+    names = {key: f"{key[1]} / {key[2]}" for key in named}
+    known = list(dict.fromkeys(names.values()))
+    for pattern in plan.only:
+        if not fnmatch.filter(known, pattern):
+            raise schema.ConfigError(
+                f"only: {pattern!r} is no cell. Give ATTACK / DEFENSE, with * for any; here are "
+                f"{', '.join(known)}.{schema.suggestion(pattern, known)}"
+            )
+    fits = {name for pattern in plan.only for name in fnmatch.filter(known, pattern)}
+    return {key: change for key, change in named.items() if names[key] in fits}
+
+
 def make_cells(plan: Plan, items: Sequence[str], base: Mapping) -> dict:
-    """(item, row, column, x) -> that cell's experiments, one a seed; equal ones are shared."""
+    """(item, row, column, x) -> that cell's experiments, one a seed; equal ones are shared.
+
+    Raises `ConfigError` where a pattern of `plan.only` fits no cell.
+    """
     for owner in (plan.kind, plan.dataset):
         base = config_lib.apply_overrides(base, SCALE_CHANGES.get((plan.scale, owner), {}))
     base = config_lib.apply_overrides(base, plan.overrides)
+    named = {
+        (item, *key): change for item in items for key, change in rows(item, plan, base).items()
+    }
     shared, found = Shared(), {}
-    for item in items:
-        for (row, column, x), change in rows(item, plan, base).items():
-            name = " ".join(filter(None, (item if x else "", row, column, x)))
-            found[item, row, column, x] = []
-            for seed in range(plan.seeds):
-                experiment = config_lib.from_mapping(base, {**change, "seed": seed})
-                found[item, row, column, x].append(shared.cell({"run": name}, experiment))
+    for (item, row, column, x), change in picked(plan, named).items():
+        name = " ".join(filter(None, (item if x else "", row, column, x)))
+        found[item, row, column, x] = []
+        for seed in range(plan.seeds):
+            experiment = config_lib.from_mapping(base, {**change, "seed": seed})
+            found[item, row, column, x].append(shared.cell({"run": name}, experiment))
     return found
 
 
@@ -335,7 +361,8 @@ def _write_table(plan, item, results: Mapping, out: Path) -> list[Path]:
         f"Testing error rate after the last round / success rate of the Scaling attack's trigger; "
         f"± standard deviation over seeds. Empty: not in the text at hand.\n\n"
     )
-    frame = pd.DataFrame(shown.values()).replace("", None)
+    order = ["attack", *(f"{one}: {whose}" for one in DEFENSES for whose in ("paper", "ours"))]
+    frame = pd.DataFrame(shown.values(), columns=order).replace("", None)
     frame = frame.dropna(axis=1, how="all").fillna("")
     markdown = path.with_suffix(".md")
     markdown.write_text(head + frame.to_markdown(index=False, disable_numparse=True) + "\n")
