@@ -1,12 +1,15 @@
 """What the networks do beyond their number of parameters, which their doctests count."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.flatten_util import ravel_pytree
 
 from fedjax_sec import registry
-from fedjax_sec.ops.client_axis import Layout
+from fedjax_sec.ops.client_axis import Layout, map_clients
 from fedjax_sec.pipeline import Attack
 from fedjax_sec.round import (
     Components,
@@ -113,3 +116,25 @@ def test_images_that_the_poolings_reduce_to_nothing_are_refused(name, side):
     x = jnp.zeros((2, side + 1, side + 1, 1))
     variables = jax.eval_shape(small.init, jax.random.key(0))
     assert jax.eval_shape(small.apply, variables, x).shape == (2, 10)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="reads what XLA makes for a CPU")
+def test_no_sum_over_the_batch_is_inside_the_write_of_a_clients_row():
+    """It would be worked out for each of the row's numbers (docs/performance.md)."""
+    model = registry.models.build({"name": "fltrust_cnn", "convolution": "patches"})
+    model = model.make((28, 28, 1), 10)
+    flat, unravel = ravel_pytree(model.init(jax.random.key(0)))
+
+    def update(x):
+        return -jax.grad(lambda w: jnp.sum(model.apply(unravel(w), x) ** 2))(flat)
+
+    clients = jnp.zeros((3, 32, 28, 28, 1))
+    program = jax.jit(lambda xs: map_clients(update, Layout(at_once=1), xs)).lower(clients)
+    parts = re.split(r"\n(?=%|ENTRY)", program.compile().as_text())
+    writes = [
+        part
+        for part in parts
+        if re.search(rf"ROOT.* = f32\[3,{flat.size}\].* dynamic-update-slice\(", part)
+    ]
+    assert len(writes) == 1 and " concatenate(" in writes[0]
+    assert " reduce(" not in writes[0]

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from fedjax_sec.ops import convolution, polyphase
+from fedjax_sec.ops.backend import on_cpu
 from fedjax_sec.schema import static
 from fedjax_sec.types import Model
 
@@ -44,9 +45,9 @@ def bias_init(name: str, fan_in: int):
     )
 
 
-def dense(width: int, x, init: str, name: str, kernel: str | None = None):
+def dense(width: int, x, init: str, name: str, kernel: str | None = None, layer=nn.Dense):
     """A fully connected layer on the last axis of `x`."""
-    return nn.Dense(
+    return layer(
         width, kernel_init=kernel_init(kernel or init), bias_init=bias_init(init, x.shape[-1]),
         name=name,
     )(x)  # fmt: skip
@@ -54,6 +55,25 @@ def dense(width: int, x, init: str, name: str, kernel: str | None = None):
 
 def _channels(x) -> int:
     return x.parts[0][0].shape[0] if isinstance(x, polyphase.Phases) else x.shape[-1]
+
+
+class _Dense(nn.Module):
+    """`nn.Dense`, whose bias enters by a matrix product, so that its gradient is one as well.
+
+    As a sum over the batch XLA would fuse it, on a CPU and inside a loop over clients, into the
+    write of the client's row: the sum would then be worked out for every number of the row, under a
+    mask that is zero nearly everywhere (docs/performance.md).
+    """
+
+    features: int
+    kernel_init: Any
+    bias_init: Any
+
+    @nn.compact
+    def __call__(self, x):
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32)
+        bias = self.param("bias", self.bias_init, (self.features,), jnp.float32)
+        return x @ kernel + jnp.ones((x.shape[0], 1), x.dtype) @ bias[None]
 
 
 class _Conv(nn.Module):
@@ -77,7 +97,7 @@ class _Conv(nn.Module):
 
 
 class Convolutional:
-    """The layers on images of one network, in the arrangement that suits how it convolves.
+    """The layers of one network on images, in the arrangement that suits how it convolves.
 
     Images enter by `enter` and leave by `flat`; what lies between may be [B, H, W, C] or
     `polyphase.Phases`, so a network must not look at the axes itself.
@@ -128,6 +148,10 @@ class Convolutional:
         """[B, H W C], alike for every arrangement."""
         x = polyphase.join(x) if isinstance(x, polyphase.Phases) else x
         return x.reshape(x.shape[0], -1)
+
+    def dense(self, width: int, x, name: str):
+        """A fully connected layer behind the images, `x [B, F]`."""
+        return dense(width, x, self.init, name, layer=_Dense if on_cpu() else nn.Dense)
 
 
 def flax_model(

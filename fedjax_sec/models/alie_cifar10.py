@@ -7,7 +7,6 @@ from fedjax_sec.models._common import (
     INITS,
     Convolutional,
     convolution_field,
-    dense,
     flax_model,
 )
 from fedjax_sec.schema import ConfigError, static
@@ -26,9 +25,9 @@ class _Network(nn.Module):
         x = images.relu(images.max_pool(x, 3))
         x = images.conv(64, 4, images.enter(x, 4), "conv_1")
         x = images.flat(images.relu(images.max_pool(x, 4)))
-        x = nn.relu(dense(384, x, self.scheme, "hidden_0"))
-        x = nn.relu(dense(192, x, self.scheme, "hidden_1"))
-        return dense(self.num_classes, x, self.scheme, "output")
+        x = nn.relu(images.dense(384, x, "hidden_0"))
+        x = nn.relu(images.dense(192, x, "hidden_1"))
+        return images.dense(self.num_classes, x, "output")
 
 
 @registry.models.register("alie_cifar10")

@@ -7,7 +7,6 @@ from fedjax_sec.models._common import (
     INITS,
     Convolutional,
     convolution_field,
-    dense,
     flax_model,
 )
 from fedjax_sec.schema import ConfigError, static
@@ -25,8 +24,8 @@ class _Network(nn.Module):
         for i, width in enumerate((30, 50)):
             x = images.relu(images.max_pool(images.conv(width, 3, x, f"conv_{i}"), 2))
         x = images.flat(x)
-        x = nn.relu(dense(100, x, self.scheme, "hidden"))
-        return dense(self.num_classes, x, self.scheme, "output")
+        x = nn.relu(images.dense(100, x, "hidden"))
+        return images.dense(self.num_classes, x, "output")
 
 
 @registry.models.register("fltrust_cnn")

@@ -7,7 +7,6 @@ from fedjax_sec.models._common import (
     INITS,
     Convolutional,
     convolution_field,
-    dense,
     flax_model,
 )
 from fedjax_sec.schema import ConfigError, static
@@ -26,8 +25,8 @@ class _Network(nn.Module):
         for i, width in enumerate(self.channels):
             x = images.same_conv(width, 5, x, f"conv_{i}", bias=True)
             x = images.relu(images.max_pool(x, 2))
-        x = nn.relu(dense(self.hidden, images.flat(x), self.scheme, "hidden"))
-        return dense(self.num_classes, x, self.scheme, "output")
+        x = nn.relu(images.dense(self.hidden, images.flat(x), "hidden"))
+        return images.dense(self.num_classes, x, "output")
 
 
 @registry.models.register("madry_cnn")

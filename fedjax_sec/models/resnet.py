@@ -9,7 +9,6 @@ from fedjax_sec.models._common import (
     INITS,
     Convolutional,
     convolution_field,
-    dense,
     flax_model,
 )
 from fedjax_sec.schema import ConfigError, static
@@ -79,7 +78,7 @@ class _Network(nn.Module):
                 more = (width - x.shape[-1]) // 2
                 shortcut = jnp.pad(x[:, ::stride, ::stride], ((0, 0),) * 3 + ((more, more),))
                 x = nn.relu(y + shortcut)
-        return dense(self.num_classes, x.mean((1, 2)), self.scheme, "output")
+        return images.dense(self.num_classes, x.mean((1, 2)), "output")
 
 
 @registry.models.register("resnet")

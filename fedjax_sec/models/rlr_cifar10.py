@@ -9,7 +9,6 @@ from fedjax_sec.models._common import (
     INITS,
     Convolutional,
     convolution_field,
-    dense,
     flax_model,
 )
 from fedjax_sec.schema import ConfigError, static
@@ -33,9 +32,9 @@ class _Network(nn.Module):
         x = images.flat(x)
         for i, width in enumerate(self.hidden):
             x = nn.Dropout(self.dropout, deterministic=not train)(x)
-            x = nn.relu(dense(width, x, self.scheme, f"hidden_{i}"))
+            x = nn.relu(images.dense(width, x, f"hidden_{i}"))
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        return dense(self.num_classes, x, self.scheme, "output")
+        return images.dense(self.num_classes, x, "output")
 
 
 @registry.models.register("rlr_cifar10")

@@ -7,7 +7,6 @@ from fedjax_sec.models._common import (
     INITS,
     Convolutional,
     convolution_field,
-    dense,
     flax_model,
 )
 from fedjax_sec.schema import ConfigError, static
@@ -28,9 +27,9 @@ class _Network(nn.Module):
         # After flattening, so that the masks do not depend on the order of axes.
         x = images.flat(images.max_pool(x, 2))
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        x = nn.relu(dense(128, x, self.scheme, "hidden"))
+        x = nn.relu(images.dense(128, x, "hidden"))
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        return dense(self.num_classes, x, self.scheme, "output")
+        return images.dense(self.num_classes, x, "output")
 
 
 @registry.models.register("rlr_cnn")

@@ -7,7 +7,6 @@ from fedjax_sec.models._common import (
     INITS,
     Convolutional,
     convolution_field,
-    dense,
     flax_model,
 )
 from fedjax_sec.schema import ConfigError, static
@@ -27,8 +26,8 @@ class _Network(nn.Module):
         for i, width in enumerate(self.channels):
             x = images.relu(images.conv(width, 3, x, f"conv_{i}"))
         x = images.flat(images.max_pool(x, 2))
-        x = nn.relu(dense(self.hidden, x, self.scheme, "hidden"))
-        return dense(self.num_classes, x, self.scheme, "output")
+        x = nn.relu(images.dense(self.hidden, x, "hidden"))
+        return images.dense(self.num_classes, x, "output")
 
 
 @registry.models.register("small_cnn")
