@@ -159,6 +159,7 @@ SEEDS = [
     "seeds", "one sweep s", "one after another s", "faster", "cached, one sweep s",
     "cached, one after another s", "cached, faster",
 ]  # fmt: skip
+PROCESSES = ["code", "convolutions", "C library", "slowest", "median", "fastest"]
 TABLES = {
     "targets": targets,
     "aggregators": lambda: measured("aggregators_cpu", RULE),
@@ -170,6 +171,7 @@ TABLES = {
     "seeds": lambda: measured("seeds_cpu", SEEDS),
     "small pages": lambda: measured("rounds_small_pages_cpu", ROUND),
     "tuning": tuning,
+    "processes": lambda: measured("processes_cpu", PROCESSES),
     "fixed": lambda: measured("fixed_cpu", ["what", "ms"]),
 }
 

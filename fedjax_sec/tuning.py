@@ -15,6 +15,9 @@ from fedjax_sec.ops.backend import on_cpu
 from fedjax_sec.ops.client_axis import rule_strategy
 from fedjax_sec.ops.convolution import LOWERINGS, rule_lowering
 
+#: Raised whenever a change of the code makes candidates faster or slower: kept times are old then.
+GENERATION = 2
+
 #: Clients side by side where `chunked` is tried.
 CHUNK = 8
 
@@ -113,8 +116,8 @@ def tune(
 
     Args:
         candidates: the rule's choice first; it stays unless another is clearly faster.
-        shape: everything that the times depend on, beside the machine and jax: the key under which
-            the result is kept in the cache folder, for this and later processes.
+        shape: everything that the times depend on, beside the machine, jax and `GENERATION`: the
+            key under which the result is kept in the cache folder, for this and later processes.
         measure: compiles a candidate and gives a function that runs it once and waits; None for
             one that does not fit the memory.
 
@@ -136,6 +139,7 @@ def tune(
 def _machine() -> dict:
     device = jax.local_devices()[0]
     return {
+        "generation": GENERATION,
         "jax": jax.__version__,
         "device": f"{device.platform} {device.device_kind}",
         "devices": jax.local_device_count(),

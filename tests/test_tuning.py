@@ -97,6 +97,9 @@ def test_what_was_measured_is_remembered_by_this_process_and_the_next(measuring,
     (path,) = measuring.glob("tuning/*.json")
     assert json.loads(path.read_text())["clients"] == "map"
     assert tune([A, B], {"work": 4}, again).choice == A and calls  # another shape
+    with monkeypatch.context() as newer:
+        newer.setattr(tuning, "GENERATION", tuning.GENERATION + 1)
+        assert tune([A, B], {"work": 3}, again).choice == A  # other code
     path.write_text("{")  # damaged: measured anew
     monkeypatch.setattr(tuning, "_found", {})
     assert tune([A, B], {"work": 3}, again).choice == A
