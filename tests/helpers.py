@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,16 +30,12 @@ def count_traces(fn):
 
 def close(actual, expected, rtol=1e-5, atol=1e-6):
     """Asserts that two pytrees of arrays agree in structure and value."""
-    assert jax.tree.structure(actual) == jax.tree.structure(expected)
-    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(a, b, rtol=rtol, atol=atol)
+    chex.assert_trees_all_close(actual, expected, rtol=rtol, atol=atol)
 
 
 def same_bits(actual, expected):
     """Asserts that two pytrees of arrays are equal to the last bit (NaN equals NaN)."""
-    assert jax.tree.structure(actual) == jax.tree.structure(expected)
-    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_array_equal(a, b)
+    chex.assert_trees_all_equal(actual, expected)
 
 
 @functools.cache

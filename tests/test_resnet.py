@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
-from helpers import count_traces, small
+from helpers import close, count_traces, small
 
 import fedjax_sec
 from fedjax_sec import registry
@@ -69,7 +69,7 @@ def test_batch_norm_is_flaxs():
     found, moved = ours.apply(variables, x, None, True, mutable=["batch_stats"])
     expected, held = theirs.apply(variables, x, use_running_average=False, mutable=["batch_stats"])
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), dict(moved), dict(held))
+    close(dict(moved), dict(held), rtol=1e-5, atol=0)
     found = ours.apply(variables | moved, x, None, False)
     expected = theirs.apply(variables | held, x, use_running_average=True)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
