@@ -141,7 +141,21 @@ def test_table_three_gives_krum_and_trimmed_mean_the_true_number():
     assert scaling.backdoor.every == 20 and scaling.factor is None
     clean = found["table3", "No attack", "FedAvg", ""][0].experiment
     assert clean.attack.stages == () and clean.backdoor == scaling.backdoor
-    assert len(found) == 6 * 5
+    assert len(found) == 6 * 6
+
+
+def test_the_authors_step_is_longer_by_the_root_over_the_batch():
+    found = fltrust.make_cells(
+        fltrust.Plan("mnist-0.5", seeds=1), ["table3"], fltrust_base("mnist-0.5")
+    )
+    for row in fltrust.attacks("mnist-0.5"):
+        long, short = (
+            found["table3", row, column, ""][0].experiment
+            for column in (fltrust.LONG_STEPS, "FLTrust")
+        )
+        assert long.server.optimizer.traced["learning_rate"] == 100 / 32
+        server = dataclasses.replace(long.server, optimizer=short.server.optimizer)
+        assert dataclasses.replace(long, server=server) == short
 
 
 @pytest.mark.parametrize(
@@ -227,7 +241,7 @@ def test_fltrusts_table_holds_the_last_round_and_leaves_unknown_cells_empty(tmp_
     plan, results = made_up_results("table3")
     fltrust._write_table(plan, "table3", results, tmp_path)
     table = pd.read_csv(tmp_path / "table3.csv")
-    assert len(table) == 30 and np.allclose(table["error: mean"], 0.3)
+    assert len(table) == 36 and np.allclose(table["error: mean"], 0.3)
     assert np.allclose(table["error: best"], 0.2) and table["error: paper"].isna().all()
     scaling = table[table["attack"] == "Scaling attack"]
     assert np.allclose(scaling["success: mean"], 0.75)

@@ -27,6 +27,12 @@ DATASETS = (
 )  # fmt: skip
 
 DEFENSES = ("FedAvg", "Krum", "Trim-mean", "Median", "FLTrust")
+#: FLTrust with steps as long as the author code's. Its losses are summed, there and in clients, and
+#: divided by the clients' batch; the server's batch is the whole root data set, so FLTrust's steps
+#: are (root / batch) times as long as those of a mean, while FedAvg's are the same. The text does
+#: not say which it means, so the tables have both.
+LONG_STEPS = "FLTrust, author's step"
+COLUMNS = (*DEFENSES, LONG_STEPS)
 
 
 def corner(side: int, target: int) -> dict:
@@ -141,19 +147,27 @@ def published(dataset: str) -> dict[tuple[str, str, str], float]:
     }
 
 
-def defense(column: str, bound: int) -> dict:
-    """The rule of a column. Krum's f and Trim-mean's k are `bound`, the malicious clients' number.
+def defense(column: str, base: Mapping, bound: int | None = None) -> dict:
+    """What a column changes: the rule, whose f (Krum) and k (Trim-mean) are `bound`.
 
-    "We set f = k = m", without an attack too: the rules are the same in every row (Section VI-A).
+    The default is the malicious clients' number. "We set f = k = m", without an attack too: the
+    rules are the same in every row (Section VI-A).
     """
+    bound = base["threat"]["num_malicious"] if bound is None else bound
     rules = {
         "FedAvg": {"name": "mean"},
         "Krum": {"name": "krum", "num_byzantine": bound},
         "Trim-mean": {"name": "trimmed_mean", "variant": "extremes", "num_byzantine": bound},
         "Median": {"name": "median"},
         "FLTrust": {"name": "fltrust"},
+        LONG_STEPS: {"name": "fltrust"},
     }
-    return rules[column]
+    change = {"defense": rules[column]}
+    if column == LONG_STEPS:
+        longer = base["server"]["root"]["size"] / base["client"]["batch_size"]
+        # FLTrust's aggregate is as long as the server's own update, so both can be stretched here.
+        change["server.optimizer"] = {"name": "sgd", "learning_rate": longer}
+    return change
 
 
 def attacks(dataset: str) -> dict[str, dict]:
@@ -185,21 +199,21 @@ def rows(item: str, plan: Plan, base: Mapping) -> dict[tuple[str, str, str], dic
     known = attacks(plan.dataset)
     if (sweeps := SWEEPS.get((plan.scale, plan.kind))) is not None:
         known["Adaptive attack"] = {"attack": {"name": "fltrust_adaptive", "rounds": sweeps}}
-    bound, clients = base["threat"]["num_malicious"], base["data"]["num_clients"]
+    clients = base["data"]["num_clients"]
     if item in TABLES:
         if item == "adaptive":  # what ascending through the rule itself gains
             known = {name: known[name] for name in ("No attack", "Adaptive attack")}
             known["Gradient adaptive attack"] = {"attack": "gradient_adaptive"}
         return {
-            (row, column, ""): change | {"defense": defense(column, bound)}
+            (row, column, ""): change | defense(column, base)
             for row, change in known.items()
-            for column in DEFENSES
+            for column in COLUMNS
         }
     if item == "norms":
         if plan.kind != "resnet":
             return {}  # nothing else has batch norm
         return {
-            (row, column, norm): known[row] | {"defense": defense(column, bound), "model": model}
+            (row, column, norm): known[row] | defense(column, base) | {"model": model}
             for row in ("No attack", "Trim attack")
             for column in ("FedAvg", "FLTrust")
             for norm, model in NORMS.items()
@@ -210,7 +224,8 @@ def rows(item: str, plan: Plan, base: Mapping) -> dict[tuple[str, str, str], dic
         numbers = {share: round(share * clients) for share in SHARES}
         return {
             (row, column, str(share)): (change if share else known["No attack"])
-            | {"defense": defense(column, bad), "threat.num_malicious": bad}
+            | defense(column, base, bad)
+            | {"threat.num_malicious": bad}
             for row, change in some.items()
             for column in DEFENSES
             for share, bad in numbers.items()
@@ -220,10 +235,8 @@ def rows(item: str, plan: Plan, base: Mapping) -> dict[tuple[str, str, str], dic
             return {}  # the users are the clients
         return {
             (row, column, str(q)): change
-            | {
-                "defense": defense(column, bound),
-                "data.partition": {"name": "label_groups", "q": q},
-            }
+            | defense(column, base)
+            | {"data.partition": {"name": "label_groups", "q": q}}
             for row, change in some.items()
             for column in DEFENSES
             for q in QS
@@ -236,7 +249,7 @@ def rows(item: str, plan: Plan, base: Mapping) -> dict[tuple[str, str, str], dic
         },
     }[item]
     return {
-        (row, "FLTrust", x): change | {"defense": defense("FLTrust", bound)} | setting
+        (row, "FLTrust", x): change | defense("FLTrust", base) | setting
         for row, change in ({"No attack": known["No attack"]} | some).items()
         for x, setting in values.items()
     }
@@ -361,7 +374,7 @@ def _write_table(plan, item, results: Mapping, out: Path) -> list[Path]:
         f"Testing error rate after the last round / success rate of the Scaling attack's trigger; "
         f"± standard deviation over seeds. Empty: not in the text at hand.\n\n"
     )
-    order = ["attack", *(f"{one}: {whose}" for one in DEFENSES for whose in ("paper", "ours"))]
+    order = ["attack", *(f"{one}: {whose}" for one in COLUMNS for whose in ("paper", "ours"))]
     frame = pd.DataFrame(shown.values(), columns=order).replace("", None)
     frame = frame.dropna(axis=1, how="all").fillna("")
     markdown = path.with_suffix(".md")
