@@ -144,18 +144,32 @@ def test_table_three_gives_krum_and_trimmed_mean_the_true_number():
     assert len(found) == 6 * 6
 
 
-def test_the_authors_step_is_longer_by_the_root_over_the_batch():
-    found = fltrust.make_cells(
-        fltrust.Plan("mnist-0.5", seeds=1), ["table3"], fltrust_base("mnist-0.5")
-    )
+@pytest.mark.parametrize(
+    ("overrides", "step"),
+    [
+        ((), 100 / 32),
+        (("server.optimizer.learning_rate=0.5",), 50 / 32),
+        (("server.root.batch_size=64", "client.batch_size=16"), 64 / 16),
+    ],
+)
+def test_the_authors_step_is_longer_by_the_servers_batch_over_the_clients(overrides, step):
+    plan = fltrust.Plan("mnist-0.5", seeds=1, overrides=overrides)
+    found = fltrust.make_cells(plan, ["table3"], fltrust_base("mnist-0.5"))
     for row in fltrust.attacks("mnist-0.5"):
         long, short = (
             found["table3", row, column, ""][0].experiment
             for column in (fltrust.LONG_STEPS, "FLTrust")
         )
-        assert long.server.optimizer.traced["learning_rate"] == 100 / 32
+        assert long.server.optimizer.traced["learning_rate"] == step
         server = dataclasses.replace(long.server, optimizer=short.server.optimizer)
         assert dataclasses.replace(long, server=server) == short
+
+
+def test_the_authors_step_needs_a_rate_that_is_a_number():
+    rate = "server.optimizer.learning_rate={name: cosine_decay_schedule, init_value: 1.0}"
+    plan = fltrust.Plan("har_windows", seeds=1, overrides=(rate,))
+    with pytest.raises(ConfigError, match="server.optimizer.learning_rate.*must be a number, got"):
+        fltrust.make_cells(plan, ["table3"], fltrust_base("har_windows"))
 
 
 @pytest.mark.parametrize(

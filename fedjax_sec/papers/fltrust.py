@@ -164,9 +164,19 @@ def defense(column: str, base: Mapping, bound: int | None = None) -> dict:
     }
     change = {"defense": rules[column]}
     if column == LONG_STEPS:
-        longer = base["server"]["root"]["size"] / base["client"]["batch_size"]
+        root = base["server"]["root"]
+        longer = (root.get("batch_size") or root["size"]) / base["client"]["batch_size"]
+        given = base["server"].get("optimizer") or {}
+        given = {"name": given} if isinstance(given, str) else given
+        step = {"name": "sgd", "learning_rate": 1.0} | dict(given)
+        if not isinstance(step["learning_rate"], int | float):
+            raise schema.ConfigError(
+                f"server.optimizer.learning_rate: the column {LONG_STEPS!r} multiplies it, so it "
+                f"must be a number, got {step['learning_rate']!r}."
+            )
         # FLTrust's aggregate is as long as the server's own update, so both can be stretched here.
-        change["server.optimizer"] = {"name": "sgd", "learning_rate": longer}
+        step["learning_rate"] *= longer
+        change["server.optimizer"] = step
     return change
 
 
