@@ -1,15 +1,21 @@
-# Two commands do everything: `make demo` and `make test`. Each creates .venv if it is missing.
+# `make demo`, `make test` and `make test-all` do everything. Each creates .venv if it is missing.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-all lint clean
 
 demo: $(STAMP)
 	$(BIN)/fedjax-sec sweep configs/demo/sweep.yaml --out results/demo
 
 test: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow'
+
+# As `test`, with what is marked slow: fuzzing, kills at every file operation, every configuration.
+test-all: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n 2 --dist loadfile
