@@ -22,7 +22,8 @@ class Setting(NamedTuple):
 
     `num_clients` K in a round; `num_malicious` m among the registered clients (None: unknown);
     `sampled`: only some registered clients take part in a round; `capacity` M, `example_shape` of
-    one input, `num_classes` and the names of the model's `layers` (None: unknown).
+    one input, `num_classes` and the names of the model's `layers` (None: unknown); `knowledge`,
+    which updates the adversary sees, as `threat.knowledge` (None: unknown).
     """
 
     num_clients: int
@@ -32,6 +33,7 @@ class Setting(NamedTuple):
     example_shape: tuple[int, ...] | None = None
     num_classes: int | None = None
     layers: tuple[str, ...] | None = None
+    knowledge: str | None = None
 
 
 def _as_list(spec) -> list:
@@ -88,9 +90,7 @@ class Defense:
     @classmethod
     def build(cls, spec, path: str = "defense") -> "Defense":
         """From a name, a mapping or a list of them; `ConfigError` unless one is an aggregator."""
-        if isinstance(spec, cls):
-            return spec
-        items = _as_list(spec)
+        items = _as_list(spec.stages if isinstance(spec, cls) else spec)
         parts = tuple(
             fill_num_byzantine(registry.defenses.build(item, at), None)
             for item, at in zip(items, _paths(items, path), strict=True)
@@ -157,7 +157,7 @@ class Attack:
     @classmethod
     def build(cls, spec, path: str = "attack") -> "Attack":
         """From null, a name, a mapping or a list of them."""
-        items = _as_list(spec)
+        items = _as_list(spec.stages if isinstance(spec, cls) else spec)
         attack = cls(
             tuple(
                 registry.attacks.build(item, at)
