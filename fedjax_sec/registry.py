@@ -28,11 +28,17 @@ class Registry:
         """Class decorator: makes a frozen dataclass pytree of the class and files it under `name`.
 
         Fields declared `schema.static` become part of the pytree's structure, all others leaves.
+        A class may be defined and registered again, as in a notebook: the new one counts. Another
+        class under a name that is taken is a `ValueError`.
         """
 
         def decorate(cls):
+            if not cls.__module__.startswith(self._packages):
+                self._discover()  # so that a name of ours is known to be taken
             known = self._entries.get(name)
-            if known is not None and known.__qualname__ != cls.__qualname__:
+            if known is not None and (known.__module__, known.__qualname__) != (
+                cls.__module__, cls.__qualname__,
+            ):  # fmt: skip
                 raise ValueError(
                     f"{self.kind} {name!r} is already registered by {known.__module__}; "
                     f"rename one of the two."
