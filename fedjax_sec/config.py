@@ -17,7 +17,7 @@ from fedjax_sec.evaluation.influence import build_influence
 from fedjax_sec.evaluation.robustness import surrogates_of
 from fedjax_sec.ops.client_axis import STRATEGIES
 from fedjax_sec.pipeline import Defense, Setting, check_components, fill_num_byzantine
-from fedjax_sec.schema import ConfigError, component, section, static
+from fedjax_sec.schema import COUNT, SEED, ConfigError, component, section, static
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Data:
     """Which data, and how it is spread over the clients."""
 
     name: str = static("digits", "Data set, see `fedjax-sec list datasets`.")
-    num_clients: int = static(20, "N, registered clients.", low=1)
+    num_clients: int = static(20, "N, registered clients.", low=1, high=COUNT)
     partition: Any = component("partition", "iid", "How examples are dealt to the clients.")
     local_test: Any = component(
         "local test",
@@ -38,13 +38,20 @@ class Data:
         None, "Folder of prepared tensorflow-datasets (null: TFDS_DATA_DIR, then TFDS's default)."
     )
     download: bool = static(True, "Download and prepare the data where it is missing.")
-    max_train: int | None = static(None, "Keep only the first training examples.", low=1)
-    max_test: int | None = static(None, "Keep only the first test examples.", low=1)
+    max_train: int | None = static(
+        None, "Keep only the first training examples.", low=1, high=COUNT
+    )
+    max_test: int | None = static(None, "Keep only the first test examples.", low=1, high=COUNT)
     mean: tuple[float, ...] | None = static(
-        None, "Subtracted from pixels in [0, 1], a number a channel (null: the data set's own)."
+        None,
+        "Subtracted from pixels in [0, 1], a number a channel (null: the data set's own).",
+        unbounded="features have any scale",
     )
     std: tuple[float, ...] | None = static(
-        None, "Pixels are divided by it, a number a channel (null: the data set's own).", above=0
+        None,
+        "Pixels are divided by it, a number a channel (null: the data set's own).",
+        above=0,
+        high=1e6,
     )
 
 
@@ -53,7 +60,7 @@ class Server:
     """Who takes part in a round, and how the aggregate changes the global parameters."""
 
     clients_per_round: int | None = static(
-        None, "K, drawn without replacement every round (null: all N).", low=1
+        None, "K, drawn without replacement every round (null: all N).", low=1, high=COUNT
     )
     optimizer: Any = component(
         "optimizer",
@@ -72,7 +79,7 @@ class Server:
 class Threat:
     """Who the adversary is and what it sees."""
 
-    num_malicious: int = static(0, "m, malicious clients among the N.", low=0)
+    num_malicious: int = static(0, "m, malicious clients among the N.", low=0, high=COUNT)
     knowledge: str = static(
         "corrupted",
         "Updates (and data) the adversary sees: of its `corrupted` clients, or all (`omniscient`).",
@@ -84,7 +91,10 @@ class Threat:
         choices=("random", "first"),
     )
     start: int = static(
-        0, "Round in which the attack begins; before it malicious clients are honest.", low=0
+        0,
+        "Round in which the attack begins; before it malicious clients are honest.",
+        low=0,
+        high=COUNT,
     )
 
 
@@ -92,8 +102,10 @@ class Threat:
 class Evaluation:
     """What is measured, and when."""
 
-    every: int = static(10, "Rounds between evaluations; the last round is always one.", low=1)
-    batch_size: int = static(2500, "Test examples evaluated at once.", low=1)
+    every: int = static(
+        10, "Rounds between evaluations; the last round is always one.", low=1, high=COUNT
+    )
+    batch_size: int = static(2500, "Test examples evaluated at once.", low=1, high=COUNT)
     diagnostics: bool = static(
         True, "Record update norms and what each defence kept, in the round before an evaluation."
     )
@@ -114,7 +126,7 @@ class Evaluation:
         many=True,
     )
     evasion_images: int | None = static(
-        None, "Test examples that are attacked, the first ones (null: all).", low=1
+        None, "Test examples that are attacked, the first ones (null: all).", low=1, high=COUNT
     )
     influence: Any = component(
         "influence",
@@ -128,7 +140,7 @@ class Evaluation:
 class Checkpoint:
     """When the state is saved, so that an interrupted run can go on."""
 
-    every: int = static(10, "Evaluations between checkpoints.", low=1)
+    every: int = static(10, "Evaluations between checkpoints.", low=1, high=COUNT)
     keep_params: bool = static(
         False, "Write the final parameters to `params.npy`, also those of a sweep's cells."
     )
@@ -145,7 +157,7 @@ class Execution:
         "(`sharded`).",
         choices=("auto", *STRATEGIES),
     )
-    chunk: int | None = static(None, "Clients side by side under `chunked`.", low=1)
+    chunk: int | None = static(None, "Clients side by side under `chunked`.", low=1, high=COUNT)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,8 +176,8 @@ class Experiment:
     evaluation: Evaluation = section(Evaluation, "Metrics.")
     checkpoint: Checkpoint = section(Checkpoint, "Resuming.")
     execution: Execution = section(Execution, "Layout of the work on the device.")
-    rounds: int = static(100, "Federated rounds.", low=1)
-    seed: int = static(0, "Seed of everything random.", low=0)
+    rounds: int = static(100, "Federated rounds.", low=1, high=COUNT)
+    seed: int = static(0, "Seed of everything random.", low=0, high=SEED)
 
     @property
     def clients_per_round(self) -> int:
@@ -227,6 +239,7 @@ class Experiment:
 
         `known` are fields of `Setting` that only the data tells: capacity, shape and classes.
         """
+        schema.rebuild(self, "", _builders())  # Python code may have put anything into a field
         n, k, m = self.data.num_clients, self.clients_per_round, self.threat.num_malicious
         registry.datasets.get(self.data.name, "data.name")
         if (self.data.mean is None) != (self.data.std is None):
@@ -306,6 +319,11 @@ class Experiment:
             )
 
 
+def _builders() -> dict:
+    own = {"influence": build_influence, "root": build_root, "local test": build_local_test}
+    return registry.builders() | own
+
+
 def from_mapping(mapping: Mapping, overrides: Mapping | Iterable[str] = ()) -> Experiment:
     """An experiment from a plain mapping and overrides, checked and with nothing left open.
 
@@ -318,9 +336,7 @@ def from_mapping(mapping: Mapping, overrides: Mapping | Iterable[str] = ()) -> E
     if not isinstance(mapping, Mapping):
         raise ConfigError(f"An experiment must be a mapping of keys to values, got {mapping!r}.")
     spec = apply_overrides(mapping, overrides)
-    own = {"influence": build_influence, "root": build_root, "local test": build_local_test}
-    builders = registry.builders() | own
-    experiment = schema.build(Experiment, spec, "", builders)
+    experiment = schema.build(Experiment, spec, "", _builders())
     if experiment.clients_per_round >= experiment.data.num_clients:
         stages = tuple(
             fill_num_byzantine(stage, experiment.threat.num_malicious)

@@ -37,6 +37,8 @@ class Setting(NamedTuple):
 def _as_list(spec) -> list:
     if spec is None:
         return []
+    if isinstance(spec, (Attack, Defense)):
+        return list(spec.stages)
     return list(spec) if isinstance(spec, (list, tuple)) else [spec]
 
 
@@ -88,8 +90,6 @@ class Defense:
     @classmethod
     def build(cls, spec, path: str = "defense") -> "Defense":
         """From a name, a mapping or a list of them; `ConfigError` unless one is an aggregator."""
-        if isinstance(spec, cls):
-            return spec
         items = _as_list(spec)
         parts = tuple(
             fill_num_byzantine(registry.defenses.build(item, at), None)

@@ -26,7 +26,7 @@ from fedjax_sec import results, schema
 from fedjax_sec.config import Experiment
 from fedjax_sec.experiment import Result, read_result, settle, train, verify
 from fedjax_sec.program import Program
-from fedjax_sec.schema import ConfigError, static
+from fedjax_sec.schema import COUNT, SEED, ConfigError, static
 from fedjax_sec.tuning import Tuning
 
 
@@ -53,9 +53,12 @@ class Sweep:
         {},
         "axis -> {label: value} or a list of values; an axis is a dotted key.",
     )
-    seeds: tuple[int, ...] = static((0,), "Seeds of every cell.", low=0)
+    seeds: tuple[int, ...] = static((0,), "Seeds of every cell.", low=0, high=SEED)
     at_once: int | None = static(
-        None, "Replicas vmapped at a time (null: as many as fit an accelerator, 1 on a CPU).", low=1
+        None,
+        "Replicas vmapped at a time (null: as many as fit an accelerator, 1 on a CPU).",
+        low=1,
+        high=COUNT,
     )
     title: str = static("", "Title of the figure.")
 

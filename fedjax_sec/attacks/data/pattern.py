@@ -4,7 +4,7 @@ import jax.numpy as jnp
 
 from fedjax_sec import registry
 from fedjax_sec.attacks.data._choice import uniform_by_position
-from fedjax_sec.schema import numeric, static
+from fedjax_sec.schema import COUNT, numeric, static
 
 
 @registry.attacks.register("pattern")
@@ -28,10 +28,12 @@ class Pattern:
 
     stage = "data"
     base = None
-    size: int = static(5, "Side of the square in pixels.", low=1)
+    size: int = static(5, "Side of the square in pixels.", low=1, high=COUNT)
     value: float = numeric(1.0, "Pixel value, 1 being the maximal intensity.", low=0, high=1)
-    target: int = static(0, "The attacker's label.", low=0)
-    num_images: int = static(1000, "Images an `alie_backdoor` trains on in a round.", low=1)
+    target: int = static(0, "The attacker's label.", low=0, high=COUNT)
+    num_images: int = static(
+        1000, "Images an `alie_backdoor` trains on in a round.", low=1, high=COUNT
+    )
     fraction: float = numeric(0.5, "Share of a malicious client's examples.", above=0, high=1)
 
     def trigger(self, x):

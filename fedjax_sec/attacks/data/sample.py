@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 
 from fedjax_sec import registry
-from fedjax_sec.schema import numeric, static
+from fedjax_sec.schema import COUNT, numeric, static
 
 
 @registry.attacks.register("sample")
@@ -27,8 +27,12 @@ class Sample:
 
     stage = "data"
     base = None
-    index: int = numeric(0, "Position in the training set, in the source's order.", low=0)
-    modulus: int | None = static(None, "|Y| of the target (null: the number of classes).", low=2)
+    index: int = numeric(
+        0, "Position in the training set, in the source's order.", low=0, high=COUNT
+    )
+    modulus: int | None = static(
+        None, "|Y| of the target (null: the number of classes).", low=2, high=COUNT
+    )
 
     def _pair(self, task):
         x, y = task.example(self.index)
