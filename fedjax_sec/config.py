@@ -65,7 +65,7 @@ class Server:
     optimizer: Any = component(
         "optimizer",
         {"name": "sgd", "learning_rate": 1.0},
-        "Any optax optimizer; minus the aggregate is its gradient.",
+        "An optimizer of optax (`fedjax-sec show optimizer`); minus the aggregate is its gradient.",
     )
     root: Any = component(
         "root",

@@ -76,7 +76,7 @@ BAD = {
     ),
     "optimizer's argument": (
         {"server": {"optimizer": {"name": "sgd", "learning_rate": 1.0, "momentun": 0.9}}},
-        ["server.optimizer.momentun", "no argument 'momentun'", "Did you mean 'momentum'?"],
+        ["server.optimizer: optax.sgd has no argument 'momentun'.", "Did you mean 'momentum'?"],
     ),
     "rate missing": (
         {"server": {"optimizer": "sgd"}},

@@ -23,7 +23,9 @@ class LocalSgd:
     """Fields and training loop of `sgd`; `examples` may replace a batch before each step."""
 
     optimizer: Any = component(
-        "optimizer", {"name": "sgd", "learning_rate": 0.1}, "Any optax optimizer, by name."
+        "optimizer",
+        {"name": "sgd", "learning_rate": 0.1},
+        "An optimizer of optax, by its name (`fedjax-sec show optimizer`).",
     )
     batch_size: int = static(32, "Examples in a local batch, B.", low=1, high=COUNT)
     steps: int | None = static(None, "Local steps in a round.", low=1, high=2**29)
