@@ -113,7 +113,7 @@ SYNONYMS = {
 }
 
 
-def _letters(name) -> str:
+def letters(name) -> str:
     """The name in lower case without blanks, hyphens and underscores."""
     return re.sub(r"[\s_-]+", "", str(name)[:200].lower())
 
@@ -122,6 +122,11 @@ def _abbreviates(short: str, name: str) -> bool:
     """Whether `short` is `name` with letters left out, the first one kept."""
     letters = iter(name)
     return len(short) >= 3 and short[0] == name[:1] and all(letter in letters for letter in short)
+
+
+def likeness(name, other) -> float:
+    """How much of two names is the same, from 0 to 1."""
+    return difflib.SequenceMatcher(None, letters(name), letters(other)).ratio()
 
 
 def nearest(name, known: Iterable, cutoff: float = 0.6) -> list[str]:
@@ -133,23 +138,18 @@ def nearest(name, known: Iterable, cutoff: float = 0.6) -> list[str]:
     []
     """
     known = [str(one) for one in known]
-    wanted = _letters(name)
-    if same := [one for one in known if _letters(one) == wanted]:
+    wanted = letters(name)
+    if same := [one for one in known if letters(one) == wanted]:
         return same
     if wanted in SYNONYMS:
         return [one for one in SYNONYMS[wanted] if one in known]
 
-    def likeness(one):
-        return difflib.SequenceMatcher(None, wanted, _letters(one)).ratio()
-
     def likest(some):
-        return sorted(some, key=likeness, reverse=True)[:1]
+        return sorted(some, key=lambda one: likeness(name, one), reverse=True)[:1]
 
-    if len(wanted) >= 3 and (
-        whole := [one for one in known if _abbreviates(wanted, _letters(one))]
-    ):
+    if len(wanted) >= 3 and (whole := [one for one in known if _abbreviates(wanted, letters(one))]):
         return likest(whole)
-    return likest(one for one in known if likeness(one) >= cutoff)
+    return likest(one for one in known if likeness(name, one) >= cutoff)
 
 
 def suggestion(name, known: Iterable) -> str:
@@ -187,11 +187,7 @@ def shown(value, limit: int = 80) -> str:
     return f"{text[:begin]}...{text[-(limit - begin - 3) :]}"
 
 
-def one_line(error: BaseException) -> str:
-    """The message of an error in one line."""
-    return shown_text(" ".join(str(error).split()))
-
-
-def shown_text(text: str, limit: int = 300) -> str:
-    """The text, shortened."""
+def one_line(text: str | BaseException, limit: int = 300) -> str:
+    """A text or the message of an error in one line, shortened."""
+    text = " ".join(str(text).split())
     return text if len(text) <= limit else f"{text[: limit - 3]}..."

@@ -1,23 +1,25 @@
 """The schema of an experiment: strict YAML in, fully resolved YAML out."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from fedjax_sec import registry, schema
+from fedjax_sec.advice import SYNONYMS, letters, likeness, shown
 from fedjax_sec.datasets.local_test import build_local_test
 from fedjax_sec.datasets.root import build_root
 from fedjax_sec.evaluation.influence import build_influence
 from fedjax_sec.evaluation.robustness import surrogates_of
 from fedjax_sec.ops.client_axis import STRATEGIES
 from fedjax_sec.pipeline import Defense, Setting, check_components, fill_num_byzantine
+from fedjax_sec.reading import LEVELS, parse, read_text
 from fedjax_sec.schema import COUNT, SEED, ConfigError, component, section, static
+
+_MISSING = dataclasses.MISSING
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,7 +169,10 @@ class Experiment:
     data: Data = section(Data, "The data and its partition.")
     model: Any = component("model", "mlp", "The network.")
     client: Any = component(
-        "client", {"name": "sgd", "steps": 1, "batch_size": 32}, "Local training."
+        "client",
+        {"name": "sgd", "steps": 1, "batch_size": 32},
+        "Local training; the default's `steps` yield to `epochs` that are given.",
+        either=("steps", "epochs"),
     )
     server: Server = section(Server, "Participation and the server's step.")
     threat: Threat = section(Threat, "The adversary.")
@@ -334,9 +339,14 @@ def from_mapping(mapping: Mapping, overrides: Mapping | Iterable[str] = ()) -> E
     Krum(num_byzantine=3, convention='paper')
     """
     if not isinstance(mapping, Mapping):
-        raise ConfigError(f"An experiment must be a mapping of keys to values, got {mapping!r}.")
+        raise ConfigError(
+            f"An experiment must be a mapping of keys to values, got {shown(mapping)}."
+        )
     spec = apply_overrides(mapping, overrides)
-    experiment = schema.build(Experiment, spec, "", _builders())
+    try:
+        experiment = schema.build(Experiment, spec, "", _builders())
+    except schema.UnknownKey as error:
+        raise _with_advice(error, spec) from None
     if experiment.clients_per_round >= experiment.data.num_clients:
         stages = tuple(
             fill_num_byzantine(stage, experiment.threat.num_malicious)
@@ -349,6 +359,57 @@ def from_mapping(mapping: Mapping, overrides: Mapping | Iterable[str] = ()) -> E
     return experiment
 
 
+def _with_advice(error: schema.UnknownKey, spec: Mapping) -> ConfigError:
+    """The error with the whole dotted key, where the key is known in another place."""
+    if error.cls is Experiment and {"grid", "experiment"} & spec.keys():
+        return ConfigError(
+            f"This is a sweep, not an experiment: it has the key {shown(error.key)}. Run it with "
+            f"`fedjax-sec sweep FILE --out DIR`."
+        )
+    key = letters(error.key)
+    if key in map(letters, error.near):
+        return error
+    places = list(_places(spec))
+    same = [place for place in places if letters(place.rpartition(".")[2]) == key]
+    if not same and not error.near:
+        meant = SYNONYMS.get(key, ())
+        same = [place for place in places if place.rpartition(".")[2] in meant]
+    near = [place for place in same if place.startswith(f"{error.path}.")] or same
+    if not near:
+        return error
+    beside = [name for name in error.near if likeness(error.key, name) > 0.8]
+    advice = f" Did you mean {' or '.join(map(repr, [*beside, *near[:3]]))}?"
+    return schema.UnknownKey(error.cls, error.path, error.key, advice)
+
+
+def _places(spec) -> Iterator[str]:
+    """The dotted keys of an experiment, those of the components that are named in `spec`."""
+    for field in dataclasses.fields(Experiment):
+        given = spec.get(field.name)
+        if section := field.metadata.get("section"):
+            for inner in dataclasses.fields(section):
+                yield f"{field.name}.{inner.name}"
+                below = given.get(inner.name) if isinstance(given, Mapping) else None
+                yield from _places_inside(f"{field.name}.{inner.name}", inner, below)
+        else:
+            yield from _places_inside(field.name, field, given)
+
+
+def _places_inside(path: str, field, given) -> Iterator[str]:
+    kind = field.metadata.get("kind", "").removesuffix(" pipeline")
+    if kind == "optimizer":
+        yield from (f"{path}.{name}" for name in ("learning_rate", "momentum"))
+    if kind not in registry.KINDS:
+        return
+    given = field.default_factory() if given is None and field.default is _MISSING else given
+    name = given.get("name", "sgd") if isinstance(given, Mapping) else given or field.default
+    known = registry.KINDS[kind]
+    if isinstance(name, str) and name in known.names():
+        for inner in dataclasses.fields(known.get(name)):
+            yield f"{path}.{inner.name}"
+            yield from _places_inside(f"{path}.{inner.name}", inner, None)
+
+
 def load(path: str | Path, overrides: Mapping | Iterable[str] = ()) -> Experiment:
     """An experiment from a YAML file and overrides; see `from_mapping`."""
     return from_mapping(read_yaml(path), overrides)
@@ -356,15 +417,9 @@ def load(path: str | Path, overrides: Mapping | Iterable[str] = ()) -> Experimen
 
 def read_yaml(path: str | Path) -> dict:
     """The mapping in a YAML file; `ConfigError` names the file and line where it cannot be read."""
-    path = Path(path)
-    if not path.is_file():
-        raise ConfigError(f"No configuration file {str(path)!r}.")
-    try:
-        content = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"{path} is not readable YAML: {error}") from error
+    content = parse(read_text(path), str(path))
     if not isinstance(content, dict):
-        raise ConfigError(f"{path} must hold a mapping of keys to values, got {content!r}.")
+        raise ConfigError(f"{path} must hold a mapping of keys to values, got {shown(content)}.")
     return content
 
 
@@ -386,28 +441,37 @@ def apply_overrides(mapping: Mapping, overrides: Mapping | Iterable[str]) -> dic
 
 def parse_override(text: str) -> tuple[str, object]:
     """The dotted key and the YAML value of a string `key.path=value`."""
+    if not isinstance(text, str):
+        raise ConfigError(f"An override is text such as rounds=3, got {shown(text)}.")
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
-        raise ConfigError(f"An override must look like key.path=value, got {text!r}.")
-    try:
-        parsed = OmegaConf.to_container(OmegaConf.create(f"value: {value}"))
-    except (YAMLError, OmegaConfBaseException) as error:
-        raise ConfigError(f"Override {text!r}: the value is not readable YAML: {error}") from error
-    return key.strip(), parsed["value"]
+        raise ConfigError(f"An override must look like key.path=value, got {shown(text)}.")
+    where = f"Override {shown(text)}"
+    # As an entry of a list, so that a line break cannot begin another key.
+    parsed = parse(f"- {value}", where)
+    if not isinstance(parsed, list) or len(parsed) != 1:
+        raise ConfigError(f"{where}: more than one value.")
+    return key.strip(), parsed[0]
 
 
-def _plain(value):
+def _plain(value, level: int = 0):
     """A deep copy in plain containers, with components written as their specification."""
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+    if level > LEVELS:
+        raise ConfigError(f"More than {LEVELS} levels of mappings and lists inside one another.")
+    if OmegaConf.is_config(value):  # as text: resolving could copy the environment
+        value = OmegaConf.to_container(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return schema.dump(value)
+        value = schema.dump(value)
+    if isinstance(value, Mapping):
+        return {schema.plain(key): _plain(item, level + 1) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item, level + 1) for item in value]
     return value
 
 
 def _assign(tree: dict, dotted: str, value) -> None:
+    if not isinstance(dotted, str) or not all(dotted.split(".")) or len(dotted) > 500:
+        raise ConfigError(f"The key of an override is text such as client.l2, got {shown(dotted)}.")
     *parents, last = dotted.split(".")
     node = tree
     for depth, name in enumerate(parents):
@@ -419,18 +483,19 @@ def _assign(tree: dict, dotted: str, value) -> None:
             child = {"name": child}
         if not isinstance(child, (dict, list)):
             at = ".".join(parents[: depth + 1])
-            raise ConfigError(f"{dotted}: {at} is {child!r}, which has no keys.")
+            raise ConfigError(f"{dotted}: {at} is {shown(child)}, which has no keys.")
         node[key] = child
         node = child
     node[_key(node, last, dotted)] = value
 
 
 def _key(node, name: str, dotted: str):
+    number = int(name) if name.isascii() and name.isdigit() and len(name) < 11 else None
     if isinstance(node, dict):  # the rounds of a schedule are integers
-        return int(name) if name.isdigit() and int(name) in node else name
-    if not name.isdigit() or int(name) >= len(node):
-        raise ConfigError(f"{dotted}: a list of {len(node)} has no entry {name!r}.")
-    return int(name)
+        return number if number in node and number is not None else name
+    if number is None or number >= len(node):
+        raise ConfigError(f"{dotted}: a list of {len(node)} has no entry {shown(name)}.")
+    return number
 
 
 def dump_yaml(mapping: Mapping) -> str:

@@ -59,24 +59,21 @@ _SHARE = {"low": 0, "high": 1}
 _SIZE = {"low": 0, "high": 1e6}
 _FACTOR = {"above": 0, "high": 1e6}
 _STEPS = {"low": 1, "high": COUNT}
-RANGES = (
-    dict.fromkeys(("learning_rate", "init_value", "peak_value", "end_value", "value"), _RATE)
-    | dict.fromkeys(("b1", "b2", "b3"), {"low": 0, "below": 1})
-    | dict.fromkeys(("momentum", "decay", "rho", "decay_rate", "eta_minus"), _SHARE)
-    | dict.fromkeys(("eps", "eps_root", "weight_decay", "weight_decay_rate"), _SIZE)
-    | dict.fromkeys(("alpha", "beta", "optimism", "initial_scale", "threshold"), _SIZE)
-    | dict.fromkeys(("initial_accumulator_value", "min_norm", "trust_coefficient"), _SIZE)
-    | dict.fromkeys(("min_step_size", "max_step_size", "clipping_threshold"), _FACTOR)
-    | dict.fromkeys(("div_factor", "final_div_factor", "exponent", "power"), _FACTOR)
-    | dict.fromkeys(("decay_steps", "transition_steps", "warmup_steps"), _STEPS)
-    | dict.fromkeys(("transition_begin", "decay_offset"), {"low": 0, "high": COUNT})
-    | dict.fromkeys(("pct_start", "pct_final"), {"above": 0, "below": 1})
-    | {
-        "eta_plus": {"low": 1, "high": 1e6},
-        "min_dim_size_to_factor": {"low": 1, "high": COUNT},
-        "interpolate_type": {"choices": ("linear", "cosine")},
-    }
+_ENDS = (
+    (_RATE, "learning_rate init_value peak_value end_value value"),
+    ({"low": 0, "below": 1}, "b1 b2 b3"),
+    (_SHARE, "momentum decay rho decay_rate eta_minus"),
+    (_SIZE, "eps eps_root weight_decay weight_decay_rate alpha beta optimism threshold"),
+    (_SIZE, "initial_scale initial_accumulator_value min_norm trust_coefficient"),
+    (_FACTOR, "min_step_size max_step_size clipping_threshold exponent power"),
+    (_FACTOR, "div_factor final_div_factor"),
+    (_STEPS, "decay_steps transition_steps warmup_steps min_dim_size_to_factor"),
+    ({"low": 0, "high": COUNT}, "transition_begin decay_offset"),
+    ({"above": 0, "below": 1}, "pct_start pct_final"),
+    ({"low": 1, "high": 1e6}, "eta_plus"),
+    ({"choices": ("linear", "cosine")}, "interpolate_type"),
 )
+RANGES = {name: allowed for allowed, names in _ENDS for name in names.split()}
 #: Where a name means something else in one function than in the others.
 SPECIAL = {
     ("signum", "beta"): {"low": 0, "below": 1},

@@ -17,9 +17,9 @@ from fedjax_sec.schema import ConfigError
 
 #: What stands for no component of a kind.
 _NOTHING = {
-    "attack": " null (a blank in YAML, None in Python) means no attack.",
+    "attack": " null (None in Python) means no attack.",
     "defense": " Without a defence the rule is 'mean'.",
-    "evasion": " null (a blank in YAML, None in Python) means none.",
+    "evasion": " null (None in Python) means none.",
 }
 
 

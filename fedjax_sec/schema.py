@@ -159,8 +159,10 @@ def build(cls, spec: Mapping | None, path: str, builders: Mapping[str, Any] | No
     """
     spec = {} if spec is None else spec
     if not isinstance(spec, Mapping):
-        at = path or "The experiment"
-        raise ConfigError(f"{at}: expected a mapping of fields, got {shown(spec)}.")
+        at = path or f"The {cls.__name__.lower()}"
+        names = [field.name for field in dataclasses.fields(cls)]
+        such = f", such as {{name: {spec}}}" if isinstance(spec, str) and "name" in names else ""
+        raise ConfigError(f"{at}: expected a mapping of fields{such}, got {shown(spec)}.")
     fields = {f.name: f for f in dataclasses.fields(cls)}
     for key in spec:
         if not isinstance(key, str) or key not in fields:
@@ -200,7 +202,7 @@ class UnknownKey(ConfigError):
         self.near = nearest(key, known)
         advice = suggestion(key, known) if advice is None else advice
         super().__init__(
-            f"{path or 'The experiment'}: unknown key {shown(key)}.{advice} "
+            f"{path or f'The {cls.__name__.lower()}'}: unknown key {shown(key)}.{advice} "
             f"Known keys: {', '.join(known) or '(none)'}."
         )
 

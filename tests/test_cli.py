@@ -102,7 +102,7 @@ def test_show(invoke, name):
              "--data-dir", "{out}"],
             "Data set 'mnist' is not in",
         ),
-        (["sweep", "{file}", "--out", "{out}"], "unknown key"),
+        (["sweep", "{file}", "--out", "{out}"], "is an experiment, not a sweep"),
     ],
 )  # fmt: skip
 def test_errors(invoke, file, tmp_path, monkeypatch, arguments, part):

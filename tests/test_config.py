@@ -22,7 +22,11 @@ def nothing_compiles(monkeypatch):
 BAD = {
     "unknown key": (
         {"clients": 3},
-        ["The experiment: unknown key 'clients'.", "Did you mean 'client'?", "Known keys: data"],
+        [
+            "The experiment: unknown key 'clients'.",
+            "Did you mean 'client' or 'execution.clients'?",
+            "Known keys",
+        ],
     ),
     "unknown nested key": (
         {"client": {"name": "sgd", "steps": 1, "batchsize": 2}},

@@ -62,9 +62,11 @@ class LocalSgd:
 
     def check(self, path: str, setting) -> None:
         if (self.steps is None) == (self.epochs is None):
+            both = f"set {path}.steps or {path}.epochs to null"
+            remedy = f"such as {path}.steps=1" if self.steps is None else both
             raise ConfigError(
                 f"{path}: give exactly one of 'steps' and 'epochs', "
-                f"got steps={self.steps}, epochs={self.epochs}."
+                f"got steps={self.steps}, epochs={self.epochs}; {remedy}."
             )
         if setting.capacity is not None and self.batch_size > setting.capacity:
             raise ConfigError(
