@@ -9,7 +9,7 @@ import dataclasses
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from fedjax_sec import schema
 from fedjax_sec.advice import shown, suggestion
@@ -134,15 +134,15 @@ def builders() -> dict:
     }
 
 
-def find(name: str) -> tuple[Registry, type]:
+def find(name: str, others: Iterable[str] = ()) -> tuple[Registry, type]:
     """The registry and class of `name`, whatever its kind.
 
-    Raises `ConfigError` with the nearest name when no kind has it.
+    Raises `ConfigError` with the nearest name, also of `others`, when no kind has it.
     """
     for registry in KINDS.values():
         if name in registry.names():
             return registry, registry.get(name)
-    everything = [n for registry in KINDS.values() for n in registry.names()]
+    everything = [*others, *(n for registry in KINDS.values() for n in registry.names())]
     raise ConfigError(f"Nothing is called {shown(name)}.{suggestion(name, everything)}")
 
 

@@ -134,7 +134,7 @@ def ends(metadata: Mapping) -> tuple[str, str]:
     """
     signs = ((("low", ">="), ("above", ">")), (("high", "<="), ("below", "<")))
     return tuple(
-        next((f"{sign} {metadata[k]}" for k, sign in side if metadata.get(k) is not None), "")
+        next((f"{sign} {metadata[k]:.10g}" for k, sign in side if metadata.get(k) is not None), "")
         for side in signs
     )
 
