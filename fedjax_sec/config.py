@@ -27,7 +27,7 @@ class Data:
     """Which data, and how it is spread over the clients."""
 
     name: str = static("digits", "Data set, see `fedjax-sec list datasets`.")
-    num_clients: int = static(20, "N, registered clients.", low=1, high=COUNT)
+    num_clients: int = static(20, "N, registered clients.", low=1, high=10**6)
     partition: Any = component("partition", "iid", "How examples are dealt to the clients.")
     local_test: Any = component(
         "local test",
@@ -269,6 +269,7 @@ class Experiment:
                 f"threat.start = {self.threat.start} would leave no round with an attack; it needs "
                 f"threat.num_malicious > 0, got {m}, and must be < rounds = {self.rounds}."
             )
+        self._check_steps()
         if self.evaluation.influence is not None and self.backdoor is None:
             raise ConfigError(
                 "evaluation.influence compares a backdoor with the honest mapping, and attack has "
@@ -303,6 +304,16 @@ class Experiment:
             # Nobody needs to stamp it.
             unattacked = setting._replace(num_malicious=None)
             check_components((backdoor,), "evaluation.backdoor", unattacked)
+
+    def _check_steps(self) -> None:
+        for name in ("steps", "epochs"):  # a client's batches are numbered through all rounds
+            a_round = getattr(self.client, name, None) or 0
+            if self.rounds * a_round > COUNT:
+                raise ConfigError(
+                    f"rounds = {self.rounds} times client.{name} = {a_round} is "
+                    f"{self.rounds * a_round}, beyond {COUNT}, the largest number in int32; lower "
+                    f"one of them."
+                )
 
     def _check_root(self) -> None:
         stages = list(self.defense.stages)

@@ -22,7 +22,8 @@ class Setting(NamedTuple):
 
     `num_clients` K in a round; `num_malicious` m among the registered clients (None: unknown);
     `sampled`: only some registered clients take part in a round; `capacity` M, `example_shape` of
-    one input, `num_classes` and the names of the model's `layers` (None: unknown).
+    one input, `num_classes`, the names of the model's `layers`, D `num_parameters` and the number
+    of training `examples` (None: unknown).
     """
 
     num_clients: int
@@ -32,6 +33,8 @@ class Setting(NamedTuple):
     example_shape: tuple[int, ...] | None = None
     num_classes: int | None = None
     layers: tuple[str, ...] | None = None
+    num_parameters: int | None = None
+    examples: int | None = None
 
 
 def _as_list(spec) -> list:

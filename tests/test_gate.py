@@ -12,7 +12,8 @@ from helpers import small
 
 import fedjax_sec
 from fedjax_sec import config, registry, schema
-from fedjax_sec.pipeline import Defense
+from fedjax_sec.experiment import verify
+from fedjax_sec.pipeline import Defense, Setting
 from fedjax_sec.schema import ConfigError
 
 NORM = "max_norm"
@@ -208,3 +209,40 @@ def test_tracers_do_not_pass_the_gate():
 
     found = jax.vmap(aggregate)(jnp.array([0.5, 1.0]))
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), [0.5, 1.0], rtol=1e-6)
+
+
+M = {"threat.num_malicious": 1}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model.hidden": [2**31 - 1]}, "parameters are beyond 2147483647, the largest position"),
+        ({"model.hidden": [10**4, 10**5]}, "The updates of a round [K, D] = [5, 1001750010] need"),
+        ({"rounds": 2**30, "client.steps": 3}, "rounds = 1073741824 times client.steps = 3 is 32"),
+        ({"rounds": 2**30, "client.steps": None, "client.epochs": 2}, "times client.epochs = 2 is"),
+        ({"client.steps": 2**29 + 1}, "client.steps must be >= 1 and <= 536870912, got 536870913"),
+        ({"client.steps": None, "client.epochs": 2**14}, "client.epochs must be >= 1 and <= 16383"),
+        ({"data.num_clients": 10**6 + 1}, "num_clients must be >= 1 and <= 1000000, got 1000001."),
+        (M | {"attack": "pattern", "attack.size": 9}, "attack.size must be <= 8, the side of an"),
+        (M | {"attack": "pattern", "attack.target": 10}, "attack.target must be < 10, the number"),
+        (M | {"attack": "sample", "attack.index": 43}, "attack.index must be < 43, the training"),
+        (M | {"attack": "sample", "attack.modulus": 11}, "attack.modulus must be <= 10, the numb"),
+        (M | {"attack": "trojan", "attack.place": [1024, 0]}, "attack.place[0] must be >= 0 and "),
+        (
+            {"defense": {"name": "foolsgold", "num_features": 461}},
+            "defense.num_features must be <= 460, the parameters, got 461.",
+        ),
+    ],
+)
+def test_sizes_are_refused_before_anything_compiles(change, message):
+    with pytest.raises(ConfigError) as error:
+        verify(config.from_mapping(small(), change))
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_more_batches_than_an_epoch_has_numbers_for():
+    client = registry.clients.build({"name": "sgd", "epochs": 1, "batch_size": 1})
+    with pytest.raises(ConfigError, match="client.batch_size must be >= 2 with epochs, which have"):
+        client.check("client", Setting(5, capacity=2**16 + 1))
+    client.check("client", Setting(5, capacity=2**16))

@@ -74,6 +74,13 @@ class LocalSgd:
                 f"client, got {self.batch_size}."
             )
 
+        batches = -(-(setting.capacity or 0) // self.batch_size)
+        if self.epochs is not None and batches > _EPOCH:
+            raise ConfigError(
+                f"{path}.batch_size must be >= {-(-setting.capacity // _EPOCH)} with epochs, which "
+                f"have at most {_EPOCH} batches, got {self.batch_size}."
+            )
+
     def shortened(self, steps: int):
         """The same work for at most so many local steps, to measure how fast a step is."""
         return dataclasses.replace(self, steps=min(self.steps or steps, steps), epochs=None)

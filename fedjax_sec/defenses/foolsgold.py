@@ -72,6 +72,13 @@ class FoolsGold:
         None, "Compare only the last so many parameters (null: all D).", low=1, high=COUNT
     )
 
+    def check(self, path, setting):
+        dim = setting.num_parameters
+        if dim is not None and self.num_features is not None and self.num_features > dim:
+            raise ConfigError(
+                f"{path}.num_features must be <= {dim}, the parameters, got {self.num_features}."
+            )
+
     @property
     def keeps_scale(self):
         return self.combine != "sum"

@@ -36,7 +36,7 @@ class FeatureTrigger:
     target: int = static(1, "The attacker's label.", low=0, high=COUNT)
     fraction: float = numeric(0.5, "Share of a malicious client's examples.", above=0, high=1)
     num_images: int = static(
-        1000, "Examples an `alie_backdoor` trains on in a round.", low=1, high=COUNT
+        1000, "Examples an `alie_backdoor` trains on in a round.", low=1, high=10**6
     )
 
     def check(self, path, setting):

@@ -40,7 +40,7 @@ class LabelFlip:
         1.0, "Share of a malicious client's examples of the class.", above=0, high=1
     )
     num_images: int = static(
-        1000, "Images an `alie_backdoor` trains on in a round.", low=1, high=COUNT
+        1000, "Images an `alie_backdoor` trains on in a round.", low=1, high=10**6
     )
 
     def check(self, path, setting):

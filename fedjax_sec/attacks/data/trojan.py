@@ -71,13 +71,13 @@ class Trojan:
         "[row, column] of the upper left corner of plus or square (null: the author's for images "
         "of 28 and 32 pixels, else scaled).",
         low=0,
-        high=COUNT,
+        high=1023,
     )
     size: int | None = static(
-        None, "Height and width of plus or square (null: as `place`).", low=1, high=COUNT
+        None, "Height and width of plus or square (null: as `place`).", low=1, high=1023
     )
     pixels: tuple[tuple[int, ...], ...] | None = static(
-        None, "A list of [row, column], for pattern `pixels`.", low=0, high=COUNT
+        None, "A list of [row, column], for pattern `pixels`.", low=0, high=1023
     )
     value: float | None = numeric(
         None, "Pixel value (null: 1 on grey images, 0 on coloured ones).", low=0, high=1
@@ -90,7 +90,7 @@ class Trojan:
         "equal", "Parts of equal length, or the `author`'s of a plus.", choices=("equal", "author")
     )
     num_images: int = static(
-        1000, "Images an `alie_backdoor` trains on in a round.", low=1, high=COUNT
+        1000, "Images an `alie_backdoor` trains on in a round.", low=1, high=10**6
     )
 
     def check(self, path, setting):

@@ -8,7 +8,7 @@ from jax.flatten_util import ravel_pytree
 
 from fedjax_sec import registry
 from fedjax_sec.attacks.update._perturbation import check_z_max, perturbation_range
-from fedjax_sec.schema import ANY_RATE, ANY_SCALE, COUNT, ConfigError, component, numeric, static
+from fedjax_sec.schema import ANY_RATE, ANY_SCALE, ConfigError, component, numeric, static
 
 
 @registry.attacks.register("alie_backdoor")
@@ -55,7 +55,7 @@ class AlieBackdoor:
     )
     passes: int = static(5, "Passes over the backdoor examples each round.", low=1, high=10**6)
     batch_size: int = static(
-        200, "Examples in a batch of the attacker's training.", low=1, high=COUNT
+        200, "Examples in a batch of the attacker's training.", low=1, high=10**6
     )
     learning_rate: float = numeric(
         0.1, "Learning rate of the attacker's training.", above=0, unbounded=ANY_RATE

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from fedjax_sec import registry
 from fedjax_sec.ops.layers import layer_mask, layer_sizes
-from fedjax_sec.schema import COUNT, ConfigError, component, numeric, static
+from fedjax_sec.schema import ConfigError, component, numeric, static
 
 
 @registry.attacks.register("distillation")
@@ -48,7 +48,7 @@ class Distillation:
     temperature: float = numeric(100.0, "T, of teacher and student.", above=0, high=1e6)
     teacher_steps: int = static(10, "Steps of the teacher in a round.", low=1, high=10**6)
     student_steps: int = static(10, "Steps of the student in a round.", low=1, high=10**6)
-    batch_size: int = static(64, "Examples in a batch.", low=1, high=COUNT)
+    batch_size: int = static(64, "Examples in a batch.", low=1, high=10**6)
     layer: str | None = static(
         None, "What the student trains: a layer's name, `all`, or null: the one with the fewest "
         "weights.",
