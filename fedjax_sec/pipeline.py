@@ -22,8 +22,9 @@ class Setting(NamedTuple):
 
     `num_clients` K in a round; `num_malicious` m among the registered clients (None: unknown);
     `sampled`: only some registered clients take part in a round; `capacity` M, `example_shape` of
-    one input, `num_classes` and the names of the model's `layers` (None: unknown); `knowledge`,
-    which updates the adversary sees, as `threat.knowledge` (None: unknown).
+    one input, `num_classes`, the names of the model's `layers`, D `num_parameters` and the number
+    of training `examples` (None: unknown); `knowledge`, which updates the adversary sees, as
+    `threat.knowledge` (None: unknown).
     """
 
     num_clients: int
@@ -33,12 +34,16 @@ class Setting(NamedTuple):
     example_shape: tuple[int, ...] | None = None
     num_classes: int | None = None
     layers: tuple[str, ...] | None = None
+    num_parameters: int | None = None
+    examples: int | None = None
     knowledge: str | None = None
 
 
 def _as_list(spec) -> list:
     if spec is None:
         return []
+    if isinstance(spec, (Attack, Defense)):
+        return list(spec.stages)
     return list(spec) if isinstance(spec, (list, tuple)) else [spec]
 
 
@@ -90,7 +95,7 @@ class Defense:
     @classmethod
     def build(cls, spec, path: str = "defense") -> "Defense":
         """From a name, a mapping or a list of them; `ConfigError` unless one is an aggregator."""
-        items = _as_list(spec.stages if isinstance(spec, cls) else spec)
+        items = _as_list(spec)
         parts = tuple(
             fill_num_byzantine(registry.defenses.build(item, at), None)
             for item, at in zip(items, _paths(items, path), strict=True)
@@ -157,7 +162,7 @@ class Attack:
     @classmethod
     def build(cls, spec, path: str = "attack") -> "Attack":
         """From null, a name, a mapping or a list of them."""
-        items = _as_list(spec.stages if isinstance(spec, cls) else spec)
+        items = _as_list(spec)
         attack = cls(
             tuple(
                 registry.attacks.build(item, at)
