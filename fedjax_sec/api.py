@@ -166,7 +166,7 @@ def attack(
     sent = run(stack.rows, mask, jnp.asarray(finite), key, params, own, everything=everything)
     bad = np.flatnonzero(mask)
     _check_finite(sent[bad], pipeline, "what the malicious clients would send")
-    if np.array_equal(sent[bad], stack.rows[bad]):
+    if not _is_traced(sent) and np.array_equal(sent[bad], stack.rows[bad]):
         names = [stage.registered_name for stage in pipeline.stages]
         warnings.warn(f"the attack {names} changed no update", stacklevel=2)
     if stack.like is None:
@@ -404,8 +404,13 @@ def _finite_rows(rows, asked, consequence) -> np.ndarray:
     return asked & finite
 
 
+def _is_traced(array) -> bool:
+    """Whether a field is a tracer, as under `vmap` over its values: the result has none then."""
+    return isinstance(array, jax.core.Tracer)
+
+
 def _check_finite(array, pipeline, name) -> None:
-    if not bool(jnp.all(jnp.isfinite(array))):
+    if not _is_traced(array) and not bool(jnp.all(jnp.isfinite(array))):
         names = [stage.registered_name for stage in pipeline.stages]
         raise ConfigError(
             f"{name} is not finite: the updates, or the fields of {names}, are too large for "

@@ -150,6 +150,23 @@ def test_inside_a_transformation_it_is_refused():
     refused(lambda: jax.jit(lambda u: aggregate(u, "mean"))(jnp.ones((2, 2))), "updates is traced")
 
 
+def test_fields_may_be_traced():
+    """Updates may not, since their values are checked; a field's values share one program."""
+
+    def clipped(norm):
+        return aggregate(STACK, [{"name": "clip_norm", "max_norm": norm}, "mean"])
+
+    norms = jnp.array([0.5, 2.0])
+    expected = jnp.stack([clipped(float(norm)) for norm in norms])
+    np.testing.assert_allclose(jax.vmap(clipped)(norms), expected, rtol=1e-6)
+
+    def flipped(scale):
+        return attack(STACK, "sign_flip", malicious=MASK, scale=scale)
+
+    sent = jax.vmap(flipped)(jnp.array([1.0, 2.0]))
+    assert sent[:, 0, 0].tolist() == [-1.0, -2.0] and sent[1, 2].tolist() == STACK[2]
+
+
 # --- Rows that are left out ---------------------------------------------------------------------
 
 
