@@ -142,12 +142,12 @@ def attack(
     _refuse_schedules(pipeline.stages, "attack")
     setting = Setting(updates.shape[0], int(mask.sum()))
     check_components(pipeline.stages, "attack", setting)
-    for stage in pipeline.stages:
-        if stage.stage != "update" or getattr(stage, "needs_task", False):
-            raise ConfigError(
-                f"attack: {stage.registered_name!r} needs a model and data; run it in an "
-                f"experiment (fedjax_sec.run)."
-            )
+    needing = [stage.registered_name for stage in pipeline.stages if stage.stage != "update"]
+    if needing := needing + schema.needing(pipeline.stages, "needs_task"):
+        raise ConfigError(
+            f"attack: {needing[0]!r} needs a model and data; run it in an experiment "
+            f"(fedjax_sec.run)."
+        )
     rule, own = _known_rule(pipeline, defense, server_update, knowledge, updates, int(mask.sum()))
     key = jax.random.key(0) if key is None else key
     return _attack(pipeline, rule, updates, jnp.asarray(mask), own, key, knowledge)
@@ -156,7 +156,7 @@ def attack(
 def _known_rule(pipeline, defense, server_update, knowledge, updates, num_malicious):
     """The defence and the server's update that the attack may use; refused where none does."""
     stages = pipeline.stages
-    reads = [s.registered_name for s in stages if getattr(s, "needs_defense", False)]
+    reads = schema.needing(stages, "needs_defense")
     if defense is None:
         if reads:
             raise ConfigError(

@@ -66,15 +66,20 @@ class ServerData(NamedTuple):
 
 
 class ServerView(NamedTuple):
-    """What an honest server may use. The true malicious mask is deliberately absent."""
+    """What an honest server may use. The true malicious mask is deliberately absent.
+
+    A stage that merges rows returns `weights`, `valid` and `members` of the new rows; `client_ids`
+    stays that of the clients.
+    """
 
     params: Float[Array, "D"]
     weights: Float[Array, "K"]  # example counts as the clients report them
     client_ids: Int[Array, "K"]  # indexes histories of size [N, ...]
-    valid: Bool[Array, "K"]  # False: the row holds NaN or infinity, or a stage excluded it
+    valid: Bool[Array, "K"]  # False: NaN or infinity, nothing was sent, or a stage excluded it
     round: Int[Array, ""]
     with_kept: bool = True  # False: nobody reads `kept`, so a rule may leave it out (None)
     root: ServerData | None = None  # only where `server.root` gives the server examples
+    members: Float[Array, "rows K"] | None = None  # which clients a row is made of: 0 or 1
 
 
 class AttackerView(NamedTuple):
@@ -99,6 +104,7 @@ class AttackerView(NamedTuple):
     sample: Callable | None = None
     defend: Callable | None = None
     server_update: Callable | None = None
+    ranks: Int[Array, "K"] | None = None  # 0 to m - 1 among all malicious clients; None: by row
 
 
 class LocalData(NamedTuple):
@@ -156,7 +162,11 @@ class Aggregator(Protocol):
 
 
 class BeforeAggregation(Protocol):
-    """`stage = "before"`: reshapes the stack; may change the number of rows, weights or `valid`."""
+    """`stage = "before"`: reshapes the stack; may change the number of rows, weights or `valid`.
+
+    A stage that changes the number of rows says so in `after(setting) -> Setting`, and returns a
+    view whose `weights`, `valid` and `members` are of the new rows.
+    """
 
     stage: str
 
@@ -185,7 +195,11 @@ class AfterAggregation(Protocol):
 
 
 class UpdateAttack(Protocol):
-    """`stage = "update"`: rewrites the adversary's rows of the stack; `init` gets N."""
+    """`stage = "update"`: rewrites the adversary's rows of the stack; `init` gets N.
+
+    An attack that gives its clients to others nested in it says which in `shares(ranks) ->
+    {field: mask}`, so that those which poison data do so at the right clients.
+    """
 
     stage: str
 

@@ -19,7 +19,7 @@ from fedjax_sec import schema
 from fedjax_sec.datasets import MissingDataError
 from fedjax_sec.datasets.packing import check_partition
 from fedjax_sec.ops import evasion
-from fedjax_sec.pipeline import Attack, Defense, Setting, fill_num_byzantine
+from fedjax_sec.pipeline import Attack, Defense, Setting, check_components, fill_num_byzantine
 from fedjax_sec.schema import ConfigError
 from fedjax_sec.types import AttackerView, LocalData, ServerData, ServerView
 
@@ -33,10 +33,9 @@ MALICIOUS = np.arange(CLIENTS) % 3 == 1  # five of sixteen, scattered
 
 
 def passes_check(component, setting) -> bool:
-    """Whether the component's own `check` accepts this many clients."""
+    """Whether the checks of the component and of what is nested in it accept this many clients."""
     try:
-        if hasattr(component, "check"):
-            component.check("", setting)
+        check_components((component,), "part", setting)
     except ConfigError:
         return False
     return True
@@ -290,6 +289,52 @@ def check_defense_fields(part):
     )
 
 
+@schema.pytree
+class Pairs:
+    """A stage that makes one row of every two clients."""
+
+    stage = "before"
+    registered_name = "pairs"
+
+    def after(self, setting):
+        return setting._replace(num_clients=setting.num_clients // 2, merged=True)
+
+    def init(self, num_clients, dim):
+        return ()
+
+    def apply(self, key, updates, state, view):
+        rows = updates.shape[0] // 2
+        members = jnp.repeat(jnp.eye(rows, dtype=updates.dtype), 2, axis=1)
+        view = view._replace(
+            valid=view.valid.reshape(rows, 2).all(1), weights=members @ view.weights,
+            members=members,
+        )  # fmt: skip
+        return members @ updates / 2, view, state, {}
+
+
+def check_merged_rows(part):
+    """Behind a stage that merges rows a rule works, or its check refuses it."""
+    stages = (Pairs(), *as_pipeline(part).stages)
+    try:
+        check_components(stages, "defense", Setting(CLIENTS, BYZANTINE))
+    except ConfigError:
+        return
+    updates = stack_of_updates()
+    view = ServerView(
+        jnp.zeros(DIM), jnp.ones(CLIENTS), jnp.arange(CLIENTS), jnp.ones(CLIENTS, bool),
+        jnp.array(0), root=ServerData(lambda: updates[0], lambda params: jnp.sum(params**2)),
+    )  # fmt: skip
+    defense = Defense(stages)
+    try:
+        aggregate, _, metrics = defense.apply(
+            jax.random.key(0), updates, defense.init(CLIENTS, DIM), view
+        )
+    except (TypeError, ValueError) as error:
+        raise AssertionError(f"it takes rows for clients: {error}") from error
+    assert aggregate.shape == (DIM,) and np.isfinite(aggregate).all()
+    assert metrics["kept"].shape == (CLIENTS,)
+
+
 DEFENSE_CHECKS = (
     check_defense_shapes,
     check_fixed_point,
@@ -371,6 +416,49 @@ ATTACK_CHECKS = (
     check_attack_over_seeds,
     check_attack_fields,
 )
+
+
+# --- Attacks inside other attacks ---------------------------------------------------------------
+
+
+def wrappers(registry):
+    """(attack, field) for every field in which an attack on updates holds another one."""
+    for name in registry.names():
+        outer = registry.build(name)
+        for field in dataclasses.fields(outer):
+            inner = getattr(outer, field.name)
+            if field.metadata.get("kind") == "attack" and inner.stage == "update":
+                yield outer, field.name
+
+
+def check_wrapped(outer, field, part):
+    """A wrapper needs what the attack in it needs, and its clients do to data what that one does.
+
+    Its checks are run, and what it sends differs from the honest updates at its clients.
+    """
+    wrapped = dataclasses.replace(outer, **{field: part})
+    alone, inside = Attack((part,)), Attack((wrapped,))
+    for need in ("needs_root", "needs_task", "needs_defense"):
+        missing = set(schema.needing((part,), need)) - set(schema.needing((wrapped,), need))
+        assert not missing, f"{need} of the attack inside is lost"
+    assert set(alone.backdoors) <= set(inside.backdoors), "the backdoor inside is lost"
+    assert set(alone.data_stages) <= set(inside.data_stages), "nobody's data is poisoned"
+    assert inside.adds_copies or not alone.adds_copies, "no copies are added"
+    if alone.data_stages:
+        mask = jnp.asarray(MALICIOUS)
+        who = np.asarray(inside.poisoned_by(mask))[inside.data_stages.index(alone.data_stages[0])]
+        shares = wrapped.shares(jnp.cumsum(mask) - 1)
+        same_bits(who, MALICIOUS & np.asarray(shares[field]))
+        assert who.any(), "no client poisons"
+    checked = []
+    spy = type(part.__class__.__name__, (type(part),), {
+        "check": lambda self, path, setting: checked.append(path)
+    })  # fmt: skip
+    spied = spy(**{f.name: getattr(part, f.name) for f in dataclasses.fields(part)})
+    check_components((dataclasses.replace(outer, **{field: spied}),), "attack", Setting(CLIENTS, 5))
+    assert checked == [f"attack.{field}"], "the check of the attack inside is not run"
+    if field == next(f.name for f in dataclasses.fields(outer) if "kind" in f.metadata):
+        check_attack_shapes(wrapped)
 
 
 # --- Attacks on data ----------------------------------------------------------------------------
