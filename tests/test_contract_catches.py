@@ -1,14 +1,14 @@
 """Components that are broken on purpose: the contract must notice each of them."""
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import contract
 import jax
 import jax.numpy as jnp
 import pytest
 
-from fedjax_sec import schema
+from fedjax_sec import registry, schema
 from fedjax_sec.schema import numeric
 
 
@@ -118,6 +118,24 @@ def test_sound_defense(check):
     assert check(Sound()) is None
 
 
+@component
+class TakesRowsForClients(Stage):
+    """A rule with a row of history for each client, which does not refuse merged rows."""
+
+    def init(self, num_clients, dim):
+        return jnp.zeros((num_clients, dim))
+
+    def apply(self, key, updates, state, view):
+        state = state.at[view.client_ids].add(updates)
+        return updates.mean(0), state, {"kept": jnp.ones(updates.shape[0])}
+
+
+def test_a_rule_that_takes_merged_rows_for_clients():
+    with pytest.raises(AssertionError, match="it takes rows for clients"):
+        contract.check_merged_rows(TakesRowsForClients())
+    assert contract.check_merged_rows(Sound()) is None
+
+
 class UpdateStage(Stage):
     stage = "update"
 
@@ -203,6 +221,62 @@ def test_an_attack_that_reads_invisible_rows_finds_zeros_there():
     sent = contract.assail(PeeksEverywhere(), updates)[0]
     expected = updates[contract.MALICIOUS].sum(0) / contract.CLIENTS
     contract.close(sent[1], expected)
+
+
+class Wraps(UpdateStage):
+    """Gives every malicious client to the attack inside."""
+
+    def shares(self, ranks):
+        return {"inner": ranks >= 0}
+
+    def init(self, num_clients, dim):
+        return self.inner.init(num_clients, dim)
+
+    def apply(self, key, updates, state, view):
+        return self.inner.apply(key, updates, state, view)
+
+
+@component
+class SoundWrapper(Wraps):
+    inner: Any = schema.component("attack", registry.attacks.build("zero"), "What is sent.")
+
+
+@component
+class HiddenInside(Wraps):
+    """Its field is no component, so nobody can look into it."""
+
+    inner: Any = schema.static(registry.attacks.build("zero"), "What is sent.")
+
+
+@component
+class NobodyPoisons(SoundWrapper):
+    def shares(self, ranks):
+        return {"inner": ranks < 0}
+
+
+@component
+class SendsTheHonestUpdates(SoundWrapper):
+    def apply(self, key, updates, state, view):
+        return updates, state, {}
+
+
+@pytest.mark.parametrize(
+    ("cls", "words"),
+    [
+        (HiddenInside, "is lost"),
+        (NobodyPoisons, "no client poisons"),
+        (SendsTheHonestUpdates, "does nothing"),
+    ],
+)
+def test_broken_wrapper(cls, words):
+    scaling = registry.attacks.build({"name": "scaling", "backdoor": {"name": "pattern"}})
+    with pytest.raises(AssertionError, match=words):
+        contract.check_wrapped(cls(), "inner", scaling)
+
+
+def test_sound_wrapper():
+    scaling = registry.attacks.build({"name": "scaling", "backdoor": {"name": "pattern"}})
+    assert contract.check_wrapped(SoundWrapper(), "inner", scaling) is None
 
 
 class DataStage:
