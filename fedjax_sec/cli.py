@@ -1,7 +1,6 @@
 """The `fedjax-sec` command: thin; everything it does is a call into the package."""
 
 import contextlib
-import dataclasses
 import inspect
 import shlex
 import sys
@@ -216,34 +215,55 @@ def list_(
 
 
 @app.command()
-def show(name: Annotated[str, typer.Argument(help="A component's name.")]) -> None:
-    """Show a component: what it does, its mathematics, fields and source."""
+def show(
+    name: Annotated[
+        str, typer.Argument(help="A component, a section (data, sweep, ...) or an optimizer.")
+    ],
+) -> None:
+    """Show a component, a section or an optimizer: what it does, its fields and their ranges."""
+    from fedjax_sec import keys, optimizers
+
+    functions = optimizers.OPTIMIZERS | optimizers.SCHEDULES
+    if name in keys.SECTIONS:
+        _print_fields(f"[bold]{name}[/] (section)", keys.SECTIONS[name], keys)
+        return
+    if name in ("optimizer", "optimizers"):
+        for title, found in (("optimizers", optimizers.OPTIMIZERS),
+                             ("schedules of a learning rate", optimizers.SCHEDULES)):  # fmt: skip
+            table = Table(title=title, title_justify="left", show_header=False, box=None)
+            for entry in sorted(found):
+                table.add_row(f"[bold]{entry}[/]", ", ".join(r.key for r in keys.arguments(entry)))
+            console.print(table)
+        return
     with reported():
-        found, cls = registry.find(name)
-    console.print(f"[bold]{name}[/] ({found.kind})\n")
+        if name not in functions:
+            registry.find(name, (*functions, *keys.SECTIONS, "optimizer"))
+    for found in registry.KINDS.values():
+        if name in found.names():
+            _print_fields(f"[bold]{name}[/] ({found.kind})", found.get(name), keys)
+    if name in functions:
+        kind = "optimizer" if name in optimizers.OPTIMIZERS else "schedule of a learning rate"
+        console.print(f"[bold]{name}[/] ({kind}), optax.{name}\n")
+        _print_rows(keys.arguments(name))
+
+
+def _print_fields(title: str, cls, keys) -> None:
+    console.print(f"{title}\n")
     console.print(inspect.getdoc(cls), markup=False, highlight=False, soft_wrap=True)
     console.print()
-    fields = dataclasses.fields(cls)
-    if not fields:
+    _print_rows(keys.fields(cls))
+
+
+def _print_rows(rows) -> None:
+    if not rows:
         console.print("No fields.")
         return
     table = Table(title="Fields", title_justify="left")
     for column in ("field", "default", "allowed", "swept", "meaning"):
         table.add_column(column, overflow="fold", no_wrap=column == "field")
-    for field in fields:
-        table.add_row(*_describe(cls, field))
+    for row in rows:
+        table.add_row(*map(escape, row))
     console.print(table)
-
-
-def _describe(cls, field) -> tuple[str, ...]:
-    meta = field.metadata
-    default = field.default
-    if default is dataclasses.MISSING:
-        default = field.default_factory() if callable(field.default_factory) else "required"
-    default = "null" if default is None else str(default)
-    allowed = schema.describe_range(meta) or meta.get("kind", "") or str(field.type)
-    how = "recompiles" if meta.get("static") else "traced"
-    return tuple(escape(text) for text in (field.name, default, allowed, how, meta.get("doc", "")))
 
 
 @app.command()

@@ -1,23 +1,25 @@
 """The schema of an experiment: strict YAML in, fully resolved YAML out."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from fedjax_sec import registry, schema
+from fedjax_sec.advice import SYNONYMS, letters, likeness, shown
 from fedjax_sec.datasets.local_test import build_local_test
 from fedjax_sec.datasets.root import build_root
 from fedjax_sec.evaluation.influence import build_influence
 from fedjax_sec.evaluation.robustness import surrogates_of
 from fedjax_sec.ops.client_axis import STRATEGIES
 from fedjax_sec.pipeline import Defense, Setting, check_components, fill_num_byzantine
-from fedjax_sec.schema import ConfigError, component, section, static
+from fedjax_sec.reading import LEVELS, parse, read_text
+from fedjax_sec.schema import COUNT, SEED, ConfigError, component, section, static
+
+_MISSING = dataclasses.MISSING
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Data:
     """Which data, and how it is spread over the clients."""
 
     name: str = static("digits", "Data set, see `fedjax-sec list datasets`.")
-    num_clients: int = static(20, "N, registered clients.", low=1)
+    num_clients: int = static(20, "N, registered clients.", low=1, high=10**6)
     partition: Any = component("partition", "iid", "How examples are dealt to the clients.")
     local_test: Any = component(
         "local test",
@@ -38,13 +40,20 @@ class Data:
         None, "Folder of prepared tensorflow-datasets (null: TFDS_DATA_DIR, then TFDS's default)."
     )
     download: bool = static(True, "Download and prepare the data where it is missing.")
-    max_train: int | None = static(None, "Keep only the first training examples.", low=1)
-    max_test: int | None = static(None, "Keep only the first test examples.", low=1)
+    max_train: int | None = static(
+        None, "Keep only the first training examples.", low=1, high=COUNT
+    )
+    max_test: int | None = static(None, "Keep only the first test examples.", low=1, high=COUNT)
     mean: tuple[float, ...] | None = static(
-        None, "Subtracted from pixels in [0, 1], a number a channel (null: the data set's own)."
+        None,
+        "Subtracted from pixels in [0, 1], a number a channel (null: the data set's own).",
+        unbounded="features have any scale",
     )
     std: tuple[float, ...] | None = static(
-        None, "Pixels are divided by it, a number a channel (null: the data set's own).", above=0
+        None,
+        "Pixels are divided by it, a number a channel (null: the data set's own).",
+        above=0,
+        high=1e6,
     )
 
 
@@ -53,16 +62,18 @@ class Server:
     """Who takes part in a round, and how the aggregate changes the global parameters."""
 
     clients_per_round: int | None = static(
-        None, "K, drawn without replacement every round (null: all N).", low=1
+        None, "K, drawn without replacement every round (null: all N).", low=1, high=COUNT
     )
     dropout: float = static(
-        0.0, "Probability that a client of the round sends nothing and learns nothing.",
-        low=0, below=1,
-    )  # fmt: skip
+        0.0,
+        "Probability that a client of the round sends nothing and learns nothing.",
+        low=0,
+        below=1,
+    )
     optimizer: Any = component(
         "optimizer",
         {"name": "sgd", "learning_rate": 1.0},
-        "Any optax optimizer; minus the aggregate is its gradient.",
+        "An optimizer of optax (`fedjax-sec show optimizer`); minus the aggregate is its gradient.",
     )
     root: Any = component(
         "root",
@@ -76,7 +87,7 @@ class Server:
 class Threat:
     """Who the adversary is and what it sees."""
 
-    num_malicious: int = static(0, "m, malicious clients among the N.", low=0)
+    num_malicious: int = static(0, "m, malicious clients among the N.", low=0, high=COUNT)
     knowledge: str = static(
         "corrupted",
         "Updates (and data) the adversary sees: of its `corrupted` clients, or all (`omniscient`).",
@@ -88,15 +99,22 @@ class Threat:
         choices=("random", "first"),
     )
     start: int = static(
-        0, "Round in which the attack begins; before it malicious clients are honest.", low=0
+        0,
+        "Round in which the attack begins; before it malicious clients are honest.",
+        low=0,
+        high=COUNT,
     )
     every: int = static(
-        1, "Attack in every so many-th round from `start` on; in others all are honest.", low=1
+        1,
+        "Attack in every so many-th round from `start` on; in others all are honest.",
+        low=1,
+        high=COUNT,
     )
     per_round: int | None = static(
         None,
         "Malicious clients among the K of every attacked round (null: as many as chance draws).",
         low=1,
+        high=COUNT,
     )
     redraw: bool = static(False, "Draw the m malicious clients anew in every round.")
 
@@ -105,8 +123,10 @@ class Threat:
 class Evaluation:
     """What is measured, and when."""
 
-    every: int = static(10, "Rounds between evaluations; the last round is always one.", low=1)
-    batch_size: int = static(2500, "Test examples evaluated at once.", low=1)
+    every: int = static(
+        10, "Rounds between evaluations; the last round is always one.", low=1, high=COUNT
+    )
+    batch_size: int = static(2500, "Test examples evaluated at once.", low=1, high=COUNT)
     diagnostics: bool = static(
         True, "Record update norms and what each defence kept, in the round before an evaluation."
     )
@@ -127,7 +147,7 @@ class Evaluation:
         many=True,
     )
     evasion_images: int | None = static(
-        None, "Test examples that are attacked, the first ones (null: all).", low=1
+        None, "Test examples that are attacked, the first ones (null: all).", low=1, high=COUNT
     )
     influence: Any = component(
         "influence",
@@ -141,7 +161,7 @@ class Evaluation:
 class Checkpoint:
     """When the state is saved, so that an interrupted run can go on."""
 
-    every: int = static(10, "Evaluations between checkpoints.", low=1)
+    every: int = static(10, "Evaluations between checkpoints.", low=1, high=COUNT)
     keep_params: bool = static(
         False, "Write the final parameters to `params.npy`, also those of a sweep's cells."
     )
@@ -158,7 +178,7 @@ class Execution:
         "(`sharded`).",
         choices=("auto", *STRATEGIES),
     )
-    chunk: int | None = static(None, "Clients side by side under `chunked`.", low=1)
+    chunk: int | None = static(None, "Clients side by side under `chunked`.", low=1, high=COUNT)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,7 +188,10 @@ class Experiment:
     data: Data = section(Data, "The data and its partition.")
     model: Any = component("model", "mlp", "The network.")
     client: Any = component(
-        "client", {"name": "sgd", "steps": 1, "batch_size": 32}, "Local training."
+        "client",
+        {"name": "sgd", "steps": 1, "batch_size": 32},
+        "Local training; the default's `steps` yield to `epochs` that are given.",
+        either=("steps", "epochs"),
     )
     server: Server = section(Server, "Participation and the server's step.")
     threat: Threat = section(Threat, "The adversary.")
@@ -177,8 +200,8 @@ class Experiment:
     evaluation: Evaluation = section(Evaluation, "Metrics.")
     checkpoint: Checkpoint = section(Checkpoint, "Resuming.")
     execution: Execution = section(Execution, "Layout of the work on the device.")
-    rounds: int = static(100, "Federated rounds.", low=1)
-    seed: int = static(0, "Seed of everything random.", low=0)
+    rounds: int = static(100, "Federated rounds.", low=1, high=COUNT)
+    seed: int = static(0, "Seed of everything random.", low=0, high=SEED)
 
     @property
     def clients_per_round(self) -> int:
@@ -253,6 +276,7 @@ class Experiment:
 
         `known` are fields of `Setting` that only the data tells: capacity, shape and classes.
         """
+        schema.rebuild(self, "", _builders())  # Python code may have put anything into a field
         n, k, m = self.data.num_clients, self.clients_per_round, self.threat.num_malicious
         registry.datasets.get(self.data.name, "data.name")
         if (self.data.mean is None) != (self.data.std is None):
@@ -283,6 +307,7 @@ class Experiment:
                 f"threat.num_malicious to 1..{n}, or threat.every to 1."
             )
         self._check_per_round(n, k, m)
+        self._check_steps()
         if self.evaluation.influence is not None and self.backdoor is None:
             raise ConfigError(
                 "evaluation.influence compares a backdoor with the honest mapping, and attack has "
@@ -342,6 +367,16 @@ class Experiment:
                 f"is possible, got {threat.per_round}."
             )
 
+    def _check_steps(self) -> None:
+        for name in ("steps", "epochs"):  # a client's batches are numbered through all rounds
+            a_round = getattr(self.client, name, None) or 0
+            if self.rounds * a_round > COUNT:
+                raise ConfigError(
+                    f"rounds = {self.rounds} times client.{name} = {a_round} is "
+                    f"{self.rounds * a_round}, beyond {COUNT}, the largest number in int32; lower "
+                    f"one of them."
+                )
+
     def _check_root(self) -> None:
         stages = list(self.defense.stages)
         if self.threat.knowledge == "omniscient":  # others do not see what the server learns
@@ -362,6 +397,11 @@ class Experiment:
             )
 
 
+def _builders() -> dict:
+    own = {"influence": build_influence, "root": build_root, "local test": build_local_test}
+    return registry.builders() | own
+
+
 def from_mapping(mapping: Mapping, overrides: Mapping | Iterable[str] = ()) -> Experiment:
     """An experiment from a plain mapping and overrides, checked and with nothing left open.
 
@@ -372,11 +412,14 @@ def from_mapping(mapping: Mapping, overrides: Mapping | Iterable[str] = ()) -> E
     Krum(num_byzantine=3, convention='paper')
     """
     if not isinstance(mapping, Mapping):
-        raise ConfigError(f"An experiment must be a mapping of keys to values, got {mapping!r}.")
+        raise ConfigError(
+            f"An experiment must be a mapping of keys to values, got {shown(mapping)}."
+        )
     spec = apply_overrides(mapping, overrides)
-    own = {"influence": build_influence, "root": build_root, "local test": build_local_test}
-    builders = registry.builders() | own
-    experiment = schema.build(Experiment, spec, "", builders)
+    try:
+        experiment = schema.build(Experiment, spec, "", _builders())
+    except schema.UnknownKey as error:
+        raise _with_advice(error, spec) from None
     if (bad := experiment.malicious_in_each_round) is not None:
         stages = tuple(fill_num_byzantine(stage, bad) for stage in experiment.defense.stages)
         experiment = dataclasses.replace(experiment, defense=Defense(stages))
@@ -386,6 +429,57 @@ def from_mapping(mapping: Mapping, overrides: Mapping | Iterable[str] = ()) -> E
     return experiment
 
 
+def _with_advice(error: schema.UnknownKey, spec: Mapping) -> ConfigError:
+    """The error with the whole dotted key, where the key is known in another place."""
+    if error.cls is Experiment and {"grid", "experiment"} & spec.keys():
+        return ConfigError(
+            f"This is a sweep, not an experiment: it has the key {shown(error.key)}. Run it with "
+            f"`fedjax-sec sweep FILE --out DIR`."
+        )
+    key = letters(error.key)
+    if key in map(letters, error.near):
+        return error
+    places = list(_places(spec))
+    same = [place for place in places if letters(place.rpartition(".")[2]) == key]
+    if not same and not error.near:
+        meant = SYNONYMS.get(key, ())
+        same = [place for place in places if place.rpartition(".")[2] in meant]
+    near = [place for place in same if place.startswith(f"{error.path}.")] or same
+    if not near:
+        return error
+    beside = [name for name in error.near if likeness(error.key, name) > 0.8]
+    advice = f" Did you mean {' or '.join(map(repr, [*beside, *near[:3]]))}?"
+    return schema.UnknownKey(error.cls, error.path, error.key, advice)
+
+
+def _places(spec) -> Iterator[str]:
+    """The dotted keys of an experiment, those of the components that are named in `spec`."""
+    for field in dataclasses.fields(Experiment):
+        given = spec.get(field.name)
+        if section := field.metadata.get("section"):
+            for inner in dataclasses.fields(section):
+                yield f"{field.name}.{inner.name}"
+                below = given.get(inner.name) if isinstance(given, Mapping) else None
+                yield from _places_inside(f"{field.name}.{inner.name}", inner, below)
+        else:
+            yield from _places_inside(field.name, field, given)
+
+
+def _places_inside(path: str, field, given) -> Iterator[str]:
+    kind = field.metadata.get("kind", "").removesuffix(" pipeline")
+    if kind == "optimizer":
+        yield from (f"{path}.{name}" for name in ("learning_rate", "momentum"))
+    if kind not in registry.KINDS:
+        return
+    given = field.default_factory() if given is None and field.default is _MISSING else given
+    name = given.get("name", "sgd") if isinstance(given, Mapping) else given or field.default
+    known = registry.KINDS[kind]
+    if isinstance(name, str) and name in known.names():
+        for inner in dataclasses.fields(known.get(name)):
+            yield f"{path}.{inner.name}"
+            yield from _places_inside(f"{path}.{inner.name}", inner, None)
+
+
 def load(path: str | Path, overrides: Mapping | Iterable[str] = ()) -> Experiment:
     """An experiment from a YAML file and overrides; see `from_mapping`."""
     return from_mapping(read_yaml(path), overrides)
@@ -393,15 +487,9 @@ def load(path: str | Path, overrides: Mapping | Iterable[str] = ()) -> Experimen
 
 def read_yaml(path: str | Path) -> dict:
     """The mapping in a YAML file; `ConfigError` names the file and line where it cannot be read."""
-    path = Path(path)
-    if not path.is_file():
-        raise ConfigError(f"No configuration file {str(path)!r}.")
-    try:
-        content = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"{path} is not readable YAML: {error}") from error
+    content = parse(read_text(path), str(path))
     if not isinstance(content, dict):
-        raise ConfigError(f"{path} must hold a mapping of keys to values, got {content!r}.")
+        raise ConfigError(f"{path} must hold a mapping of keys to values, got {shown(content)}.")
     return content
 
 
@@ -423,28 +511,37 @@ def apply_overrides(mapping: Mapping, overrides: Mapping | Iterable[str]) -> dic
 
 def parse_override(text: str) -> tuple[str, object]:
     """The dotted key and the YAML value of a string `key.path=value`."""
+    if not isinstance(text, str):
+        raise ConfigError(f"An override is text such as rounds=3, got {shown(text)}.")
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
-        raise ConfigError(f"An override must look like key.path=value, got {text!r}.")
-    try:
-        parsed = OmegaConf.to_container(OmegaConf.create(f"value: {value}"))
-    except (YAMLError, OmegaConfBaseException) as error:
-        raise ConfigError(f"Override {text!r}: the value is not readable YAML: {error}") from error
-    return key.strip(), parsed["value"]
+        raise ConfigError(f"An override must look like key.path=value, got {shown(text)}.")
+    where = f"Override {shown(text)}"
+    # As an entry of a list, so that a line break cannot begin another key.
+    parsed = parse(f"- {value}", where)
+    if not isinstance(parsed, list) or len(parsed) != 1:
+        raise ConfigError(f"{where}: more than one value.")
+    return key.strip(), parsed[0]
 
 
-def _plain(value):
+def _plain(value, level: int = 0):
     """A deep copy in plain containers, with components written as their specification."""
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+    if level > LEVELS:
+        raise ConfigError(f"More than {LEVELS} levels of mappings and lists inside one another.")
+    if OmegaConf.is_config(value):  # as text: resolving could copy the environment
+        value = OmegaConf.to_container(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return schema.dump(value)
+        value = schema.dump(value)
+    if isinstance(value, Mapping):
+        return {schema.plain(key): _plain(item, level + 1) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item, level + 1) for item in value]
     return value
 
 
 def _assign(tree: dict, dotted: str, value) -> None:
+    if not isinstance(dotted, str) or not all(dotted.split(".")) or len(dotted) > 500:
+        raise ConfigError(f"The key of an override is text such as client.l2, got {shown(dotted)}.")
     *parents, last = dotted.split(".")
     node = tree
     for depth, name in enumerate(parents):
@@ -456,18 +553,19 @@ def _assign(tree: dict, dotted: str, value) -> None:
             child = {"name": child}
         if not isinstance(child, (dict, list)):
             at = ".".join(parents[: depth + 1])
-            raise ConfigError(f"{dotted}: {at} is {child!r}, which has no keys.")
+            raise ConfigError(f"{dotted}: {at} is {shown(child)}, which has no keys.")
         node[key] = child
         node = child
     node[_key(node, last, dotted)] = value
 
 
 def _key(node, name: str, dotted: str):
+    number = int(name) if name.isascii() and name.isdigit() and len(name) < 11 else None
     if isinstance(node, dict):  # the rounds of a schedule are integers
-        return int(name) if name.isdigit() and int(name) in node else name
-    if not name.isdigit() or int(name) >= len(node):
-        raise ConfigError(f"{dotted}: a list of {len(node)} has no entry {name!r}.")
-    return int(name)
+        return number if number in node and number is not None else name
+    if number is None or number >= len(node):
+        raise ConfigError(f"{dotted}: a list of {len(node)} has no entry {shown(name)}.")
+    return number
 
 
 def dump_yaml(mapping: Mapping) -> str:

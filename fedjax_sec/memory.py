@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import jax
 
-from fedjax_sec.schema import ConfigError
+from fedjax_sec.schema import COUNT, ConfigError
 
 #: Share of the memory that is planned with; the rest is for the allocator and what XLA adds.
 USABLE = 0.85
@@ -33,6 +33,27 @@ def tree_bytes(tree) -> int:
 
 def _itemsize(dtype) -> int:
     return 8 if jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key) else dtype.itemsize
+
+
+def check_stack(clients: int, dim: int, limit: int | None) -> None:
+    """Raises `ConfigError` where a round's updates [K, D] cannot be held, before anything compiles.
+
+    `limit` is the device's memory in bytes, None if unknown.
+
+    >>> check_stack(100, 10**6, limit=8 * 2**30)
+    """
+    if dim > COUNT:
+        raise ConfigError(
+            f"model: {dim} parameters are beyond {COUNT}, the largest position in int32; take a "
+            f"smaller model."
+        )
+    size = 4 * clients * dim
+    if limit is not None and size > USABLE * limit:
+        raise ConfigError(
+            f"The updates of a round [K, D] = [{clients}, {dim}] need {size / 2**30:.2f} GiB, of "
+            f"which {USABLE * limit / 2**30:.2f} GiB can be used; lower server.clients_per_round "
+            f"or take a smaller model."
+        )
 
 
 def check_state(parts: Mapping[str, int], limit: int | None) -> None:

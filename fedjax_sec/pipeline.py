@@ -22,8 +22,9 @@ class Setting(NamedTuple):
 
     `num_clients` K in a round; `num_malicious` m among the registered clients (None: unknown);
     `sampled`: only some registered clients take part in a round; `capacity` M, `example_shape` of
-    one input, `num_classes` and the names of the model's `layers` (None: unknown). `merged`: an
-    earlier stage makes one row of several clients, so rows have no history.
+    one input, `num_classes`, the names of the model's `layers`, D `num_parameters` and the number
+    of training `examples` (None: unknown). `merged`: an earlier stage makes one row of several
+    clients, so rows have no history.
     """
 
     num_clients: int
@@ -33,12 +34,16 @@ class Setting(NamedTuple):
     example_shape: tuple[int, ...] | None = None
     num_classes: int | None = None
     layers: tuple[str, ...] | None = None
+    num_parameters: int | None = None
+    examples: int | None = None
     merged: bool = False
 
 
 def _as_list(spec) -> list:
     if spec is None:
         return []
+    if isinstance(spec, (Attack, Defense)):
+        return list(spec.stages)
     return list(spec) if isinstance(spec, (list, tuple)) else [spec]
 
 
@@ -96,8 +101,6 @@ class Defense:
     @classmethod
     def build(cls, spec, path: str = "defense") -> "Defense":
         """From a name, a mapping or a list of them; `ConfigError` unless one is an aggregator."""
-        if isinstance(spec, cls):
-            return spec
         items = _as_list(spec)
         parts = tuple(
             fill_num_byzantine(registry.defenses.build(item, at), None)

@@ -14,6 +14,7 @@ from fedjax_sec.config import Experiment
 from fedjax_sec.datasets import take
 from fedjax_sec.evaluation.influence import Probes
 from fedjax_sec.evaluation.metrics import TestSet
+from fedjax_sec.memory import check_stack, device_memory
 from fedjax_sec.ops.client_axis import layout
 from fedjax_sec.ops.layers import layer_sizes
 from fedjax_sec.round import (
@@ -58,11 +59,16 @@ def load_source(experiment: Experiment):
 def check_on_data(experiment: Experiment, source, population: Population) -> None:
     """`Experiment.check` with what only the data tells."""
     model = experiment.model.make(source.x_train.shape[1:], source.num_classes)
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    dim = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    check_stack(experiment.clients_per_round, dim, device_memory())
     experiment.check(
         capacity=population.index.shape[1],
         example_shape=source.x_train.shape[1:],
         num_classes=source.num_classes,
-        layers=tuple(layer_sizes(jax.eval_shape(model.init, jax.random.key(0)))),
+        layers=tuple(layer_sizes(shapes)),
+        num_parameters=dim,
+        examples=len(source.y_train),
     )
 
 

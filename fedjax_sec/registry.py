@@ -9,10 +9,18 @@ import dataclasses
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from fedjax_sec import schema
+from fedjax_sec.advice import shown, suggestion
 from fedjax_sec.schema import ConfigError
+
+#: What stands for no component of a kind.
+_NOTHING = {
+    "attack": " null (None in Python) means no attack.",
+    "defense": " Without a defence the rule is 'mean'.",
+    "evasion": " null (None in Python) means none.",
+}
 
 
 class Registry:
@@ -61,10 +69,13 @@ class Registry:
 
     def get(self, name: str, path: str = "") -> type:
         """The class registered as `name`, or a `ConfigError` that suggests the nearest name."""
+        at = f"{path}: " if path else ""
+        if not isinstance(name, str):
+            raise ConfigError(f"{at}the name of a {self.kind} is text, got {shown(name)}.")
         if name not in self.names():
-            at = f"{path}: " if path else ""
+            advice = _NOTHING.get(self.kind, "") if name.lower() in ("none", "null", "no") else ""
             raise ConfigError(
-                f"{at}unknown {self.kind} {name!r}.{schema.suggestion(name, self.names())} "
+                f"{at}unknown {self.kind} {shown(name)}.{advice or suggestion(name, self.names())} "
                 f"Known: {', '.join(self.names())}."
             )
         return self._entries[name]
@@ -72,26 +83,33 @@ class Registry:
     def build(self, spec, path: str = ""):
         """Builds a component from its name or from a mapping with `name` and fields.
 
+        An instance is checked and returned, whether or not its class is registered.
+
         >>> defenses.build({"name": "krum", "num_byzantine": 2}).num_byzantine
         2
         """
         path = path or self.kind
         if dataclasses.is_dataclass(spec) and not isinstance(spec, type):
-            self.get(getattr(spec, "registered_name", type(spec).__name__), path)
-            return spec
+            name = getattr(spec, "registered_name", None)
+            others = [one for one in KINDS.values() if one is not self]
+            if name is None or any(one._entries.get(name) is type(spec) for one in others):
+                self.get(name or type(spec).__name__, path)
+            return schema.rebuild(spec, path, builders())
+        spec = schema.plain(spec)
         if isinstance(spec, str):
             spec = {"name": spec}
         if not isinstance(spec, Mapping):
+            advice = _NOTHING.get(self.kind, "") if not spec else ""
             raise ConfigError(
                 f"{path}: expected the name of a {self.kind} or a mapping with 'name', "
-                f"got {spec!r}."
+                f"got {shown(spec)}.{advice}"
             )
         if "name" not in spec:
             raise ConfigError(
                 f"{path}: 'name' is missing. Known {self.kind} names: {', '.join(self.names())}."
             )
         fields = dict(spec)
-        cls = self.get(fields.pop("name"), f"{path}.name")
+        cls = self.get(schema.plain(fields.pop("name")), f"{path}.name")
         return schema.build(cls, fields, path, builders())
 
 
@@ -121,16 +139,16 @@ def builders() -> dict:
     }
 
 
-def find(name: str) -> tuple[Registry, type]:
+def find(name: str, others: Iterable[str] = ()) -> tuple[Registry, type]:
     """The registry and class of `name`, whatever its kind.
 
-    Raises `ConfigError` with the nearest name when no kind has it.
+    Raises `ConfigError` with the nearest name, also of `others`, when no kind has it.
     """
     for registry in KINDS.values():
         if name in registry.names():
             return registry, registry.get(name)
-    everything = [n for registry in KINDS.values() for n in registry.names()]
-    raise ConfigError(f"Nothing is called {name!r}.{schema.suggestion(name, everything)}")
+    everything = [*others, *(n for registry in KINDS.values() for n in registry.names())]
+    raise ConfigError(f"Nothing is called {shown(name)}.{suggestion(name, everything)}")
 
 
 def summary(cls) -> str:

@@ -3,11 +3,15 @@
 A configuration class is a frozen dataclass whose fields are declared with `numeric`, `static` or
 `component`. The declaration is the only place that knows a field's default, range, choices and
 meaning; the YAML reader, the error messages and `fedjax-sec show` all read it from there.
+
+Every value passes one gate, however it comes in: `build` converts it to plain Python (`plain`),
+then checks its type, finiteness and range. What has passed can be written and read again.
 """
 
 import dataclasses
-import difflib
+import enum
 import math
+import os
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,6 +20,21 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from fedjax_sec.advice import nearest, shown, suggestion
+
+#: The largest count: JAX computes positions in int32.
+COUNT = 2**31 - 1
+#: The largest seed: JAX's keys hold 32 bits of it, so seeds s and s + 2**32 would be one.
+SEED = 2**32 - 1
+#: The largest and the smallest magnitude of a float32 that is not flushed to zero.
+LARGEST, SMALLEST = float(np.finfo(np.float32).max), float(np.finfo(np.float32).tiny)
+#: Limits of the arithmetic alone: a message names them only where they are passed.
+_TECHNICAL = (COUNT, SEED)
+
+#: Why a field has no upper end.
+ANY_SCALE = "lengths of updates depend on network and learning rate"
+ANY_RATE = "the lengths of gradients depend on the network; a run that diverges says so"
 
 
 class ConfigError(ValueError):
@@ -29,27 +48,39 @@ def _field(default, doc, **metadata):
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def numeric(default, doc: str, *, low=None, high=None, above=None, below=None):
+def numeric(
+    default, doc: str, *, low=None, high=None, above=None, below=None, unbounded="", pixels=False
+):
     """A traced field: swept or vmapped without a new compilation; it can follow a `Schedule`.
 
-    `low`/`high` are inclusive bounds, `above`/`below` exclusive ones.
+    `low`/`high` are inclusive bounds, `above`/`below` exclusive ones; every field has both ends,
+    or says in `unbounded` why not. `pixels` marks a value in units of pixels in [0, 1].
     """
-    return _field(default, doc, low=low, high=high, above=above, below=below)
+    return _field(
+        default, doc, low=low, high=high, above=above, below=below, unbounded=unbounded,
+        pixels=pixels,
+    )  # fmt: skip
 
 
-def static(default, doc: str, *, low=None, high=None, above=None, below=None, choices=None):
+def static(
+    default, doc: str, *, low=None, high=None, above=None, below=None, unbounded="", choices=None
+):
     """A field that fixes shapes or control flow: a new value is a new compilation."""
     return _field(
-        default, doc, static=True, low=low, high=high, above=above, below=below, choices=choices
-    )
+        default, doc, static=True, low=low, high=high, above=above, below=below,
+        unbounded=unbounded, choices=choices,
+    )  # fmt: skip
 
 
-def component(kind: str, default, doc: str, *, many: bool = False, optional: bool = False):
+def component(
+    kind: str, default, doc: str, *, many: bool = False, optional: bool = False, either=()
+):
     """A nested component of the registry `kind`: a name, a mapping, or (with `many`) a list.
 
-    A mapping without `name` changes fields of the default.
+    A mapping without `name` changes fields of the default. Of the fields `either`, which exclude
+    one another, the default's yields to the one that is given.
     """
-    return _field(default, doc, kind=kind, many=many, optional=optional)
+    return _field(default, doc, kind=kind, many=many, optional=optional, either=either)
 
 
 def section(cls, doc: str):
@@ -95,22 +126,24 @@ def pytree(cls):
     return cls
 
 
-def suggestion(name, known) -> str:
-    """`" Did you mean 'krum'?"`, or nothing when no known name is near.
+def ends(metadata: Mapping) -> tuple[str, str]:
+    """The lower and the upper end of a field in words, such as `>= 0` and `< 1`, or empty.
 
-    >>> suggestion("kurm", ["krum", "mean"])
-    " Did you mean 'krum'?"
+    >>> ends({"low": 0, "below": 1})
+    ('>= 0', '< 1')
     """
-    near = difflib.get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=0.5)
-    return f" Did you mean {near[0]!r}?" if near else ""
+    signs = ((("low", ">="), ("above", ">")), (("high", "<="), ("below", "<")))
+    return tuple(
+        next((f"{sign} {metadata[k]:.10g}" for k, sign in side if metadata.get(k) is not None), "")
+        for side in signs
+    )
 
 
 def describe_range(metadata: Mapping) -> str:
     """The allowed values of a field in words: `one of a, b`, `>= 0 and < 1`, or an empty string."""
     if metadata.get("choices"):
         return "one of " + ", ".join(repr(c) for c in metadata["choices"])
-    signs = (("low", ">="), ("above", ">"), ("high", "<="), ("below", "<"))
-    return " and ".join(f"{sign} {metadata[k]}" for k, sign in signs if metadata.get(k) is not None)
+    return " and ".join(filter(None, ends(metadata)))
 
 
 def choices(component, field: str) -> tuple:
@@ -126,15 +159,14 @@ def build(cls, spec: Mapping | None, path: str, builders: Mapping[str, Any] | No
     """
     spec = {} if spec is None else spec
     if not isinstance(spec, Mapping):
-        raise ConfigError(f"{path}: expected a mapping of fields, got {spec!r}.")
+        at = path or f"The {cls.__name__.lower()}"
+        names = [field.name for field in dataclasses.fields(cls)]
+        such = f", such as {{name: {spec}}}" if isinstance(spec, str) and "name" in names else ""
+        raise ConfigError(f"{at}: expected a mapping of fields{such}, got {shown(spec)}.")
     fields = {f.name: f for f in dataclasses.fields(cls)}
     for key in spec:
-        if key not in fields:
-            where = path or "The experiment"
-            raise ConfigError(
-                f"{where}: unknown key {key!r}.{suggestion(key, fields)} "
-                f"Known keys: {', '.join(fields) or '(none)'}."
-            )
+        if not isinstance(key, str) or key not in fields:
+            raise UnknownKey(cls, path, key)
     hints = typing.get_type_hints(cls)
     values = {}
     for name, field in fields.items():
@@ -151,9 +183,35 @@ def build(cls, spec: Mapping | None, path: str, builders: Mapping[str, Any] | No
     return cls(**values)
 
 
+def rebuild(obj, path: str, builders: Mapping[str, Any] | None = None):
+    """The dataclass instance with every field taken through the gate again.
+
+    Python code may have made it with any values; JAX, which puts tracers into the fields, does not
+    come by here.
+    """
+    values = {field.name: getattr(obj, field.name) for field in dataclasses.fields(obj)}
+    return build(type(obj), values, path, builders)
+
+
+class UnknownKey(ConfigError):
+    """A key that `cls` does not have at `path`. `advice` may replace the nearest of its keys."""
+
+    def __init__(self, cls, path: str, key, advice: str | None = None):
+        known = [field.name for field in dataclasses.fields(cls)]
+        self.cls, self.path, self.key = cls, path, key
+        self.near = nearest(key, known)
+        advice = suggestion(key, known) if advice is None else advice
+        super().__init__(
+            f"{path or f'The {cls.__name__.lower()}'}: unknown key {shown(key)}.{advice} "
+            f"Known keys: {', '.join(known) or '(none)'}."
+        )
+
+
 def _build_value(field, hint, value, path, builders):
     meta = field.metadata
     if "section" in meta:
+        if isinstance(value, meta["section"]):
+            return rebuild(value, path, builders)
         return build(meta["section"], value, path, builders)
     if "kind" in meta:
         builder = builders[meta["kind"]]
@@ -165,7 +223,7 @@ def _build_value(field, hint, value, path, builders):
                 for i, item in enumerate(items)
             )
         if isinstance(value, Mapping) and "name" not in value:
-            value = {**_default_spec(field), **value}
+            value = {**_default_spec(field, value), **value}
         return None if value is None and meta["optional"] else builder(value, path)
     if isinstance(value, (Schedule, Mapping)):
         if not meta.get("static"):
@@ -175,35 +233,73 @@ def _build_value(field, hint, value, path, builders):
                 f"{path} fixes shapes or control flow, so it cannot follow a schedule; "
                 f"only numeric fields can."
             )
-    value = coerce(value, hint, path)
-    check_range(value, meta, path)
-    return value
+    return admit(value, hint, meta, path)
 
 
-def _default_spec(field) -> Mapping:
+def _default_spec(field, given: Mapping) -> Mapping:
     """The specification of a component that is not given, which a mapping without name changes."""
     default = field.default
     if default is dataclasses.MISSING:
         default = field.default_factory()
     if isinstance(default, str):
         return {"name": default}
-    return default if isinstance(default, Mapping) else {}
+    if not isinstance(default, Mapping):
+        return {}
+    either = field.metadata["either"]
+    chosen = any(given.get(key) is not None for key in either)
+    return {key: one for key, one in default.items() if not (chosen and key in either)}
 
 
 def _is_list(value) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, str)
+    return isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray))
+
+
+def admit(value, hint, metadata: Mapping, path: str):
+    """The gate: `value` in plain Python, of the annotated type, finite and within its range.
+
+    A tracer is let through where a number is wanted: there is no value to check.
+
+    >>> admit(np.int64(3), int, {"low": 1}, "rounds")
+    3
+    """
+    value = coerce(value, hint, path)
+    check_range(value, metadata, path)
+    return value
+
+
+def plain(value):
+    """NumPy's and JAX's scalars as Python's, arrays as lists, enumerations and paths as values.
+
+    >>> plain(np.float32(0.5)), plain(np.arange(2)), plain(np.True_)
+    (0.5, [0, 1], True)
+    """
+    if isinstance(value, jax.core.Tracer):
+        return value
+    if isinstance(value, enum.Enum):
+        return plain(value.value)
+    if isinstance(value, (np.generic, np.ndarray, jax.Array)):
+        if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+            return value
+        return float(value) if isinstance(value, np.longdouble) else value.tolist()
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    for kind in (bool, int, float, str):  # subclasses, which YAML does not know
+        if isinstance(value, kind):
+            return kind(value)
+    return value
 
 
 def coerce(value, hint, path: str):
-    """`value` as the annotated type, or a `ConfigError` that names what was expected.
+    """`plain(value)` as the annotated type, or a `ConfigError` that names what was expected.
 
-    Integers pass as floats; nothing else is converted.
+    Integers pass as floats; nothing else is taken for another type.
 
     >>> coerce(1, float, "attack.z")
     1.0
     >>> coerce([32, 16], tuple[int, ...], "model.hidden")
     (32, 16)
     """
+    given, value = value, plain(value)
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return value
@@ -218,12 +314,12 @@ def coerce(value, hint, path: str):
                 if len(rest) == 1:
                     raise
         names = " or ".join(_type_name(a) for a in args)
-        raise ConfigError(f"{path}: expected {names}, got {value!r} ({type(value).__name__}).")
+        raise ConfigError(f"{path}: expected {names}, got {_with_type(given)}.")
     if origin is Literal:
         if value in args:
             return value
         raise ConfigError(
-            f"{path} must be one of {', '.join(map(repr, args))}, got {value!r}."
+            f"{path} must be one of {', '.join(map(repr, args))}, got {shown(value)}."
             f"{suggestion(value, args)}"
         )
     if origin is tuple:
@@ -234,23 +330,47 @@ def coerce(value, hint, path: str):
             return dict(value)
     elif hint is float:
         if isinstance(value, (int, float)) and not isinstance(value, bool):
-            if not math.isfinite(value):
-                raise ConfigError(f"{path} must be a finite number, got {value!r}.")
-            return float(value)
-        if _is_scalar_array(value):
+            return _finite(value, path)
+        if isinstance(value, jax.core.Tracer) and value.ndim == 0:
             return value
     elif hint is int:
         if isinstance(value, int) and not isinstance(value, bool):
             return value
+        if isinstance(value, float) and value.is_integer() and abs(value) <= SEED:
+            raise ConfigError(
+                f"{path}: expected an integer, got {_with_type(given)}; write {shown(int(value))}."
+            )
+    elif hint is str and isinstance(value, str) and "${" in value:
+        raise ConfigError(
+            f"{path}: '${{...}}' in {shown(value)} is a reference, which only a file resolves, and "
+            f"only to its own keys; give the value itself."
+        )
     elif isinstance(value, hint):
         return value
-    raise ConfigError(
-        f"{path}: expected {_type_name(hint)}, got {value!r} ({type(value).__name__})."
-    )
+    raise ConfigError(f"{path}: expected {_type_name(hint)}, got {_with_type(given)}.")
 
 
-def _is_scalar_array(value) -> bool:
-    return hasattr(value, "dtype") and getattr(value, "ndim", None) == 0
+def _with_type(value) -> str:
+    if value is None:
+        return "null"
+    return f"{shown(value)} ({type(value).__name__})"
+
+
+def _finite(value, path: str) -> float:
+    """The number as a float that float32 can hold, in which everything is computed."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{path} must be a finite number, got {value!r}.")
+    if abs(value) > LARGEST:
+        raise ConfigError(
+            f"{path}: {shown(value)} is beyond {LARGEST:.4g}, the largest number that is computed "
+            f"with (float32)."
+        )
+    if value != 0 and abs(value) < SMALLEST:
+        raise ConfigError(
+            f"{path}: {shown(value)} would be computed with as 0; the smallest number of float32 "
+            f"is {SMALLEST:.4g}."
+        )
+    return float(value)
 
 
 def _type_name(hint) -> str:
@@ -270,7 +390,8 @@ def check_range(value, metadata: Mapping, path: str) -> None:
     choices = metadata.get("choices")
     if choices and value not in choices:
         raise ConfigError(
-            f"{path} must be {describe_range(metadata)}, got {value!r}.{suggestion(value, choices)}"
+            f"{path} must be {describe_range(metadata)}, got {shown(value)}."
+            f"{suggestion(value, choices)}"
         )
     if isinstance(value, tuple):
         for i, item in enumerate(value):
@@ -280,13 +401,17 @@ def check_range(value, metadata: Mapping, path: str) -> None:
         return
     low, high = metadata.get("low"), metadata.get("high")
     above, below = metadata.get("above"), metadata.get("below")
-    if (
-        (low is not None and value < low)
-        or (high is not None and value > high)
-        or (above is not None and value <= above)
-        or (below is not None and value >= below)
-    ):
-        raise ConfigError(f"{path} must be {describe_range(metadata)}, got {value!r}.")
+    # Rounded to float32, a number beside an exclusive end may lie on it.
+    near = np.float32(value) if isinstance(value, float) else value
+    too_small = (low is not None and value < low) or (above is not None and near <= above)
+    too_large = (high is not None and value > high) or (below is not None and near >= below)
+    if too_small or too_large:
+        technical = high in _TECHNICAL and too_small
+        allowed = ends(metadata)[0] if technical else describe_range(metadata)
+        advice = ""
+        if metadata.get("pixels") and 1 < value <= 255:
+            advice = f" Pixels are in [0, 1]: {value:g} of 255 is {value / 255:.4g}."
+        raise ConfigError(f"{path} must be {allowed}, got {shown(value)}.{advice}")
 
 
 def dump(obj) -> Any:
@@ -307,7 +432,7 @@ def dump(obj) -> Any:
         return [dump(item) for item in obj]
     if isinstance(obj, dict):
         return {key: dump(value) for key, value in obj.items()}
-    return obj.item() if _is_scalar_array(obj) else obj
+    return plain(obj)
 
 
 # --- Nested components --------------------------------------------------------------------------
@@ -406,35 +531,40 @@ def build_schedule(spec, hint, path: str, metadata: Mapping) -> Schedule:
     if "schedule" not in spec:
         raise ConfigError(
             f"{path}: expected a number, or a schedule such as "
-            f"{{schedule: steps, values: {{0: 0.1, 100: 0.01}}}}, got {spec!r}."
+            f"{{schedule: steps, values: {{0: 0.1, 100: 0.01}}}}, got {shown(spec)}."
         )
     for key in spec:
         if key not in ("schedule", "values"):
             raise ConfigError(
-                f"{path}: a schedule has no key {key!r}.{suggestion(key, ('schedule', 'values'))} "
+                f"{path}: a schedule has no key {shown(key)}."
+                f"{suggestion(key, ('schedule', 'values'))} "
                 f"Known keys: schedule, values."
             )
     kind, points = spec["schedule"], spec.get("values")
-    if kind not in SCHEDULES:
+    if not isinstance(kind, str) or kind not in SCHEDULES:
         known = ", ".join(f"{name} ({doc})" for name, doc in SCHEDULES.items())
         raise ConfigError(
-            f"{path}.schedule: unknown {kind!r}.{suggestion(kind, SCHEDULES)} Known: {known}."
+            f"{path}.schedule: unknown {shown(kind)}.{suggestion(kind, SCHEDULES)} Known: {known}."
         )
     if not isinstance(points, Mapping) or not points:
         raise ConfigError(
             f"{path}.values must map rounds to values, such as {{0: 0.1, 100: 0.01}}, "
-            f"got {points!r}."
+            f"got {shown(points)}."
         )
     args = [a for a in typing.get_args(hint) or (hint,) if a is not type(None)]
     found = {}
     for key, value in points.items():
-        number = int(key) if isinstance(key, str) and key.isdigit() else key
-        if not isinstance(number, int) or isinstance(number, bool) or number < 0:
-            raise ConfigError(f"{path}.values: a round must be an integer >= 0, got {key!r}.")
+        number = plain(key)
+        if isinstance(number, str) and number.isascii() and number.isdigit() and len(number) < 11:
+            number = int(number)
+        if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number <= COUNT:
+            most = f" and <= {COUNT}" if isinstance(number, int) and number > COUNT else ""
+            raise ConfigError(
+                f"{path}.values: a round must be an integer >= 0{most}, got {shown(key)}."
+            )
         if number in found:
             raise ConfigError(f"{path}.values: round {number} is given twice.")
-        found[number] = coerce(value, args[0], f"{path}.values.{number}")
-        check_range(found[number], metadata, f"{path}.values.{number}")
+        found[number] = admit(value, args[0], metadata, f"{path}.values.{number}")
     if kind == "steps" and 0 not in found:
         raise ConfigError(
             f"{path}.values: steps need a value for round 0, the first is for round {min(found)}."

@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import math
 import re
 import shutil
 import time
@@ -23,11 +24,15 @@ import pandas as pd
 
 from fedjax_sec import config as config_lib
 from fedjax_sec import results, schema
+from fedjax_sec.advice import shown
 from fedjax_sec.config import Experiment
 from fedjax_sec.experiment import Result, read_result, settle, train, verify
 from fedjax_sec.program import Program
-from fedjax_sec.schema import ConfigError, static
+from fedjax_sec.schema import COUNT, SEED, ConfigError, static
 from fedjax_sec.tuning import Tuning
+
+#: Cells of a sweep, each of which has a folder: more are a mistake in the grid.
+MOST_CELLS = 100_000
 
 
 class Cell(NamedTuple):
@@ -53,9 +58,12 @@ class Sweep:
         {},
         "axis -> {label: value} or a list of values; an axis is a dotted key.",
     )
-    seeds: tuple[int, ...] = static((0,), "Seeds of every cell.", low=0)
+    seeds: tuple[int, ...] = static((0,), "Seeds of every cell.", low=0, high=SEED)
     at_once: int | None = static(
-        None, "Replicas vmapped at a time (null: as many as fit an accelerator, 1 on a CPU).", low=1
+        None,
+        "Replicas vmapped at a time (null: as many as fit an accelerator, 1 on a CPU).",
+        low=1,
+        high=COUNT,
     )
     title: str = static("", "Title of the figure.")
 
@@ -68,10 +76,19 @@ def load(
     `overrides` change the sweep's own keys (`seeds=[0]`) or, as `overrides.client.l2=1e-4`, a key
     of every cell's experiment; `cell_overrides` is a mapping of such keys.
     """
-    own = [text for text in overrides if not text.startswith("overrides.")]
+    own = [text for text in overrides if not str(text).startswith("overrides.")]
     dotted = [text.removeprefix("overrides.") for text in overrides if text not in own]
     spec = config_lib.apply_overrides(config_lib.read_yaml(path), own)
-    sweep = schema.build(Sweep, spec, "")
+    try:
+        sweep = schema.build(Sweep, spec, "")
+    except schema.UnknownKey as error:
+        keys = {field.name for field in dataclasses.fields(Experiment)}
+        if error.key not in keys or {"grid", "experiment"} & spec.keys():
+            raise
+        raise ConfigError(
+            f"{path} is an experiment, not a sweep: it has the key {error.key!r}. Run it with "
+            f"`fedjax-sec run {path} --out DIR`, or name it in a sweep file, experiment: {path}."
+        ) from None
     changes = dict(config_lib.parse_override(text) for text in dotted)
     base = sweep.experiment
     if isinstance(base, str):
@@ -93,14 +110,26 @@ def make_cells(
     >>> [cell.name for cell in cells][:2]
     ['mean/seed0', 'mean/seed1']
     """
+    seeds = schema.plain(seeds)
+    if isinstance(seeds, str) or not isinstance(seeds, Sequence) or not seeds:
+        raise ConfigError(f"seeds must be a list of one or more integers, got {shown(seeds)}.")
+    for name, given in (("grid", grid), ("overrides", overrides or {})):
+        if not isinstance(given, Mapping):
+            raise ConfigError(f"{name} must be a mapping of dotted keys, got {shown(given)}.")
     axes = {axis: _labelled(axis, values) for axis, values in grid.items()}
+    number = math.prod(map(len, axes.values())) * len(seeds)
+    if number > MOST_CELLS:
+        raise ConfigError(f"grid: {number} cells, of which {MOST_CELLS} are allowed.")
     cells = []
     for choice in itertools.product(*(values.items() for values in axes.values())):
         changes = dict(overrides or {})
         for axis, (label, value) in zip(axes, choice, strict=True):
             if axis.startswith("("):
                 if not isinstance(value, Mapping):
-                    raise ConfigError(f"grid.{axis}.{label}: expected dotted keys, got {value!r}.")
+                    raise ConfigError(
+                        f"grid.{axis}.{label}: expected a mapping of dotted keys, got "
+                        f"{shown(value)}."
+                    )
                 changes |= value
             else:
                 changes[axis] = value
@@ -115,6 +144,9 @@ def make_cells(
 
 
 def _labelled(axis, values) -> dict:
+    if not isinstance(axis, str):
+        raise ConfigError(f"grid: an axis is a dotted key such as client.l2, got {shown(axis)}.")
+    values = schema.plain(values)
     if isinstance(values, Mapping):
         found = {str(label): value for label, value in values.items()}
     elif isinstance(values, (list, tuple)):
@@ -122,7 +154,7 @@ def _labelled(axis, values) -> dict:
         if len(found) < len(values):
             raise ConfigError(f"grid.{axis}: values look alike; give labels, {{label: value}}.")
     else:
-        raise ConfigError(f"grid.{axis}: expected a list or {{label: value}}, got {values!r}.")
+        raise ConfigError(f"grid.{axis}: expected a list or {{label: value}}, got {shown(values)}.")
     if not found:
         raise ConfigError(f"grid.{axis} is empty.")
     return found

@@ -9,10 +9,12 @@ import dataclasses
 import functools
 import inspect
 import itertools
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import yaml
 from helpers import CLASSES, SHAPE, close, count_traces, same_bits, sample, tiny_pool, tiny_task
 
 from fedjax_sec import schema
@@ -86,6 +88,8 @@ def numeric_fields(component):
             continue
         low = next((meta[k] for k in ("low", "above") if meta.get(k) is not None), 0.0)
         high = next((meta[k] for k in ("high", "below") if meta.get(k) is not None), low + 1.0)
+        low = max(low, 0.0)  # not at ends that are only a limit of what is sensible
+        high = min(high, low + 1.0)
         whole = field.type in (int, "int")
         values = (0, 1) if whole else (low + 0.3 * (high - low), low + 0.7 * (high - low))
         yield field.name, values
@@ -137,6 +141,47 @@ def check_described(cls):
     assert dataclasses.is_dataclass(cls) and cls.__dataclass_params__.frozen, "not frozen"
     for field in dataclasses.fields(cls):
         assert field.metadata.get("doc"), f"field {field.name} says nothing about its meaning"
+
+
+def check_ends(cls):
+    """Every field that holds numbers has a lower and an upper end, or says why one is missing."""
+    for field in dataclasses.fields(cls):
+        meta = field.metadata
+        if "kind" in meta or "section" in meta or meta.get("choices"):
+            continue
+        if not re.search(r"\b(int|float)\b", str(field.type)):
+            continue
+        both = all(schema.ends(meta))
+        assert both or meta.get("unbounded"), (
+            f"field {field.name} has the ends {schema.ends(meta)}, and gives no reason (unbounded)"
+        )
+
+
+def check_gate(registry, component):
+    """A built component passes the gate again; with a value that is none it does not.
+
+    Scalars of NumPy and JAX are taken as the numbers that they are, and written as such.
+    """
+    assert registry.build(component) == component
+    for field in dataclasses.fields(component):
+        meta = field.metadata
+        if "kind" in meta or "section" in meta or meta.get("choices"):
+            continue
+        kinds = set(re.findall(r"\b(int|float|bool|str|None)\b", str(field.type)))
+        for value, allowed in (
+            (np.float32("nan"), ()), (jnp.inf, ()), (np.True_, ("bool",)), (None, ("None",)),
+            ({"a": 1}, ()), ("${seed}", ()),
+        ):  # fmt: skip
+            if kinds.isdisjoint(allowed):
+                changed = dataclasses.replace(component, **{field.name: value})
+                with contextlib.suppress(ConfigError):
+                    registry.build(changed)
+                    raise AssertionError(f"field {field.name} takes {value!r}")
+    for name, values in numeric_fields(component):
+        for scalar in (np.asarray(values[1])[()], jnp.asarray(values[1])):
+            built = registry.build(dataclasses.replace(component, **{name: scalar}))
+            assert type(getattr(built, name)) in (int, float), f"{name} stays {type(scalar)}"
+            assert yaml.safe_load(yaml.safe_dump(schema.dump(built))) == schema.dump(built)
 
 
 def check_round_trip(registry, component):

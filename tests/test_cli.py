@@ -1,5 +1,6 @@
 """The command: run, sweep, list, show; errors are one message and exit status 2."""
 
+import dataclasses
 import json
 import re
 
@@ -7,7 +8,7 @@ import pytest
 from helpers import small
 from typer.testing import CliRunner
 
-from fedjax_sec import config, registry
+from fedjax_sec import config, keys, optimizers, registry
 from fedjax_sec.cli import app, console
 
 NAMES = [name for found in registry.KINDS.values() for name in found.names()]
@@ -87,9 +88,36 @@ def test_show(invoke, name):
         assert field.name in done.output and field.metadata["doc"] in done.output
 
 
+@pytest.mark.parametrize("name", keys.SECTIONS)
+def test_show_sections(invoke, name):
+    done = invoke("show", name)
+    assert done.exit_code == 0 and f"{name} (section)" in done.output
+    for field in dataclasses.fields(keys.SECTIONS[name]):
+        assert field.name in done.output and field.metadata["doc"] in done.output
+
+
+def test_show_optimizers(invoke):
+    done = invoke("show", "optimizer")
+    assert done.exit_code == 0
+    for name in (*optimizers.OPTIMIZERS, *optimizers.SCHEDULES):
+        assert name in done.output
+    adam = invoke("show", "adam").output
+    assert "adam (optimizer), optax.adam" in adam and ">= 0 and < 1" in adam
+    both = invoke("show", "sgd").output  # a client, and an optimizer too
+    assert "sgd (client)" in both and "sgd (optimizer), optax.sgd" in both
+    rate = invoke("show", "cosine_decay_schedule").output
+    assert "schedule of a learning rate" in rate and "decay_steps" in rate and "required" in rate
+
+
+def test_show_says_why_an_end_is_missing(invoke):
+    text = "> 0 (no upper end: lengths of updates depend on network and learning rate)"
+    assert text in invoke("show", "clip_norm").output
+
+
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
+        (["show", "evaluaton"], "Did you mean 'evaluation'?"),
         (["show", "kurm"], "Did you mean 'krum'?"),
         (["list", "attack"], "Did you mean 'attacks'?"),
         (["run", "absent.yaml", "--out", "{out}"], "No configuration file 'absent.yaml'"),
@@ -102,7 +130,7 @@ def test_show(invoke, name):
              "--data-dir", "{out}"],
             "Data set 'mnist' is not in",
         ),
-        (["sweep", "{file}", "--out", "{out}"], "unknown key"),
+        (["sweep", "{file}", "--out", "{out}"], "is an experiment, not a sweep"),
     ],
 )  # fmt: skip
 def test_errors(invoke, file, tmp_path, monkeypatch, arguments, part):

@@ -8,10 +8,18 @@ import pytest
 from contract import BYZANTINE, CLIENTS
 from helpers import shallow
 
-from fedjax_sec import registry
-from fedjax_sec.pipeline import Setting
+from fedjax_sec import config, registry
+from fedjax_sec.datasets.local_test import LocalTest
+from fedjax_sec.datasets.root import Root
+from fedjax_sec.evaluation.influence import Influence
+from fedjax_sec.pipeline import Setting, fill_num_byzantine
+from fedjax_sec.sweep import Sweep
 
 SETTING = Setting(CLIENTS, BYZANTINE)
+SECTIONS = [
+    config.Experiment, config.Data, config.Server, config.Threat, config.Evaluation,
+    config.Checkpoint, config.Execution, Root, LocalTest, Influence, Sweep,
+]  # fmt: skip
 
 
 def label(component):
@@ -62,6 +70,17 @@ def test_described(found, name):
 def test_dump_and_build(found, name):
     for part in contract.variants(found, name, SETTING):
         contract.check_round_trip(found, part)
+
+
+@pytest.mark.parametrize(("found", "name"), EVERYTHING)
+def test_gate(found, name):
+    contract.check_ends(found.get(name))
+    contract.check_gate(found, fill_num_byzantine(found.build(name), BYZANTINE))
+
+
+@pytest.mark.parametrize("cls", SECTIONS)
+def test_ends_of_sections(cls):
+    contract.check_ends(cls)
 
 
 @pytest.mark.parametrize(("check", "part"), cases(DEFENSES, contract.DEFENSE_CHECKS))

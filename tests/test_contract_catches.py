@@ -1,6 +1,7 @@
 """Components that are broken on purpose: the contract must notice each of them."""
 
 import dataclasses
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import contract
@@ -34,6 +35,16 @@ class Sound(Stage):
         valid = jnp.where(view.valid[:, None], updates, 0.0)
         mean = valid.sum(0) / jnp.maximum(kept.sum(), 1.0)
         return self.scale * mean, state, {"kept": kept}
+
+
+@component
+class NoUpperEnd(Stage):
+    scale: float = numeric(1.0, "A factor.", above=0)
+
+
+@component
+class TakesAnything(Stage):
+    scale: Any = numeric(1.0, "A factor.", low=0, high=1)
 
 
 @component
@@ -411,3 +422,18 @@ def test_compiled_functions_tell_alike_classes_apart():
     kinds = [component(type(f"Times{factor}", (), {"factor": factor})) for factor in range(100)]
     multiplied = jax.jit(lambda part, x: part.factor * x)
     assert [int(multiplied(kind(), 1)) for kind in kinds] == list(range(100))
+
+
+def test_a_missing_end_is_noticed():
+    with pytest.raises(AssertionError, match="scale has the ends .'> 0', ''., and gives no reason"):
+        contract.check_ends(NoUpperEnd)
+    contract.check_ends(Sound)
+
+
+def test_a_hole_in_the_gate_is_noticed():
+    gate = SimpleNamespace(build=lambda spec: schema.rebuild(spec, "defense"))
+    with pytest.raises(AssertionError, match="field scale takes"):
+        contract.check_gate(gate, TakesAnything())
+    with pytest.raises(AssertionError, match="field scale takes"):  # what `build` did once
+        contract.check_gate(SimpleNamespace(build=lambda spec: spec), Sound())
+    contract.check_gate(gate, Sound())

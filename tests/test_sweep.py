@@ -79,7 +79,7 @@ def test_linked_axis_changes_several_keys():
     [
         ({"defense": []}, "grid.defense is empty"),
         ({"defense": 3}, "expected a list or {label: value}"),
-        ({"(x)": {"a": 3}}, "grid.(x).a: expected dotted keys"),
+        ({"(x)": {"a": 3}}, "grid.(x).a: expected a mapping of dotted keys"),
         ({"defense": {"a b": "mean", "a-b": "median"}}, "two cells have the same name"),
         ({"defense": ["mean", "mean"]}, "values look alike"),
         ({"defence": ["mean"]}, "Did you mean 'defense'?"),

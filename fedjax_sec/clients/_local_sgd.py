@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_sec.ops.permutation import permute
-from fedjax_sec.schema import ConfigError, component, numeric, static
+from fedjax_sec.schema import ANY_SCALE, COUNT, ConfigError, component, numeric, static
 
 _EPOCH = 1 << 16  # numbers of an epoch's steps, for randomness that padding does not change
 
@@ -23,20 +23,32 @@ class LocalSgd:
     """Fields and training loop of `sgd`; `examples` may replace a batch before each step."""
 
     optimizer: Any = component(
-        "optimizer", {"name": "sgd", "learning_rate": 0.1}, "Any optax optimizer, by name."
+        "optimizer",
+        {"name": "sgd", "learning_rate": 0.1},
+        "An optimizer of optax, by its name (`fedjax-sec show optimizer`).",
     )
-    batch_size: int = static(32, "Examples in a local batch, B.", low=1)
-    steps: int | None = static(None, "Local steps in a round.", low=1)
-    epochs: int | None = static(None, "Local passes over the client's data in a round.", low=1)
-    l2: float = numeric(0.0, "Weight of the L2 regularisation, as PyTorch's weight decay.", low=0)
+    batch_size: int = static(32, "Examples in a local batch, B.", low=1, high=COUNT)
+    steps: int | None = static(None, "Local steps in a round.", low=1, high=2**29)
+    epochs: int | None = static(
+        None, "Local passes over the client's data in a round.", low=1, high=2**14 - 1
+    )
+    l2: float = numeric(
+        0.0, "Weight of the L2 regularisation, as PyTorch's weight decay.", low=0, high=1e6
+    )
     keep_optimizer_state: bool = static(
         False, "Keep each client's optimizer state (momentum, moments) from round to round."
     )
     max_norm: float | None = numeric(
-        None, "M: after each step the update is scaled back to this L2 norm (null: never).", above=0
+        None,
+        "M: after each step the update is scaled back to this L2 norm (null: never).",
+        above=0,
+        unbounded=ANY_SCALE,
     )
     clip_gradient: float | None = numeric(
-        None, "Largest L2 norm of a batch's gradient, without the L2 term (null: any).", above=0
+        None,
+        "Largest L2 norm of a batch's gradient, without the L2 term (null: any).",
+        above=0,
+        unbounded=ANY_SCALE,
     )
     sampling: str = static(
         "epoch",
@@ -50,14 +62,23 @@ class LocalSgd:
 
     def check(self, path: str, setting) -> None:
         if (self.steps is None) == (self.epochs is None):
+            both = f"set {path}.steps or {path}.epochs to null"
+            remedy = f"such as {path}.steps=1" if self.steps is None else both
             raise ConfigError(
                 f"{path}: give exactly one of 'steps' and 'epochs', "
-                f"got steps={self.steps}, epochs={self.epochs}."
+                f"got steps={self.steps}, epochs={self.epochs}; {remedy}."
             )
         if setting.capacity is not None and self.batch_size > setting.capacity:
             raise ConfigError(
                 f"{path}.batch_size must be <= {setting.capacity}, the examples of the largest "
                 f"client, got {self.batch_size}."
+            )
+
+        batches = -(-(setting.capacity or 0) // self.batch_size)
+        if self.epochs is not None and batches > _EPOCH:
+            raise ConfigError(
+                f"{path}.batch_size must be >= {-(-setting.capacity // _EPOCH)} with epochs, which "
+                f"have at most {_EPOCH} batches, got {self.batch_size}."
             )
 
     def shortened(self, steps: int):

@@ -47,9 +47,11 @@ class Adversarial(LocalSgd):
         None, "Share of a batch that PGD is computed for (null: the largest `fraction`).",
         above=0, high=1,
     )  # fmt: skip
-    eps: float = numeric(0.3, "Radius of the L-infinity ball, pixels in [0, 1].", low=0)
-    step_size: float = numeric(0.01, "PGD's step, pixels in [0, 1].", low=0)
-    pgd_steps: int = static(40, "PGD's gradients.", low=1)
+    eps: float = numeric(
+        0.3, "Radius of the L-infinity ball, pixels in [0, 1].", low=0, high=1, pixels=True
+    )
+    step_size: float = numeric(0.01, "PGD's step, pixels in [0, 1].", low=0, high=1, pixels=True)
+    pgd_steps: int = static(40, "PGD's gradients.", low=1, high=10**6)
     random_start: bool = static(True, "Start PGD anywhere in the ball.")
 
     def settled(self):

@@ -6,7 +6,7 @@ from fedjax_sec.clients._local_sgd import LocalSgd
 
 @registry.clients.register("sgd")
 class Sgd(LocalSgd):
-    r"""Minibatch training with any optax optimizer, for a number of steps or epochs.
+    r"""Minibatch training with one of optax's optimizers, for a number of steps or epochs.
 
     Step s of a round changes the client's parameters by the optimizer's update for the gradient
     of

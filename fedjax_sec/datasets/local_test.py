@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from fedjax_sec import schema
+from fedjax_sec.advice import shown
 from fedjax_sec.schema import ConfigError, static
 
 
@@ -99,11 +100,14 @@ def _padded(lists) -> np.ndarray:
 def build_local_test(spec: Any, path: str) -> LocalTest | None:
     """From true, false or a mapping of fields."""
     if isinstance(spec, LocalTest):
-        return spec
+        return schema.rebuild(spec, path)
+    spec = schema.plain(spec)
     if isinstance(spec, bool):
         return LocalTest() if spec else None
     if isinstance(spec, str):
         spec = {"data": spec}
     if not isinstance(spec, dict):
-        raise ConfigError(f"{path} must be true, false, null or a mapping of fields, got {spec!r}.")
+        raise ConfigError(
+            f"{path} must be true, false, null or a mapping of fields, got {shown(spec)}."
+        )
     return schema.build(LocalTest, spec, path)

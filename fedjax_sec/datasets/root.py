@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from fedjax_sec import schema
-from fedjax_sec.schema import ConfigError, static
+from fedjax_sec.advice import shown
+from fedjax_sec.schema import COUNT, ConfigError, static
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Root:
         14
     """
 
-    size: int = static(100, "Examples the server holds.", low=1)
+    size: int = static(100, "Examples the server holds.", low=1, high=COUNT)
     sampling: str = static(
         "uniform",
         "`uniform` from the training set, `stratified` by class, or `biased` to one class.",
@@ -37,9 +38,9 @@ class Root:
     bias: float | None = static(
         None, "Share of the examples of class `biased_class`, for `biased`.", low=0, high=1
     )
-    biased_class: int = static(1, "The class that `biased` prefers.", low=0)
+    biased_class: int = static(1, "The class that `biased` prefers.", low=0, high=COUNT)
     batch_size: int | None = static(
-        None, "Batch of the server's training (null: all of its examples).", low=1
+        None, "Batch of the server's training (null: all of its examples).", low=1, high=COUNT
     )
 
     def check(self, path: str) -> None:
@@ -98,9 +99,12 @@ class Root:
 def build_root(spec: Any, path: str) -> Root | None:
     """From true, false or a mapping of fields."""
     if isinstance(spec, Root):
-        return spec
+        return schema.rebuild(spec, path)
+    spec = schema.plain(spec)
     if isinstance(spec, bool):
         return Root() if spec else None
     if not isinstance(spec, dict):
-        raise ConfigError(f"{path} must be true, false, null or a mapping of fields, got {spec!r}.")
+        raise ConfigError(
+            f"{path} must be true, false, null or a mapping of fields, got {shown(spec)}."
+        )
     return schema.build(Root, spec, path)

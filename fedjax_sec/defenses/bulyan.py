@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from fedjax_sec import registry
 from fedjax_sec.defenses._bounds import check_num_byzantine
 from fedjax_sec.ops import coordinatewise
-from fedjax_sec.schema import ConfigError, component, static
+from fedjax_sec.schema import COUNT, ConfigError, component, static
 
 
 @registry.defenses.register("bulyan")
@@ -37,7 +37,10 @@ class Bulyan:
 
     stage = "aggregate"
     num_byzantine: int | None = static(
-        None, "f, the Byzantine clients to tolerate (default: the threat's num_malicious).", low=0
+        None,
+        "f, the Byzantine clients to tolerate (default: the threat's num_malicious).",
+        low=0,
+        high=COUNT,
     )
     selection: Any = component("defense", "krum", "A, the rule that selects (its f is Bulyan's).")
     convention: str = static(

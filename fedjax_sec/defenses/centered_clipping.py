@@ -4,7 +4,7 @@ import jax.numpy as jnp
 
 from fedjax_sec import registry
 from fedjax_sec.ops import iterative
-from fedjax_sec.schema import numeric, static
+from fedjax_sec.schema import ANY_SCALE, numeric, static
 
 
 @registry.defenses.register("centered_clipping")
@@ -29,8 +29,10 @@ class CenteredClipping:
     """
 
     stage = "aggregate"
-    radius: float = numeric(10.0, "tau, the largest L2 distance from the centre.", above=0)
-    num_iterations: int = static(1, "Iterations in a round.", low=1)
+    radius: float = numeric(
+        10.0, "tau, the largest L2 distance from the centre.", above=0, unbounded=ANY_SCALE
+    )
+    num_iterations: int = static(1, "Iterations in a round.", low=1, high=10**6)
     start: str = static("previous", "The centre at the start.", choices=("previous", "zero"))
 
     def init(self, num_clients, dim):

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 
 from fedjax_sec import registry
 from fedjax_sec.ops.moments import row_norms
-from fedjax_sec.schema import numeric
+from fedjax_sec.schema import ANY_SCALE, numeric
 
 
 @registry.defenses.register("clip_norm")
@@ -26,7 +26,9 @@ class ClipNorm:
     """
 
     stage = "before"
-    max_norm: float = numeric(1.0, "M, the largest L2 norm of an update.", above=0)
+    max_norm: float = numeric(
+        1.0, "M, the largest L2 norm of an update.", above=0, unbounded=ANY_SCALE
+    )
 
     def init(self, num_clients, dim):
         return ()

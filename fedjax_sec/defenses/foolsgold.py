@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from fedjax_sec import registry
 from fedjax_sec.ops.distances import cosine_similarities
 from fedjax_sec.ops.moments import finite_rows, weighted_mean
-from fedjax_sec.schema import ConfigError, numeric, static
+from fedjax_sec.schema import COUNT, ConfigError, numeric, static
 
 #: 1 - cosine below this is rounding in float32, and counts as no difference at all.
 ROUNDING = 1e-5
@@ -67,9 +67,9 @@ class FoolsGold:
     combine: str = static(
         "weighted", "How weighted updates are added up.", choices=("weighted", "sum", "normalised")
     )
-    confidence: float = numeric(1.0, "kappa, the slope of the logit.", above=0)
+    confidence: float = numeric(1.0, "kappa, the slope of the logit.", above=0, high=1e6)
     num_features: int | None = static(
-        None, "Compare only the last so many parameters (null: all D).", low=1
+        None, "Compare only the last so many parameters (null: all D).", low=1, high=COUNT
     )
 
     def check(self, path, setting):
@@ -77,6 +77,11 @@ class FoolsGold:
             raise ConfigError(
                 f"{path}: foolsgold adds up each client's updates, and a stage before it merges "
                 f"clients; leave that stage out."
+            )
+        dim = setting.num_parameters
+        if dim is not None and self.num_features is not None and self.num_features > dim:
+            raise ConfigError(
+                f"{path}.num_features must be <= {dim}, the parameters, got {self.num_features}."
             )
 
     @property

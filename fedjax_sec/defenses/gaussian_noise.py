@@ -3,7 +3,7 @@
 import jax
 
 from fedjax_sec import registry
-from fedjax_sec.schema import numeric
+from fedjax_sec.schema import ANY_SCALE, numeric
 
 
 @registry.defenses.register("gaussian_noise")
@@ -28,8 +28,10 @@ class GaussianNoise:
     """
 
     stage = "after"
-    std: float = numeric(0.001, "sigma, in units of `max_norm`.", low=0)
-    max_norm: float = numeric(1.0, "M, the norm to which updates are clipped.", above=0)
+    std: float = numeric(0.001, "sigma, in units of `max_norm`.", low=0, high=1e6)
+    max_norm: float = numeric(
+        1.0, "M, the norm to which updates are clipped.", above=0, unbounded=ANY_SCALE
+    )
 
     def init(self, num_clients, dim):
         return ()

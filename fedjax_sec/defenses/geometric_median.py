@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from fedjax_sec import registry
 from fedjax_sec.ops import coordinatewise, iterative
 from fedjax_sec.ops.moments import weighted_mean
-from fedjax_sec.schema import numeric, static
+from fedjax_sec.schema import ANY_SCALE, numeric, static
 
 
 @registry.defenses.register("geometric_median")
@@ -32,8 +32,10 @@ class GeometricMedian:
     """
 
     stage = "aggregate"
-    num_iterations: int = static(4, "Weiszfeld steps.", low=1)
-    smoothing: float = numeric(1e-5, "nu, the smallest distance divided by.", above=0)
+    num_iterations: int = static(4, "Weiszfeld steps.", low=1, high=10**6)
+    smoothing: float = numeric(
+        1e-5, "nu, the smallest distance divided by.", above=0, unbounded=ANY_SCALE
+    )
     weighted: bool = static(True, "Weight clients by their example counts.")
     start: str = static("mean", "Where the iteration begins.", choices=("mean", "median", "zero"))
 

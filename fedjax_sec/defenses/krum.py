@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from fedjax_sec import registry
 from fedjax_sec.defenses._bounds import check_num_byzantine
 from fedjax_sec.ops import distances
-from fedjax_sec.schema import static
+from fedjax_sec.schema import COUNT, static
 
 
 @registry.defenses.register("krum")
@@ -34,7 +34,10 @@ class Krum:
 
     stage = "aggregate"
     num_byzantine: int | None = static(
-        None, "f, the Byzantine clients to tolerate (default: the threat's num_malicious).", low=0
+        None,
+        "f, the Byzantine clients to tolerate (default: the threat's num_malicious).",
+        low=0,
+        high=COUNT,
     )
     convention: str = static(
         "paper", "`author`: ALIE's code, unsquared and n - f neighbours.",

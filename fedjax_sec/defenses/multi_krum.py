@@ -6,7 +6,7 @@ from fedjax_sec import registry
 from fedjax_sec.defenses._bounds import check_num_byzantine
 from fedjax_sec.ops import distances
 from fedjax_sec.ops.moments import weighted_mean
-from fedjax_sec.schema import ConfigError, static
+from fedjax_sec.schema import COUNT, ConfigError, static
 
 
 @registry.defenses.register("multi_krum")
@@ -32,9 +32,14 @@ class MultiKrum:
 
     stage = "aggregate"
     num_byzantine: int | None = static(
-        None, "f, the Byzantine clients to tolerate (default: the threat's num_malicious).", low=0
+        None,
+        "f, the Byzantine clients to tolerate (default: the threat's num_malicious).",
+        low=0,
+        high=COUNT,
     )
-    num_selected: int | None = static(None, "m, the updates averaged (null: K - f).", low=1)
+    num_selected: int | None = static(
+        None, "m, the updates averaged (null: K - f).", low=1, high=COUNT
+    )
 
     def check(self, path, setting):
         clients = setting.num_clients

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 
 from fedjax_sec import registry
 from fedjax_sec.ops.signs import sign_votes
-from fedjax_sec.schema import ConfigError, numeric
+from fedjax_sec.schema import COUNT, ConfigError, numeric
 
 
 @registry.defenses.register("rlr")
@@ -41,7 +41,9 @@ class Rlr:
     """
 
     stage = "after"
-    threshold: float = numeric(4.0, "theta, the least |sum of signs| that is trusted.", low=0)
+    threshold: float = numeric(
+        4.0, "theta, the least |sum of signs| that is trusted.", low=0, high=COUNT
+    )
 
     def check(self, path, setting):
         if self.threshold > setting.num_clients:

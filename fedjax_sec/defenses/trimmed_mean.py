@@ -3,7 +3,7 @@
 from fedjax_sec import registry
 from fedjax_sec.defenses._bounds import check_num_byzantine
 from fedjax_sec.ops import coordinatewise
-from fedjax_sec.schema import ConfigError, numeric, static
+from fedjax_sec.schema import ANY_SCALE, COUNT, ConfigError, numeric, static
 
 
 @registry.defenses.register("trimmed_mean")
@@ -38,7 +38,10 @@ class TrimmedMean:
 
     stage = "aggregate"
     num_byzantine: int | None = static(
-        None, "f, the Byzantine clients to tolerate (default: the threat's num_malicious).", low=0
+        None,
+        "f, the Byzantine clients to tolerate (default: the threat's num_malicious).",
+        low=0,
+        high=COUNT,
     )
     variant: str = static(
         "extremes",
@@ -50,6 +53,7 @@ class TrimmedMean:
         "kmeans: distance between the centres above which the smaller cluster is discarded, in "
         "units of the update (null: 0, always; the paper gives no value).",
         low=0,
+        unbounded=ANY_SCALE,
     )
     convention: str = static(
         "paper",

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from fedjax_sec import schema
+from fedjax_sec.advice import shown
 from fedjax_sec.ops.backend import on_cpu
-from fedjax_sec.schema import ConfigError, static
+from fedjax_sec.schema import COUNT, ConfigError, static
 from fedjax_sec.types import Metrics, Task
 
 #: Floats of per-example gradients held at once under `fisher` (at least one image's), however many
@@ -36,15 +37,19 @@ class Influence:
     Influence(top=50, convention='author', batch_size=256, max_images=None)
     """
 
-    top: int = static(100, "Parameters that count as important to each mapping.", low=1)
+    top: int = static(100, "Parameters that count as important to each mapping.", low=1, high=COUNT)
     convention: str = static(
         "author",
         "What a parameter's importance is: of logits summed over a batch (`author`), or the "
         "diagonal of the Fisher information (`fisher`).",
         choices=("author", "fisher"),
     )
-    batch_size: int = static(256, "Probes in a batch; matters under `author` only.", low=1)
-    max_images: int | None = static(None, "Measure on the first probes only (null: all).", low=1)
+    batch_size: int = static(
+        256, "Probes in a batch; matters under `author` only.", low=1, high=COUNT
+    )
+    max_images: int | None = static(
+        None, "Measure on the first probes only (null: all).", low=1, high=COUNT
+    )
 
     def init(self) -> Float[Array, ""]:
         """The sum before round 0."""
@@ -72,11 +77,14 @@ class Influence:
 def build_influence(spec: Any, path: str) -> Influence | None:
     """From true, false or a mapping of fields."""
     if isinstance(spec, Influence):
-        return spec
+        return schema.rebuild(spec, path)
+    spec = schema.plain(spec)
     if isinstance(spec, bool):
         return Influence() if spec else None
     if not isinstance(spec, dict):
-        raise ConfigError(f"{path} must be true, false, null or a mapping of fields, got {spec!r}.")
+        raise ConfigError(
+            f"{path} must be true, false, null or a mapping of fields, got {shown(spec)}."
+        )
     return schema.build(Influence, spec, path)
 
 

@@ -9,7 +9,7 @@ from fedjax_sec.models._common import (
     convolution_field,
     flax_model,
 )
-from fedjax_sec.schema import ConfigError, static
+from fedjax_sec.schema import COUNT, ConfigError, static
 
 
 class _Network(nn.Module):
@@ -55,8 +55,10 @@ class MadryCnn:
         6603710
     """
 
-    channels: tuple[int, ...] = static((32, 64), "Feature maps of each convolution.", low=1)
-    hidden: int = static(1024, "Width of the hidden layer.", low=1)
+    channels: tuple[int, ...] = static(
+        (32, 64), "Feature maps of each convolution.", low=1, high=COUNT
+    )
+    hidden: int = static(1024, "Width of the hidden layer.", low=1, high=COUNT)
     init: str = static("pytorch", "Initial weights and biases.", choices=INITS)
     convolution: str = convolution_field(("xla", "patches", "rows"))  # padding stops the others
 

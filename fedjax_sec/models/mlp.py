@@ -4,7 +4,7 @@ from flax import linen as nn
 
 from fedjax_sec import registry
 from fedjax_sec.models._common import INITS, dense, flax_model
-from fedjax_sec.schema import static
+from fedjax_sec.schema import COUNT, static
 
 
 class _Network(nn.Module):
@@ -39,7 +39,7 @@ class Mlp:
         79510
     """
 
-    hidden: tuple[int, ...] = static((100,), "Widths of the hidden layers.", low=1)
+    hidden: tuple[int, ...] = static((100,), "Widths of the hidden layers.", low=1, high=COUNT)
     init: str = static("pytorch", "Initial weights and biases.", choices=INITS)
     first_init: str = static("glorot", "Initial weights of the first layer.", choices=INITS)
 

@@ -119,7 +119,9 @@ class ResNet:
         {'batch_stats': 1376, 'params': 269722}
     """
 
-    depth: int = static(20, "Layers with weights: 6 n + 2 (8, 14, 20, 32, 44, 56, 110).", low=8)
+    depth: int = static(
+        20, "Layers with weights: 6 n + 2 (8, 14, 20, 32, 44, 56, 110).", low=8, high=1202
+    )
     norm: str = static("batch", "Normalisation.", choices=("batch", "group"))
     statistics: str = static(
         "aggregated",

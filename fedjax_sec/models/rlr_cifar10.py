@@ -11,7 +11,7 @@ from fedjax_sec.models._common import (
     convolution_field,
     flax_model,
 )
-from fedjax_sec.schema import ConfigError, static
+from fedjax_sec.schema import COUNT, ConfigError, static
 
 
 class _Network(nn.Module):
@@ -58,8 +58,10 @@ class RlrCifar10:
         537610
     """
 
-    channels: tuple[int, ...] = static((64, 128, 256), "Feature maps of each convolution.", low=1)
-    hidden: tuple[int, ...] = static((128, 256), "Widths of the hidden layers.", low=1)
+    channels: tuple[int, ...] = static(
+        (64, 128, 256), "Feature maps of each convolution.", low=1, high=COUNT
+    )
+    hidden: tuple[int, ...] = static((128, 256), "Widths of the hidden layers.", low=1, high=COUNT)
     dropout: float = static(0.5, "Share of the activations dropped in training.", low=0, below=1)
     init: str = static("pytorch", "Initial weights and biases.", choices=INITS)
     convolution: str = convolution_field()

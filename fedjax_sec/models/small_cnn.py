@@ -9,7 +9,7 @@ from fedjax_sec.models._common import (
     convolution_field,
     flax_model,
 )
-from fedjax_sec.schema import ConfigError, static
+from fedjax_sec.schema import COUNT, ConfigError, static
 
 
 class _Network(nn.Module):
@@ -48,8 +48,10 @@ class SmallCnn:
         9090
     """
 
-    channels: tuple[int, ...] = static((16, 16), "Feature maps of each convolution.", low=1)
-    hidden: int = static(88, "Width of the hidden layer.", low=1)
+    channels: tuple[int, ...] = static(
+        (16, 16), "Feature maps of each convolution.", low=1, high=COUNT
+    )
+    hidden: int = static(88, "Width of the hidden layer.", low=1, high=COUNT)
     init: str = static("pytorch", "Initial weights and biases.", choices=INITS)
     convolution: str = convolution_field()
 

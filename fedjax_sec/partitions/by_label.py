@@ -4,7 +4,7 @@ import numpy as np
 
 from fedjax_sec import registry
 from fedjax_sec.datasets.packing import Partition, check_num_clients, pack_lists
-from fedjax_sec.schema import static
+from fedjax_sec.schema import COUNT, static
 
 
 @registry.partitions.register("by_label")
@@ -26,7 +26,7 @@ class ByLabel:
         [[0, 0, 0, 0, 0], [1, 1, 1, 1, 1], [2, 2, 2, 2, 2], [3, 3, 3, 3, 3]]
     """
 
-    shards_per_client: int = static(2, "Shards each client receives.", low=1)
+    shards_per_client: int = static(2, "Shards each client receives.", low=1, high=COUNT)
 
     def split(
         self, rng: np.random.Generator, labels: np.ndarray, num_clients: int, users=None

@@ -4,7 +4,7 @@ import numpy as np
 
 from fedjax_sec import registry
 from fedjax_sec.datasets.packing import Partition, check_num_clients, pack_lists
-from fedjax_sec.schema import ConfigError, static
+from fedjax_sec.schema import COUNT, ConfigError, static
 
 #: Draws before giving up on `min_examples`.
 ATTEMPTS = 1000
@@ -36,8 +36,8 @@ class Dirichlet:
         (1000, True)
     """
 
-    alpha: float = static(0.5, "Concentration of the Dirichlet distribution.", above=0)
-    min_examples: int = static(1, "Draw again until every client holds so many.", low=1)
+    alpha: float = static(0.5, "Concentration of the Dirichlet distribution.", low=1e-6, high=1e9)
+    min_examples: int = static(1, "Draw again until every client holds so many.", low=1, high=COUNT)
     balanced: bool = static(False, "Clients that hold T / N examples receive no more.")
 
     def split(

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 
 from fedjax_sec import registry
 from fedjax_sec.attacks.data._choice import exact_share
-from fedjax_sec.schema import ConfigError, numeric, static
+from fedjax_sec.schema import COUNT, ConfigError, numeric, static
 
 
 @registry.attacks.register("feature_trigger")
@@ -30,12 +30,14 @@ class FeatureTrigger:
 
     stage = "data"
     base = None
-    every: int = static(20, "Distance between two of the features.", low=1)
-    first: int = static(0, "The first of the features.", low=0)
-    value: float = numeric(0.0, "What they are set to.")
-    target: int = static(1, "The attacker's label.", low=0)
+    every: int = static(20, "Distance between two of the features.", low=1, high=COUNT)
+    first: int = static(0, "The first of the features.", low=0, high=COUNT)
+    value: float = numeric(0.0, "What they are set to.", unbounded="features have any scale")
+    target: int = static(1, "The attacker's label.", low=0, high=COUNT)
     fraction: float = numeric(0.5, "Share of a malicious client's examples.", above=0, high=1)
-    num_images: int = static(1000, "Examples an `alie_backdoor` trains on in a round.", low=1)
+    num_images: int = static(
+        1000, "Examples an `alie_backdoor` trains on in a round.", low=1, high=10**6
+    )
 
     def check(self, path, setting):
         if setting.num_classes is not None and self.target >= setting.num_classes:

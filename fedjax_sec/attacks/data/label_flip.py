@@ -4,7 +4,7 @@ import jax.numpy as jnp
 
 from fedjax_sec import registry
 from fedjax_sec.attacks.data._choice import exact_share
-from fedjax_sec.schema import ConfigError, numeric, static
+from fedjax_sec.schema import COUNT, ConfigError, numeric, static
 
 
 @registry.attacks.register("label_flip")
@@ -30,12 +30,18 @@ class LabelFlip:
     """
 
     stage = "data"
-    base: int | None = static(None, "Class of the examples that are relabelled (null: all).", low=0)
-    target: int | None = static(None, "The attacker's label (null: M - 1 - label).", low=0)
+    base: int | None = static(
+        None, "Class of the examples that are relabelled (null: all).", low=0, high=COUNT
+    )
+    target: int | None = static(
+        None, "The attacker's label (null: M - 1 - label).", low=0, high=COUNT
+    )
     fraction: float = numeric(
         1.0, "Share of a malicious client's examples of the class.", above=0, high=1
     )
-    num_images: int = static(1000, "Images an `alie_backdoor` trains on in a round.", low=1)
+    num_images: int = static(
+        1000, "Images an `alie_backdoor` trains on in a round.", low=1, high=10**6
+    )
 
     def check(self, path, setting):
         classes = setting.num_classes

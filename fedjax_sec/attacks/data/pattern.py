@@ -4,7 +4,7 @@ import jax.numpy as jnp
 
 from fedjax_sec import registry
 from fedjax_sec.attacks.data._choice import uniform_by_position
-from fedjax_sec.schema import numeric, static
+from fedjax_sec.schema import COUNT, ConfigError, numeric, static
 
 
 @registry.attacks.register("pattern")
@@ -15,6 +15,8 @@ class Pattern:
     relabels them. Inside `alie_backdoor` the attacker trains on `num_images` stamped images, drawn
     anew every round (with replacement) from the data it sees. Success is measured on stamped test
     images. Images are [B, H, W, C] in [0, 1].
+
+    Raises: `ConfigError` for a square beyond the image or a `target` beyond the classes.
 
     Source: Baruch et al. 2019, Section 4.2, Pattern Backdooring: 1000 images a round, upper-left
     5x5 pixels at maximal intensity, target 0.
@@ -28,11 +30,24 @@ class Pattern:
 
     stage = "data"
     base = None
-    size: int = static(5, "Side of the square in pixels.", low=1)
+    size: int = static(5, "Side of the square in pixels.", low=1, high=COUNT)
     value: float = numeric(1.0, "Pixel value, 1 being the maximal intensity.", low=0, high=1)
-    target: int = static(0, "The attacker's label.", low=0)
-    num_images: int = static(1000, "Images an `alie_backdoor` trains on in a round.", low=1)
+    target: int = static(0, "The attacker's label.", low=0, high=COUNT)
+    num_images: int = static(
+        1000, "Images an `alie_backdoor` trains on in a round.", low=1, high=10**6
+    )
     fraction: float = numeric(0.5, "Share of a malicious client's examples.", above=0, high=1)
+
+    def check(self, path, setting):
+        classes, shape = setting.num_classes, setting.example_shape
+        if classes is not None and self.target >= classes:
+            raise ConfigError(
+                f"{path}.target must be < {classes}, the number of classes, got {self.target}."
+            )
+        if shape is not None and len(shape) == 3 and self.size > min(shape[:2]):
+            raise ConfigError(
+                f"{path}.size must be <= {min(shape[:2])}, the side of an image, got {self.size}."
+            )
 
     def trigger(self, x):
         """The images with the square stamped on."""

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 
 from fedjax_sec import registry
-from fedjax_sec.schema import numeric, static
+from fedjax_sec.schema import COUNT, ConfigError, numeric, static
 
 
 @registry.attacks.register("sample")
@@ -13,6 +13,8 @@ class Sample:
     As an attack of its own every example of a malicious client is replaced by it. Inside
     `alie_backdoor` the attacker trains on it alone. Success is 1 when the model gives it the
     attacker's label, else 0.
+
+    Raises: `ConfigError` for an `index` beyond the training set or a `modulus` beyond the classes.
 
     Source: Baruch et al. 2019, Section 4.2, Sample Backdooring: one of the first 3 images of the
     training set. Their order is the data source's; tensorflow-datasets shuffles MNIST, so its
@@ -27,8 +29,23 @@ class Sample:
 
     stage = "data"
     base = None
-    index: int = numeric(0, "Position in the training set, in the source's order.", low=0)
-    modulus: int | None = static(None, "|Y| of the target (null: the number of classes).", low=2)
+    index: int = numeric(
+        0, "Position in the training set, in the source's order.", low=0, high=COUNT
+    )
+    modulus: int | None = static(
+        None, "|Y| of the target (null: the number of classes).", low=2, high=COUNT
+    )
+
+    def check(self, path, setting):
+        classes, examples = setting.num_classes, setting.examples
+        if classes is not None and (self.modulus or 2) > classes:
+            raise ConfigError(
+                f"{path}.modulus must be <= {classes}, the number of classes, got {self.modulus}."
+            )
+        if examples is not None and self.index >= examples:
+            raise ConfigError(
+                f"{path}.index must be < {examples}, the training examples, got {self.index}."
+            )
 
     def _pair(self, task):
         x, y = task.example(self.index)

@@ -6,7 +6,7 @@ import numpy as np
 from fedjax_sec import registry
 from fedjax_sec.attacks.data._choice import exact_share
 from fedjax_sec.attacks.data._patterns import author_parts, cut, default_place, draw, plus, square
-from fedjax_sec.schema import ConfigError, numeric, static
+from fedjax_sec.schema import COUNT, ConfigError, numeric, static
 
 PLACED, DRAWN = ("plus", "square"), ("copyright", "apple")
 
@@ -59,8 +59,10 @@ class Trojan:
     pattern: str = static(
         "plus", "Its shape; `pixels`: the list of that name.", choices=(*PLACED, *DRAWN, "pixels")
     )
-    base: int | None = static(None, "Class of the images that are stamped (null: all).", low=0)
-    target: int = static(0, "The attacker's label.", low=0)
+    base: int | None = static(
+        None, "Class of the images that are stamped (null: all).", low=0, high=COUNT
+    )
+    target: int = static(0, "The attacker's label.", low=0, high=COUNT)
     fraction: float = numeric(
         0.5, "P, share of a malicious client's images of the class.", above=0, high=1
     )
@@ -69,10 +71,13 @@ class Trojan:
         "[row, column] of the upper left corner of plus or square (null: the author's for images "
         "of 28 and 32 pixels, else scaled).",
         low=0,
+        high=1023,
     )
-    size: int | None = static(None, "Height and width of plus or square (null: as `place`).", low=1)
+    size: int | None = static(
+        None, "Height and width of plus or square (null: as `place`).", low=1, high=1023
+    )
     pixels: tuple[tuple[int, ...], ...] | None = static(
-        None, "A list of [row, column], for pattern `pixels`.", low=0
+        None, "A list of [row, column], for pattern `pixels`.", low=0, high=1023
     )
     value: float | None = numeric(
         None, "Pixel value (null: 1 on grey images, 0 on coloured ones).", low=0, high=1
@@ -80,11 +85,13 @@ class Trojan:
     overflow: str = static(
         "clip", "Sums of image and mark: `clip`, or `wrap` modulo 256.", choices=("clip", "wrap")
     )
-    split: int = static(1, "Parts that the malicious clients share out.", low=1)
+    split: int = static(1, "Parts that the malicious clients share out.", low=1, high=COUNT)
     parts: str = static(
         "equal", "Parts of equal length, or the `author`'s of a plus.", choices=("equal", "author")
     )
-    num_images: int = static(1000, "Images an `alie_backdoor` trains on in a round.", low=1)
+    num_images: int = static(
+        1000, "Images an `alie_backdoor` trains on in a round.", low=1, high=10**6
+    )
 
     def check(self, path, setting):
         self._check_fields(path)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_sec.ops.evasion import LOSSES, margin, objective
-from fedjax_sec.schema import ConfigError, numeric, static
+from fedjax_sec.schema import COUNT, ConfigError, numeric, static
 
 
 def worst_of(count: int, find, logits, x, y):
@@ -31,16 +31,21 @@ class Attempts:
     `value(inputs) -> [B]` is large.
     """
 
-    eps: float = numeric(0.3, "Radius of the L-infinity ball, pixels in [0, 1].", low=0)
+    eps: float = numeric(
+        0.3, "Radius of the L-infinity ball, pixels in [0, 1].", low=0, high=1, pixels=True
+    )
     loss: str = static("cross_entropy", "What is ascended.", choices=LOSSES)
     logit_scale: float = numeric(
         1.0, "What logits are multiplied by before the loss (1/T for a model distilled at T).",
-        above=0,
+        above=0, high=1e6,
     )  # fmt: skip
     targets: int = static(
-        0, "Wrong classes aimed at one after another, the likeliest first (0: untargeted).", low=0
+        0,
+        "Wrong classes aimed at one after another, the likeliest first (0: untargeted).",
+        low=0,
+        high=COUNT,
     )
-    restarts: int = static(1, "Searches from an input, for each target.", low=1)
+    restarts: int = static(1, "Searches from an input, for each target.", low=1, high=10**6)
 
     def check(self, path: str, setting) -> None:
         classes = setting.num_classes

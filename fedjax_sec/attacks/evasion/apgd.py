@@ -29,7 +29,7 @@ class Apgd(Attempts):
         [[0.25, 0.75]]
     """
 
-    steps: int = static(100, "Gradients of a search, after the first.", low=1)
+    steps: int = static(100, "Gradients of a search, after the first.", low=1, high=10**6)
     rho: float = numeric(0.75, "Share of the steps in which the value has to rise.", low=0, high=1)
 
     def search(self, key, value, x):

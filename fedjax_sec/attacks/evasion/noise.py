@@ -27,8 +27,10 @@ class Noise:
         True
     """
 
-    eps: float = numeric(0.3, "Radius of the L-infinity ball, pixels in [0, 1].", low=0)
-    tries: int = static(100, "Inputs tried.", low=1)
+    eps: float = numeric(
+        0.3, "Radius of the L-infinity ball, pixels in [0, 1].", low=0, high=1, pixels=True
+    )
+    tries: int = static(100, "Inputs tried.", low=1, high=10**6)
     kind: str = static("corners", "Where in the ball.", choices=("corners", "uniform"))
 
     def apply(self, key, logits, x, y, surrogate=None):

@@ -38,11 +38,11 @@ class Pgd(Attempts):
         [[0.25, 0.75]]
     """
 
-    step_size: float = numeric(0.01, "alpha, pixels in [0, 1].", low=0)
-    steps: int = static(40, "Gradients of a search.", low=1)
+    step_size: float = numeric(0.01, "alpha, pixels in [0, 1].", low=0, high=1, pixels=True)
+    steps: int = static(40, "Gradients of a search.", low=1, high=10**6)
     random_start: bool = static(True, "Start anywhere in the ball.")
     momentum: float | None = numeric(
-        None, "mu: what a step's direction keeps of those before (null: nothing).", low=0
+        None, "mu: what a step's direction keeps of those before (null: nothing).", low=0, high=1e3
     )
 
     def search(self, key, value, x):

@@ -31,7 +31,9 @@ class Alie:
     """
 
     stage = "update"
-    z: float | None = numeric(None, "Standard deviations from the mean (null: z_max).")
+    z: float | None = numeric(
+        None, "Standard deviations from the mean (null: z_max).", low=-1e6, high=1e6
+    )
     z_formula: str = static(
         "text",
         "z_max: `text` (n - s)/n, `neurips` (n - m - s)/(n - m), with s = floor(n/2 + 1) - m.",

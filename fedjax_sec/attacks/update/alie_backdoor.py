@@ -8,7 +8,7 @@ from jax.flatten_util import ravel_pytree
 
 from fedjax_sec import registry
 from fedjax_sec.attacks.update._perturbation import check_z_max, perturbation_range
-from fedjax_sec.schema import ConfigError, component, numeric, static
+from fedjax_sec.schema import ANY_RATE, ANY_SCALE, ConfigError, component, numeric, static
 
 
 @registry.attacks.register("alie_backdoor")
@@ -48,20 +48,28 @@ class AlieBackdoor:
     stage = "update"
     needs_task = True
     backdoor: Any = component("attack", "pattern", "What to teach, an attack on data.")
-    z: float | None = numeric(0.2, "Clamp in standard deviations (null: z_max).", low=0)
+    z: float | None = numeric(0.2, "Clamp in standard deviations (null: z_max).", low=0, high=1e6)
     alpha: float = numeric(0.2, "Weight of the backdoor loss.", low=0, high=1)
-    min_scale: float = numeric(1e-5, "Smallest z sigma used as a divisor.", above=0)
-    passes: int = static(5, "Passes over the backdoor examples each round.", low=1)
-    batch_size: int = static(200, "Examples in a batch of the attacker's training.", low=1)
-    learning_rate: float = numeric(0.1, "Learning rate of the attacker's training.", above=0)
+    min_scale: float = numeric(
+        1e-5, "Smallest z sigma used as a divisor.", above=0, unbounded=ANY_SCALE
+    )
+    passes: int = static(5, "Passes over the backdoor examples each round.", low=1, high=10**6)
+    batch_size: int = static(
+        200, "Examples in a batch of the attacker's training.", low=1, high=10**6
+    )
+    learning_rate: float = numeric(
+        0.1, "Learning rate of the attacker's training.", above=0, unbounded=ANY_RATE
+    )
     distance: str = static(
         "sum", "`sum` over parameters as in Equation 4, or their `mean`.", choices=("sum", "mean")
     )
     convention: str = static(
         "paper", "`author`: as the released code does it.", choices=("paper", "author")
     )
-    author_weight: float = numeric(4.0, "author: weight of the squared distance.", low=0)
-    author_decay: float = numeric(1e-4, "author: weight decay of the attacker's training.", low=0)
+    author_weight: float = numeric(4.0, "author: weight of the squared distance.", low=0, high=1e6)
+    author_decay: float = numeric(
+        1e-4, "author: weight decay of the attacker's training.", low=0, high=1e6
+    )
     z_formula: str = static("text", "z_max, as in `alie`.", choices=("text", "neurips"))
     ddof: int = static(0, "Divisor of the variance is (count - ddof).", low=0, high=1)
 

@@ -1,7 +1,7 @@
 """Boosting: the malicious clients multiply their updates."""
 
 from fedjax_sec import registry
-from fedjax_sec.schema import numeric
+from fedjax_sec.schema import ANY_SCALE, numeric
 
 
 @registry.attacks.register("boost")
@@ -26,7 +26,10 @@ class Boost:
 
     stage = "update"
     factor: float | None = numeric(
-        None, "What updates are multiplied by (null: K, the clients of the round).", above=0
+        None,
+        "What updates are multiplied by (null: K, the clients of the round).",
+        above=0,
+        unbounded=ANY_SCALE,
     )
 
     def init(self, num_clients, dim):

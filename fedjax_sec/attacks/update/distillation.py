@@ -45,10 +45,10 @@ class Distillation:
 
     stage = "update"
     needs_task = True
-    temperature: float = numeric(100.0, "T, of teacher and student.", above=0)
-    teacher_steps: int = static(10, "Steps of the teacher in a round.", low=1)
-    student_steps: int = static(10, "Steps of the student in a round.", low=1)
-    batch_size: int = static(64, "Examples in a batch.", low=1)
+    temperature: float = numeric(100.0, "T, of teacher and student.", above=0, high=1e6)
+    teacher_steps: int = static(10, "Steps of the teacher in a round.", low=1, high=10**6)
+    student_steps: int = static(10, "Steps of the student in a round.", low=1, high=10**6)
+    batch_size: int = static(64, "Examples in a batch.", low=1, high=10**6)
     layer: str | None = static(
         None, "What the student trains: a layer's name, `all`, or null: the one with the fewest "
         "weights.",

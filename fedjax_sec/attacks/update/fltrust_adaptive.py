@@ -7,7 +7,7 @@ from fedjax_sec import registry
 from fedjax_sec.attacks.update._directed import away, beyond, direction, sees_all, stand_ins
 from fedjax_sec.ops.distances import cosines_to
 from fedjax_sec.ops.moments import row_norms, unit_rows
-from fedjax_sec.schema import numeric, static
+from fedjax_sec.schema import ANY_SCALE, numeric, static
 
 
 @registry.attacks.register("fltrust_adaptive")
@@ -54,11 +54,15 @@ class FLTrustAdaptive:
 
     stage = "update"
     needs_root = True
-    rounds: int = static(10, "V, sweeps over the malicious clients.", low=0)
-    steps: int = static(10, "Q, steps of one client in a sweep.", low=1)
-    smoothing: float = numeric(0.005, "gamma, length of the difference.", above=0)
-    step_size: float = numeric(0.01, "eta.", above=0)
-    variance: float = numeric(0.5, "sigma^2 of the directions that are tried.", above=0)
+    rounds: int = static(10, "V, sweeps over the malicious clients.", low=0, high=10**6)
+    steps: int = static(10, "Q, steps of one client in a sweep.", low=1, high=10**6)
+    smoothing: float = numeric(
+        0.005, "gamma, length of the difference.", above=0, unbounded=ANY_SCALE
+    )
+    step_size: float = numeric(0.01, "eta.", above=0, unbounded=ANY_SCALE)
+    variance: float = numeric(
+        0.5, "sigma^2 of the directions that are tried.", above=0, unbounded=ANY_SCALE
+    )
     deviation: str = static(
         "paper", "sigma: the root of `variance`, or `variance` itself as in the `author` code.",
         choices=("paper", "author"),
@@ -67,7 +71,7 @@ class FLTrustAdaptive:
         "trim", "The first directions: the `trim` attack's, or of the clients' `own` updates.",
         choices=("trim", "own"),
     )  # fmt: skip
-    b: float = numeric(2.0, "Of the Trim attack.", low=1)
+    b: float = numeric(2.0, "Of the Trim attack.", low=1, high=1e6)
 
     def init(self, num_clients, dim):
         return ()

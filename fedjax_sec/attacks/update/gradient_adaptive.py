@@ -50,16 +50,18 @@ class GradientAdaptive:
 
     stage = "update"
     needs_defense = True
-    steps: int = static(20, "Steps of the ascent.", low=1)
-    step_size: float = numeric(0.2, "eta, of the longest honest update.", above=0)
-    max_norm: float = numeric(1.0, "Longest malicious update, of the longest honest one.", above=0)
+    steps: int = static(20, "Steps of the ascent.", low=1, high=10**6)
+    step_size: float = numeric(0.2, "eta, of the longest honest update.", above=0, high=1e6)
+    max_norm: float = numeric(
+        1.0, "Longest malicious update, of the longest honest one.", above=0, high=1e6
+    )
     begin: str = static(
         "best",
         "Where the ascent starts: the `trim` attack, the `reversed` mean, the clients' `own` "
         "updates, or all three, of which the `best` end is sent.",
         choices=("best", "trim", "reversed", "own"),
     )
-    b: float = numeric(2.0, "Of the Trim attack.", low=1)
+    b: float = numeric(2.0, "Of the Trim attack.", low=1, high=1e6)
 
     def init(self, num_clients, dim):
         return ()

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_sec import registry
-from fedjax_sec.schema import ConfigError, component, static
+from fedjax_sec.schema import COUNT, ConfigError, component, static
 
 
 @registry.attacks.register("hybrid")
@@ -34,7 +34,7 @@ class Hybrid:
     stage = "update"
     main: Any = component("attack", {"name": "alie", "z": 1.5}, "What the other clients send.")
     solo: Any = component("attack", "mean_control", "What the dedicated clients send.")
-    num_solo: int = static(1, "Dedicated clients.", low=1)
+    num_solo: int = static(1, "Dedicated clients.", low=1, high=COUNT)
 
     def shares(self, ranks):
         """Which of the malicious clients, by their ranks, carry out each of the two."""

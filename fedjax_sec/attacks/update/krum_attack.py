@@ -6,7 +6,7 @@ from jax import lax
 from fedjax_sec import registry
 from fedjax_sec.attacks.update._directed import direction, sees_all, stand_ins
 from fedjax_sec.ops.distances import krum_scores, squared_distances
-from fedjax_sec.schema import numeric, static
+from fedjax_sec.schema import ANY_SCALE, numeric, static
 
 
 @registry.attacks.register("krum_attack")
@@ -50,7 +50,7 @@ class KrumAttack:
     """
 
     stage = "update"
-    threshold: float = numeric(1e-5, "Smallest lambda that is tried.", above=0)
+    threshold: float = numeric(1e-5, "Smallest lambda that is tried.", above=0, unbounded=ANY_SCALE)
     convention: str = static(
         "paper", "First lambda: Theorem 1's, or that of the `author` code.",
         choices=("paper", "author"),

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 
 from fedjax_sec import registry
 from fedjax_sec.ops.moments import weighted_mean
-from fedjax_sec.schema import numeric
+from fedjax_sec.schema import ANY_SCALE, numeric
 
 
 @registry.attacks.register("mean_control")
@@ -29,7 +29,9 @@ class MeanControl:
     """
 
     stage = "update"
-    scale: float = numeric(1.0, "The mean becomes -scale times the honest mean.", low=0)
+    scale: float = numeric(
+        1.0, "The mean becomes -scale times the honest mean.", low=0, unbounded=ANY_SCALE
+    )
 
     def init(self, num_clients, dim):
         return ()

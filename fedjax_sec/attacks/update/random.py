@@ -3,7 +3,7 @@
 import jax
 
 from fedjax_sec import registry
-from fedjax_sec.schema import numeric, static
+from fedjax_sec.schema import ANY_SCALE, numeric, static
 
 
 @registry.attacks.register("random")
@@ -25,7 +25,9 @@ class Random:
     """
 
     stage = "update"
-    scale: float = numeric(1.0, "Standard deviation, or half-width for `uniform`.", above=0)
+    scale: float = numeric(
+        1.0, "Standard deviation, or half-width for `uniform`.", above=0, unbounded=ANY_SCALE
+    )
     distribution: str = static(
         "normal", "Distribution of each coordinate.", choices=("normal", "uniform")
     )

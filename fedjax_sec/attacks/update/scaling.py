@@ -3,7 +3,7 @@
 from typing import Any
 
 from fedjax_sec import registry
-from fedjax_sec.schema import ConfigError, component, numeric, static
+from fedjax_sec.schema import ANY_SCALE, ConfigError, component, numeric, static
 
 #: Gu et al.'s pattern of four pixels at the lower right corner of images of 28 x 28.
 CORNER = {
@@ -42,7 +42,10 @@ class Scaling:
     needs_task = True
     backdoor: Any = component("attack", CORNER, "What to teach, an attack on data.")
     factor: float | None = numeric(
-        None, "lambda, what updates are multiplied by (null: K, the clients of the round).", above=0
+        None,
+        "lambda, what updates are multiplied by (null: K, the clients of the round).",
+        above=0,
+        unbounded=ANY_SCALE,
     )
     copies: bool = static(
         True, "Poison copies that are added to the data (false: the examples themselves)."

@@ -1,7 +1,7 @@
 """Sign flipping: the malicious clients send their own update reversed."""
 
 from fedjax_sec import registry
-from fedjax_sec.schema import numeric
+from fedjax_sec.schema import ANY_SCALE, numeric
 
 
 @registry.attacks.register("sign_flip")
@@ -21,7 +21,7 @@ class SignFlip:
     """
 
     stage = "update"
-    scale: float = numeric(1.0, "Factor of the reversed update.", above=0)
+    scale: float = numeric(1.0, "Factor of the reversed update.", above=0, unbounded=ANY_SCALE)
 
     def init(self, num_clients, dim):
         return ()

@@ -45,9 +45,11 @@ class TrimAttack:
     """
 
     stage = "update"
-    b: float = numeric(2.0, "Largest factor beyond the honest extreme.", low=1)
-    near: float = numeric(3.0, "Partial knowledge: least distance in standard deviations.", low=0)
-    far: float = numeric(4.0, "Partial knowledge: greatest distance.", low=0)
+    b: float = numeric(2.0, "Largest factor beyond the honest extreme.", low=1, high=1e6)
+    near: float = numeric(
+        3.0, "Partial knowledge: least distance in standard deviations.", low=0, high=1e6
+    )
+    far: float = numeric(4.0, "Partial knowledge: greatest distance.", low=0, high=1e6)
     convention: str = static(
         "paper", "Models and honest extremes, or as the `author` code.", choices=("paper", "author")
     )
