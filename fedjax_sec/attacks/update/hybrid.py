@@ -69,7 +69,8 @@ class Hybrid:
         alone = view.malicious & (jnp.cumsum(view.malicious) <= self.num_solo)
         solo_key, main_key = jax.random.split(key)
         crafted, main_state, metrics = self.main.apply(main_key, updates, state["main"], view)
-        solo_view = view._replace(malicious=alone)
+        everyone = view.malicious if view.adversary is None else view.adversary
+        solo_view = view._replace(malicious=alone, adversary=everyone)
         single, solo_state, _ = self.solo.apply(solo_key, updates, state["solo"], solo_view)
         crafted = jnp.where(alone[:, None], single, crafted)
         return crafted, {"main": main_state, "solo": solo_state}, metrics

@@ -67,7 +67,8 @@ class KrumAttack:
         clients, dim = updates.shape
         honest, full = stand_ins(view), sees_all(view)
         bad = view.malicious.sum()
-        neighbours = jnp.maximum(jnp.where(full, clients - bad - 2, bad - 2), 1)
+        neighbours = jnp.where(full, clients - bad - 2, honest.sum() - 2)
+        neighbours = jnp.maximum(neighbours, 1)
         own = jnp.where(honest[:, None], updates, 0.0)
         squares, scale = squared_distances(own, honest)
         pairs = honest[:, None] & honest[None, :] & ~jnp.eye(clients, dtype=bool)
@@ -83,6 +84,7 @@ class KrumAttack:
         norms, along = jnp.sum(own * own, axis=1), own @ sign
         nearest = _smallest(squares, neighbours)
         spread = jnp.min(jnp.where(honest, nearest, jnp.inf))
+        spread = jnp.where(jnp.any(honest), spread, 0.0)
         first = spread / jnp.maximum(clients - 2 * bad - 1, 1)
         bound = first / jnp.sqrt(dim) if self.convention == "author" else jnp.sqrt(first / dim)
         start = bound + jnp.sqrt(jnp.max(norms)) / jnp.sqrt(dim)
