@@ -34,9 +34,10 @@ class KrumAttack:
     Source: Fang, Cao, Jia, Gong 2020 (Local model poisoning attacks), Section 4.2 and Theorem 1,
     threshold 1e-5. All copies are equal, the limit of its epsilon. With partial knowledge K is the
     c stand-ins and the copies, so Krum sums c - 2 distances (at least 1), a choice where the text
-    is silent. `convention="author"` takes Fang-derived code's bound (FLAIR): no square root over
-    the first term. `toward="krum"` uses the sign of what Krum would select without an attack, as
-    in SAFEFL and FLDetector, instead of the mean's.
+    is silent. `convention="author"` takes the first lambda of FLAIR's released code (`attack.py`,
+    `lambda_max`): the smallest sum of squares itself, not its root, over
+    :math:`\sqrt{K - 2c - 1} \sqrt D`. `toward="krum"` uses the sign of what Krum would select
+    without an attack, as in SAFEFL and FLDetector, instead of the mean's.
 
     Example:
         >>> import fedjax_sec, numpy as np
@@ -52,7 +53,7 @@ class KrumAttack:
     stage = "update"
     threshold: float = numeric(1e-5, "Smallest lambda that is tried.", above=0)
     convention: str = static(
-        "paper", "First lambda: Theorem 1's, or that of the `author` code.",
+        "paper", "First lambda: Theorem 1's, or that of FLAIR's code (`author`).",
         choices=("paper", "author"),
     )  # fmt: skip
     toward: str = static(
@@ -85,8 +86,10 @@ class KrumAttack:
         nearest = _smallest(squares, neighbours)
         spread = jnp.min(jnp.where(honest, nearest, jnp.inf))
         spread = jnp.where(jnp.any(honest), spread, 0.0)
-        first = spread / jnp.maximum(clients - 2 * bad - 1, 1)
-        bound = first / jnp.sqrt(dim) if self.convention == "author" else jnp.sqrt(first / dim)
+        rest = jnp.maximum(clients - 2 * bad - 1, 1)
+        bound = jnp.sqrt(spread / rest / dim)
+        if self.convention == "author":
+            bound = spread / jnp.sqrt(rest) / jnp.sqrt(dim)
         start = bound + jnp.sqrt(jnp.max(norms)) / jnp.sqrt(dim)
 
         def selected(size, copies):
