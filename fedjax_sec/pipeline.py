@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from fedjax_sec import registry, schema
 from fedjax_sec.ops.moments import finite_rows
+from fedjax_sec.ops.precision import wide
 from fedjax_sec.schema import ConfigError
 from fedjax_sec.types import AttackerView, Metrics, ServerView
 
@@ -202,6 +203,17 @@ def _poisonings_in(stage, malicious) -> Iterator[tuple[Any, bool, Any]]:
             yield from _poisonings_in(part, shares.get(field.name, malicious))
 
 
+def _usable(updates):
+    """[K]: rows whose squares are finite, with room for a sum over all rows.
+
+    One client with NaN, infinity or numbers beyond 1e18 would otherwise spoil every statistic that
+    an attack is made from, and the server would leave out what it sends.
+    """
+    dtype = wide(updates.dtype)
+    squares = jnp.sum(jnp.square(updates.astype(dtype)), axis=1)
+    return squares < jnp.finfo(dtype).max / (4 * updates.shape[0])
+
+
 @schema.pytree
 class Attack:
     """Data stages and update stages; an empty pipeline is no attack."""
@@ -294,11 +306,15 @@ class Attack:
         return x, y
 
     def apply(self, key, updates, state, view: AttackerView) -> tuple[Any, Any, Metrics]:
-        """[K, D] -> [K, D]: every stage sees visible rows only and writes malicious rows only."""
+        """[K, D] -> [K, D]: every stage sees visible rows only and writes malicious rows only.
+
+        Rows without a use are not visible (`_usable`): the server leaves most of them out as well.
+        """
         new_state, metrics = [], {}
         for i, stage in enumerate(self.update_stages):
-            seen = jnp.where(view.visible[:, None], updates, 0.0)
-            crafted, new, extra = stage.apply(jax.random.fold_in(key, i), seen, state[i], view)
+            known = view._replace(visible=view.visible & _usable(updates))
+            seen = jnp.where(known.visible[:, None], updates, 0.0)
+            crafted, new, extra = stage.apply(jax.random.fold_in(key, i), seen, state[i], known)
             updates = jnp.where(view.malicious[:, None], crafted, updates)
             new_state.append(new)
             metrics |= {f"{stage.registered_name}/{name}": v for name, v in extra.items()}

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt8
 
 from fedjax_sec import schema
 from fedjax_sec.ops.client_axis import Layout, map_clients
-from fedjax_sec.ops.moments import differs_in_rows, row_norms
+from fedjax_sec.ops.moments import differs_in_rows, finite_rows, row_norms
 from fedjax_sec.types import (
     AttackerView,
     LocalData,
@@ -382,7 +382,10 @@ def run_round(
 
     def sample(sample_key, num):
         who_key, which_key = jax.random.split(sample_key)
-        share = jnp.where(visible, counts, 0).astype(jnp.float32)
+        # A client whose update is not finite may hold NaN; without any other, its own data remain.
+        usable = visible & finite_rows(updates)
+        usable = jnp.where(jnp.any(usable), usable, visible)
+        share = jnp.where(usable, counts, 0).astype(jnp.float32)
         who = jax.random.categorical(who_key, jnp.log(share), shape=(num,))
         which = jax.random.randint(which_key, (num,), 0, jnp.maximum(counts[who], 1))
         example = population.index[ids[who], which]

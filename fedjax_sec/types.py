@@ -86,8 +86,11 @@ class AttackerView(NamedTuple):
     """What the adversary sees: the threat model itself.
 
     Rows of the stack outside `visible` are zero when an attack receives it, and its output is
-    merged into the rows `malicious` only. `sample(key, num) -> (x, y)` draws training examples of
-    the visible clients; it and `task` are None outside an experiment.
+    merged into the rows `malicious` only. A row that holds NaN, infinity or numbers beyond 1e18 is
+    never visible, so the adversary is protected as the server is; a malicious client with such a
+    row still sends what the attack crafts. `adversary` are all of the adversary's clients, where
+    `malicious` are only those that send this attack (None: the same). `sample(key, num) -> (x, y)`
+    draws training examples of the visible clients; it and `task` are None outside an experiment.
 
     `defend(updates [K, D], guess=None) -> [D]` is the server's rule, which the adversary knows. An
     adversary that sees all knows its state, the clients' weights and `server_update() -> [D]`, what
@@ -105,6 +108,17 @@ class AttackerView(NamedTuple):
     defend: Callable | None = None
     server_update: Callable | None = None
     ranks: Int[Array, "K"] | None = None  # 0 to m - 1 among all malicious clients; None: by row
+    adversary: Bool[Array, "K"] | None = None
+
+    @property
+    def own(self) -> Bool[Array, "K"]:
+        """The updates of the adversary's clients that it can use."""
+        return self.visible & (self.malicious if self.adversary is None else self.adversary)
+
+    @property
+    def honest(self) -> Bool[Array, "K"]:
+        """The updates of all other clients that it can use: none with `corrupted` knowledge."""
+        return self.visible & ~(self.malicious if self.adversary is None else self.adversary)
 
 
 class LocalData(NamedTuple):

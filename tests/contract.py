@@ -438,6 +438,49 @@ def check_attack_sees_visible_rows_only(part):
     same_bits(run(hidden)[MALICIOUS], run(updates)[MALICIOUS])
 
 
+def check_attack_ignores_unseen_rows(part):
+    """No row outside `view.visible` counts, whatever it holds: neither honest nor the adversary's.
+
+    A malicious client without a visible row still sends something.
+    """
+    part, updates = few_steps(part), attack_updates()
+    first = np.flatnonzero(MALICIOUS)[0]
+    others = MALICIOUS & (np.arange(CLIENTS) != first)
+
+    @jax.jit
+    def run(updates, visible):
+        state = part.init(*updates.shape)
+        return part.apply(jax.random.key(0), updates, state, attacker_view(visible))[0]
+
+    everyone = np.ones(CLIENTS, bool)
+    for row, visible in ((first, everyone), (first, MALICIOUS), (0, everyone)):
+        visible = visible & (np.arange(CLIENTS) != row)
+        sent, other = (run(updates.at[row].set(value), visible) for value in (0.0, 1000.0))
+        same_bits(other[others], sent[others])
+        assert np.isfinite(sent[MALICIOUS]).all(), "an unseen row leaves nothing to send"
+
+
+def check_attack_survives_bad_rows(part):
+    """NaN, infinity or a huge number at one client have the effect of not seeing it, nothing more.
+
+    Every malicious client sends finite rows, whoever has such an update, and all of its own too.
+    """
+    part, updates = few_steps(part), attack_updates()
+    run = jax.jit(lambda u, visible: assail(part, u, visible=visible)[0])
+    everyone, first = np.ones(CLIENTS, bool), np.flatnonzero(MALICIOUS)[0]
+    for row, bad in ((0, np.nan), (3, np.inf), (CLIENTS - 1, -1e30), (first, np.nan)):
+        assert MALICIOUS[row] == (row == first)
+        sent = run(updates.at[row, row % DIM].set(bad), everyone)[MALICIOUS]
+        assert np.isfinite(sent).all(), f"{bad} of client {row} reaches what the attack sends"
+        unseen = everyone & (np.arange(CLIENTS) != row)
+        if row != first:  # its own update is what many attacks start from
+            same_bits(sent, run(updates, unseen)[MALICIOUS])
+        honest = updates[MALICIOUS & unseen]
+        assert not np.array_equal(sent[-len(honest) :], honest), f"{bad} switches the attack off"
+    lost = jnp.where(jnp.asarray(MALICIOUS)[:, None], jnp.nan, updates)
+    assert np.isfinite(run(lost, MALICIOUS)[MALICIOUS]).all(), "no own update, nothing to send"
+
+
 def check_attack_over_seeds(part):
     stacks = jnp.stack([attack_updates(seed) for seed in range(2)])
     run = jax.jit(lambda u, s: assail(part, u, s)[0])
@@ -455,9 +498,17 @@ def few_steps(part):
     return dataclasses.replace(part, **dict.fromkeys(found, 1))
 
 
+def wrappings(registry, part):
+    """The attack inside every attack on updates that holds other attacks on updates."""
+    for outer, pairs in itertools.groupby(wrappers(registry), key=lambda pair: pair[0]):
+        yield dataclasses.replace(outer, **{field: few_steps(part) for _, field in pairs})
+
+
 ATTACK_CHECKS = (
     check_attack_shapes,
     check_attack_sees_visible_rows_only,
+    check_attack_ignores_unseen_rows,
+    check_attack_survives_bad_rows,
     check_attack_over_seeds,
     check_attack_fields,
 )

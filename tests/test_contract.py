@@ -111,6 +111,19 @@ def test_wrapped_attack(outer, field, name):
     contract.check_wrapped(outer, field, registry.attacks.build(name))
 
 
+WRAPPED = [
+    pytest.param(outer, id=f"{outer.registered_name}-{name}")
+    for name in registry.attacks.names()
+    if registry.attacks.get(name).stage == "update"
+    for outer in contract.wrappings(registry.attacks, registry.attacks.build(name))
+]
+
+
+@pytest.mark.parametrize("outer", WRAPPED)
+def test_update_attack_inside_another(outer):
+    contract.check_attack_survives_bad_rows(outer)
+
+
 @pytest.mark.parametrize(("check", "part"), cases(DATA_ATTACKS, contract.DATA_ATTACK_CHECKS))
 def test_data_attack(check, part):
     check(part)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from fedjax_sec import registry, schema
+from fedjax_sec import pipeline, registry, schema
 from fedjax_sec.schema import numeric
 
 
@@ -184,6 +184,27 @@ class BakesScale(UpdateStage):
 
 
 @component
+class CountsUnseenRows(UpdateStage):
+    def apply(self, key, updates, state, view):
+        own = jnp.where(view.malicious[:, None], updates, 0.0)
+        return jnp.broadcast_to(-own.sum(0) / view.malicious.sum(), updates.shape), state, {}
+
+
+@component
+class DividesByNorms(UpdateStage):
+    def apply(self, key, updates, state, view):
+        units = updates / jnp.linalg.norm(updates, axis=1, keepdims=True)
+        return jnp.broadcast_to(-units.mean(0), updates.shape), state, {}
+
+
+@component
+class StopsWithoutOwnRow(UpdateStage):
+    def apply(self, key, updates, state, view):
+        complete = jnp.all(view.visible | ~view.malicious)
+        return jnp.where(complete, -updates, updates), state, {}
+
+
+@component
 class MixesReplicas(UpdateStage):
     calls: ClassVar[list] = []  # what a component must never have: memory outside its state
 
@@ -200,12 +221,37 @@ class MixesReplicas(UpdateStage):
         (SendsNaN, contract.check_attack_shapes),
         (GrowsState, contract.check_attack_shapes),
         (BakesScale, contract.check_attack_fields),
+        (CountsUnseenRows, contract.check_attack_ignores_unseen_rows),
+        (DividesByNorms, contract.check_attack_survives_bad_rows),
+        (StopsWithoutOwnRow, contract.check_attack_survives_bad_rows),
         (MixesReplicas, contract.check_attack_over_seeds),
     ],
 )
 def test_broken_attack(cls, check):
     with pytest.raises(AssertionError):
         check(cls())
+
+
+@component
+class SoundAttack(UpdateStage):
+    scale: float = numeric(1.0, "Factor of the reversed mean.", low=0)
+
+    def apply(self, key, updates, state, view):
+        seen = jnp.where(view.visible[:, None], updates, 0.0)
+        mean = seen.sum(0) / jnp.maximum(view.visible.sum(), 1)
+        return jnp.broadcast_to(-self.scale * mean, updates.shape), state, {}
+
+
+@pytest.mark.parametrize("check", contract.ATTACK_CHECKS)
+def test_sound_attack(check):
+    assert check(SoundAttack()) is None
+
+
+def test_an_adversary_that_sees_bad_rows_is_noticed(monkeypatch):
+    """As it was before `Attack.apply` hid them: the same sound attack then fails."""
+    monkeypatch.setattr(pipeline, "_usable", lambda updates: jnp.ones(len(updates), bool))
+    with pytest.raises(AssertionError, match="nan of client 0 reaches what the attack sends"):
+        contract.check_attack_survives_bad_rows(SoundAttack())
 
 
 @component

@@ -65,7 +65,8 @@ class Hybrid:
         solo_key, main_key = jax.random.split(key)
         main_view = view._replace(ranks=ranks - self.num_solo)
         crafted, main_state, metrics = self.main.apply(main_key, updates, state["main"], main_view)
-        solo_view = view._replace(malicious=alone, ranks=ranks)
+        everyone = view.malicious if view.adversary is None else view.adversary
+        solo_view = view._replace(malicious=alone, adversary=everyone, ranks=ranks)
         single, solo_state, _ = self.solo.apply(solo_key, updates, state["solo"], solo_view)
         crafted = jnp.where(alone[:, None], single, crafted)
         return crafted, {"main": main_state, "solo": solo_state}, metrics
