@@ -1,9 +1,7 @@
 """Defences and attacks on a stack of updates, without an experiment around them."""
 
-import dataclasses
 import functools
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -11,11 +9,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_sec import schema
+from fedjax_sec.advice import one_line, shown, suggestion
 from fedjax_sec.ops.moments import finite_rows
-from fedjax_sec.pipeline import Attack, Defense, Setting, check_components, fill_num_byzantine
+from fedjax_sec.pipeline import (
+    Attack,
+    Defense,
+    Setting,
+    check_components,
+    fill_num_byzantine,
+    usable_rows,
+)
 from fedjax_sec.round import known_defense
 from fedjax_sec.schema import ConfigError
-from fedjax_sec.stacks import Stack, as_key, as_mask, as_stack, as_vector, as_weights, describe
+from fedjax_sec.stacks import Stack, as_key, as_mask, as_stack, as_vector, as_weights
 from fedjax_sec.types import AttackerView, ServerData, ServerView
 
 
@@ -65,10 +71,11 @@ def aggregate(
     stack = as_stack(updates)
     pipeline = _defense(_with_fields(defense, fields, "defense"), Setting(stack.rows.shape[0]))
     weights = as_weights(weights, stack)
-    needing = _asking(pipeline.stages, "needs_root")
+    needing = schema.needing(pipeline.stages, "needs_root")
     own, loss, params = _server(stack, needing, "the defence", server_update, server_loss, params)
     key = as_key(key)
-    finite = _finite_rows(stack.rows, np.ones(stack.rows.shape[0], bool), "are left out")
+    everyone = np.ones(stack.rows.shape[0], bool)
+    finite = _left(finite_rows(stack.rows), everyone, "NaN or infinity", "are left out")
     if not np.asarray(weights)[finite].any():
         raise ConfigError(
             "weights: every row with a weight above 0 holds NaN or infinity, so no client would "
@@ -122,8 +129,8 @@ def attack(
       **fields: fields of the attack when it is given by its name alone.
 
     Returns: what all clients send, [K, D] or a list of K pytrees; honest clients' updates are as
-    they were. A row with NaN or infinity shows the adversary nothing, with a Python warning. So
-    does an attack that changes no row.
+    they were. A row with NaN, infinity or numbers beyond 1e18 shows the adversary nothing, with a
+    Python warning; an attack that changes no row warns too.
 
     Raises: `ConfigError` (a `ValueError`) for wrong shapes and values, unknown names or fields, no
     malicious client, no finite row that the adversary sees, and attacks that need a model and data
@@ -139,8 +146,8 @@ def attack(
     known = ("corrupted", "omniscient")
     if not isinstance(knowledge, str) or knowledge not in known:
         raise ConfigError(
-            f"knowledge must be one of {known}, got {describe(knowledge)}."
-            f"{schema.suggestion(knowledge, known) if isinstance(knowledge, str) else ''}"
+            f"knowledge must be one of {known}, got {shown(knowledge)}."
+            f"{suggestion(knowledge, known) if isinstance(knowledge, str) else ''}"
         )
     pipeline = Attack.build(_with_fields(attack, fields, "attack"))
     if not pipeline.stages:
@@ -148,22 +155,23 @@ def attack(
     _refuse_schedules(pipeline.stages, "attack")
     setting = Setting(clients, int(mask.sum()), knowledge=knowledge)
     check_components(pipeline.stages, "attack", setting)
-    for stage in pipeline.stages:
-        if stage.stage != "update" or _asking((stage,), "needs_task"):
-            raise ConfigError(
-                f"attack: {stage.registered_name!r} needs a model and data; run it in an "
-                f"experiment (fedjax_sec.run)."
-            )
+    needing = [stage.registered_name for stage in pipeline.stages if stage.stage != "update"]
+    if needing := needing + schema.needing(pipeline.stages, "needs_task"):
+        raise ConfigError(
+            f"attack: {needing[0]!r} needs a model and data; run it in an experiment "
+            f"(fedjax_sec.run)."
+        )
     rule = _known_rule(pipeline, defense, setting)
     own, loss, params = _what_it_knows(
         stack, pipeline, rule, knowledge, server_update, server_loss, params
     )
     key = as_key(key)
     visible = np.ones(clients, bool) if knowledge == "omniscient" else np.asarray(mask)
-    finite = _finite_rows(stack.rows, visible, "show the adversary nothing")
+    usable, cause = usable_rows(stack.rows), "NaN, infinity or numbers beyond 1e18"
+    visible = _left(usable, visible, cause, "show the adversary nothing")
     run = functools.partial(_attack if loss is None else _anew(_attack, loss=loss), pipeline, rule)
     everything = knowledge == "omniscient"
-    sent = run(stack.rows, mask, jnp.asarray(finite), key, params, own, everything=everything)
+    sent = run(stack.rows, mask, jnp.asarray(visible), key, params, own, everything=everything)
     bad = np.flatnonzero(mask)
     _check_finite(sent[bad], pipeline, "what the malicious clients would send")
     if not _is_traced(sent) and np.array_equal(sent[bad], stack.rows[bad]):
@@ -226,7 +234,7 @@ def _defense(spec, setting) -> Defense:
 def _known_rule(pipeline, defense, setting):
     """The defence that the attack may use; refused where none does."""
     stages = pipeline.stages
-    reads = _asking(stages, "needs_defense")
+    reads = schema.needing(stages, "needs_defense")
     if defense is None:
         if reads:
             raise ConfigError(
@@ -247,26 +255,6 @@ def _refuse_schedules(stages, kind):
                 f"{kind}: a field of {stage.registered_name!r} follows a schedule, but here are no "
                 f"rounds; give a number, or run it in an experiment (fedjax_sec.run)."
             )
-
-
-def _parts(component) -> Iterator[Any]:
-    """The component and all that its fields hold."""
-    yield component
-    for field in dataclasses.fields(component):
-        value = getattr(component, field.name)
-        for part in value if isinstance(value, (list, tuple)) else (value,):
-            if hasattr(part, "registered_name"):
-                yield from _parts(part)
-
-
-def _asking(stages, need: str) -> list[str]:
-    """Names of the components, nested ones too, that declare the need, such as `needs_root`."""
-    return [
-        part.registered_name
-        for stage in stages
-        for part in _parts(stage)
-        if getattr(part, need, False)
-    ]
 
 
 # --- What the server knows ----------------------------------------------------------------------
@@ -293,7 +281,7 @@ def _scalar_loss(loss, stack: Stack, params):
     if not callable(loss):
         raise ConfigError(
             f"server_loss must be a function of parameters, {stack.one}, that returns a number, "
-            f"got {describe(loss)}."
+            f"got {shown(loss)}."
         )
 
     def of_vector(vector):
@@ -302,10 +290,9 @@ def _scalar_loss(loss, stack: Stack, params):
     try:
         shape = jax.eval_shape(of_vector, params)
     except Exception as error:  # the caller's own function
-        reason = " ".join(str(error).split())[:200]
         raise ConfigError(
             f"server_loss fails on parameters that are {stack.one} ({type(error).__name__}: "
-            f"{reason})."
+            f"{one_line(error, 200)})."
         ) from error
     if shape.shape != () or not jnp.issubdtype(shape.dtype, jnp.floating):
         raise ConfigError(
@@ -317,7 +304,7 @@ def _scalar_loss(loss, stack: Stack, params):
 def _what_it_knows(stack, pipeline, rule, knowledge, update, loss, params):
     """As `_server`, of an adversary: only an omniscient one knows what the server learns."""
     attacks, rules = (
-        _asking(part.stages if part else (), "needs_root") for part in (pipeline, rule)
+        schema.needing(part.stages if part else (), "needs_root") for part in (pipeline, rule)
     )
     if knowledge != "omniscient":
         for name, given in (("server_update", update), ("server_loss", loss)):
@@ -339,7 +326,7 @@ def _server_data(stages, own, loss) -> tuple[ServerData | None, set]:
     read = set()
     if own is None and loss is None:
         return None, read
-    names = _asking(stages, "needs_root")
+    names = schema.needing(stages, "needs_root")
 
     def update():
         read.add("server_update")
@@ -363,7 +350,7 @@ def _server_data(stages, own, loss) -> tuple[ServerData | None, set]:
 
 
 def _refuse_unread(read, stages, own, loss) -> None:
-    names = _asking(stages, "needs_root")
+    names = schema.needing(stages, "needs_root")
     for name, given in (("server_update", own), ("server_loss", loss)):
         if given is not None and name not in read:
             raise ConfigError(f"{name} would be ignored: none of {names} reads it.")
@@ -384,24 +371,24 @@ def _server_view(updates, weights, params, root):
 # --- Values -------------------------------------------------------------------------------------
 
 
-def _finite_rows(rows, asked, consequence) -> np.ndarray:
-    """Which of the rows `asked` for are finite [K]; a warning where some are not, else an error."""
-    finite = np.asarray(finite_rows(rows))
-    bad = np.flatnonzero(asked & ~finite)
+def _left(usable, asked, cause, consequence) -> np.ndarray:
+    """Which of the rows `asked` for are usable [K]; a warning where some are not, else an error."""
+    usable = np.asarray(usable)
+    bad = np.flatnonzero(asked & ~usable)
     if len(bad) == asked.sum():
         whose = "every row" if asked.all() else "every row that the adversary sees"
         raise ConfigError(
-            f"updates: {whose} holds NaN or infinity ({len(bad)} of {len(bad)}), so nothing is "
-            f"left to work with."
+            f"updates: {whose} holds {cause} ({len(bad)} of {len(bad)}), so nothing is left to "
+            f"work with."
         )
     if len(bad):
         some = ", ".join(map(str, bad[:5])) + (", ..." if len(bad) > 5 else "")
         warnings.warn(
-            f"updates: {len(bad)} of {int(asked.sum())} rows hold NaN or infinity and "
-            f"{consequence}: {some}",
+            f"updates: {len(bad)} of {int(asked.sum())} rows hold {cause} and {consequence}: "
+            f"{some}",
             stacklevel=3,
         )
-    return asked & finite
+    return asked & usable
 
 
 def _is_traced(array) -> bool:

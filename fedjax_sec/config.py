@@ -64,6 +64,12 @@ class Server:
     clients_per_round: int | None = static(
         None, "K, drawn without replacement every round (null: all N).", low=1, high=COUNT
     )
+    dropout: float = static(
+        0.0,
+        "Probability that a client of the round sends nothing and learns nothing.",
+        low=0,
+        below=1,
+    )
     optimizer: Any = component(
         "optimizer",
         {"name": "sgd", "learning_rate": 1.0},
@@ -98,6 +104,19 @@ class Threat:
         low=0,
         high=COUNT,
     )
+    every: int = static(
+        1,
+        "Attack in every so many-th round from `start` on; in others all are honest.",
+        low=1,
+        high=COUNT,
+    )
+    per_round: int | None = static(
+        None,
+        "Malicious clients among the K of every attacked round (null: as many as chance draws).",
+        low=1,
+        high=COUNT,
+    )
+    redraw: bool = static(False, "Draw the m malicious clients anew in every round.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,6 +209,13 @@ class Experiment:
         return self.server.clients_per_round or self.data.num_clients
 
     @property
+    def malicious_in_each_round(self) -> int | None:
+        """How many malicious clients an attacked round has; None where chance decides."""
+        if self.clients_per_round >= self.data.num_clients:
+            return self.threat.num_malicious
+        return self.threat.per_round
+
+    @property
     def trainer(self):
         """How the server trains on its root data set: as the clients do, with its own batch."""
         root = self.server.root
@@ -210,9 +236,10 @@ class Experiment:
     def structure(self):
         """A hashable key; experiments with equal keys run in one compiled program.
 
-        Everything except the seed, the malicious clients' number and placement, in which round
-        after the first they begin, and the values of numeric fields.
+        Everything except the seed, the malicious clients' number and placement, in which rounds
+        they attack unless in all, how likely clients drop out, and the values of numeric fields.
         """
+        sometimes = self.threat.start > 0 or self.threat.every > 1
         leaves = (self.model, self.client, self.server.optimizer, self.attack, self.defense)
         rest = dataclasses.replace(
             self,
@@ -221,9 +248,14 @@ class Experiment:
             client=None,
             attack=None,
             defense=None,
-            server=dataclasses.replace(self.server, optimizer=None, root=self._root_shape()),
+            server=dataclasses.replace(
+                self.server,
+                optimizer=None,
+                root=self._root_shape(),
+                dropout=0.5 if self.server.dropout else 0.0,
+            ),
             threat=dataclasses.replace(
-                self.threat, num_malicious=0, placement="first", start=min(self.threat.start, 1)
+                self.threat, num_malicious=0, placement="first", start=int(sometimes), every=1
             ),
         )
         data = dataclasses.replace(rest.data, partition=None)
@@ -269,6 +301,12 @@ class Experiment:
                 f"threat.start = {self.threat.start} would leave no round with an attack; it needs "
                 f"threat.num_malicious > 0, got {m}, and must be < rounds = {self.rounds}."
             )
+        if self.threat.every > 1 and m == 0:
+            raise ConfigError(
+                f"threat.every = {self.threat.every} does nothing without malicious clients; set "
+                f"threat.num_malicious to 1..{n}, or threat.every to 1."
+            )
+        self._check_per_round(n, k, m)
         self._check_steps()
         if self.evaluation.influence is not None and self.backdoor is None:
             raise ConfigError(
@@ -305,6 +343,30 @@ class Experiment:
             unattacked = setting._replace(num_malicious=None)
             check_components((backdoor,), "evaluation.backdoor", unattacked)
 
+    def _check_per_round(self, n: int, k: int, m: int) -> None:
+        threat = self.threat
+        if threat.redraw and (m == 0 or threat.placement == "first"):
+            raise ConfigError(
+                f"threat.redraw draws the malicious clients anew in every round; it needs "
+                f"threat.num_malicious > 0, got {m}, and threat.placement 'random', got "
+                f"{threat.placement!r}."
+            )
+        if threat.per_round is None:
+            return
+        if k == n:
+            raise ConfigError(
+                f"threat.per_round = {threat.per_round} needs server.clients_per_round < "
+                f"data.num_clients = {n}; where all clients take part, so do all malicious ones: "
+                f"set threat.num_malicious."
+            )
+        low, high = max(1, k - (n - m)), min(m, k)
+        if not low <= threat.per_round <= high:
+            allowed = f"{low}..{high}" if low <= high else "nothing"
+            raise ConfigError(
+                f"threat.per_round: with {n} clients, {m} malicious, and {k} in a round, {allowed} "
+                f"is possible, got {threat.per_round}."
+            )
+
     def _check_steps(self) -> None:
         for name in ("steps", "epochs"):  # a client's batches are numbered through all rounds
             a_round = getattr(self.client, name, None) or 0
@@ -319,7 +381,7 @@ class Experiment:
         stages = list(self.defense.stages)
         if self.threat.knowledge == "omniscient":  # others do not see what the server learns
             stages += self.attack.stages
-        needing = [s.registered_name for s in stages if getattr(s, "needs_root", False)]
+        needing = schema.needing(stages, "needs_root")
         if self.server.root is None:
             if needing:
                 raise ConfigError(
@@ -344,7 +406,7 @@ def from_mapping(mapping: Mapping, overrides: Mapping | Iterable[str] = ()) -> E
     """An experiment from a plain mapping and overrides, checked and with nothing left open.
 
     `overrides` are `{"client.l2": 1e-4}` or strings `"client.l2=1e-4"`. A Byzantine bound left
-    open becomes `threat.num_malicious` when all clients take part.
+    open becomes `threat.num_malicious` when all clients take part, else `threat.per_round`.
 
     >>> from_mapping({"defense": "krum", "threat": {"num_malicious": 3}}).defense.stages[0]
     Krum(num_byzantine=3, convention='paper')
@@ -359,11 +421,8 @@ def from_mapping(mapping: Mapping, overrides: Mapping | Iterable[str] = ()) -> E
         experiment = schema.build(Experiment, spec, "", _builders())
     except schema.UnknownKey as error:
         raise _with_advice(error, spec) from None
-    if experiment.clients_per_round >= experiment.data.num_clients:
-        stages = tuple(
-            fill_num_byzantine(stage, experiment.threat.num_malicious)
-            for stage in experiment.defense.stages
-        )
+    if (bad := experiment.malicious_in_each_round) is not None:
+        stages = tuple(fill_num_byzantine(stage, bad) for stage in experiment.defense.stages)
         experiment = dataclasses.replace(experiment, defense=Defense(stages))
     if hasattr(experiment.client, "settled"):
         experiment = dataclasses.replace(experiment, client=experiment.client.settled())

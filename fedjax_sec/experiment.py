@@ -31,6 +31,15 @@ from fedjax_sec.schema import ConfigError
 from fedjax_sec.trained import CHECKPOINTS, load_surrogates
 from fedjax_sec.tuning import Tuning
 
+#: Keys of the summary -> metrics that count something in every round.
+COUNTED = {
+    "excluded_updates": "excluded",
+    "excluded_honest_updates": "excluded_honest",
+    "absent_clients": "absent",
+    "zero_aggregate_rounds": "zero_aggregates",
+    "attack_rounds": "attack_rounds",
+}
+
 #: The file that says how an interrupted run computed local training.
 EXECUTION = "execution.json"
 
@@ -222,28 +231,60 @@ def _summarize(experiment, program, metrics, unused, timing) -> dict:
         "parameters": num_parameters(program.problem),
         "final": final,
         "best": scalars(best),
-        "excluded_updates": int(np.nansum(metrics["excluded"])),
+        **{key: _total(metrics, name) for key, name in COUNTED.items() if name in metrics},
         **timing,
         **results.environment(),
     }
-    warnings = _warnings(experiment, program.source, metrics, final)
+    warnings = _warnings(experiment, program.source, metrics)
     return summary | ({"warnings": warnings} if warnings else {})
 
 
-def _warnings(experiment, source, metrics, final) -> list[str]:
-    """What a reader must know before trusting the numbers."""
-    found, counts = [], source.describe()
+def _total(metrics, name: str) -> int:
+    """What is counted in every round, over all rounds."""
+    return int(np.nansum(metrics[name]))
+
+
+def _first(metrics, name: str) -> str:
+    """The rounds, numbered from 1, between the evaluations where a count is first above zero."""
+    at = int(np.argmax(np.nan_to_num(metrics[name]) > 0))
+    begin, end = int(metrics["round"][at - 1]) + 1, int(metrics["round"][at])
+    return f"round {end}" if begin == end else f"rounds {begin} to {end}"
+
+
+def _warnings(experiment, source, metrics) -> list[str]:
+    """What a reader must know before trusting the numbers; counts are over all rounds."""
+    warnings, counts, rounds = [], source.describe(), experiment.rounds
     if counts["subset"]:
-        found.append(f"data: {counts['label']}, not the whole data set")
-    if not np.isfinite(final["loss"]):
-        found.append("the global model's loss is not finite at the end")
-    shift = metrics.get("attack_shift")
-    if shift is not None and not np.nanmax(shift, initial=0.0) > 0:
-        found.append("the attack changed no update in any round")
+        warnings.append(f"data: {counts['label']}, not the whole data set")
+    if len(bad := np.flatnonzero(~np.isfinite(metrics["loss"]))):
+        first, number = int(metrics["round"][bad[0]]), len(metrics["loss"])
+        warnings.append(
+            f"the global model's loss is not finite at {len(bad)} of {number} evaluations, first "
+            f"after round {first}"
+        )
+    if lost := _total(metrics, "excluded"):
+        honest = _total(metrics, "excluded_honest")
+        warnings.append(
+            f"{lost} updates were left out since they held NaN or infinity, {honest} of them "
+            f"honest clients', first in {_first(metrics, 'excluded')}"
+        )
+    if still := _total(metrics, "zero_aggregates"):
+        warnings.append(
+            f"the aggregate was zero in {still} of {rounds} rounds, first in "
+            f"{_first(metrics, 'zero_aggregates')}"
+        )
+    if "attack_rounds" in metrics and not _total(metrics, "attack_rounds"):
+        warnings.append(f"the attack changed no update in any of the {rounds} rounds")
+    backdoors = experiment.attack.backdoors
+    if experiment.evaluation.backdoor is None and len(backdoors) > 1:
+        warnings.append(
+            f"success is measured for the first of {len(backdoors)} backdoors, "
+            f"{backdoors[0].registered_name!r}; evaluation.backdoor names another"
+        )
     seen, pixels = trigger_pixels(experiment, source) or (0, 0)
     if seen < pixels:
-        found.append(f"the network sees {seen} of the {pixels} pixels of the attack's trigger")
-    return found
+        warnings.append(f"the network sees {seen} of the {pixels} pixels of the attack's trigger")
+    return warnings
 
 
 def run(

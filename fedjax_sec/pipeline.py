@@ -5,7 +5,7 @@ exactly one aggregator, and stages after it. Both are pytrees, so their numeric 
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from fedjax_sec import registry, schema
 from fedjax_sec.ops.moments import finite_rows
+from fedjax_sec.ops.precision import wide
 from fedjax_sec.schema import ConfigError
 from fedjax_sec.types import AttackerView, Metrics, ServerView
 
@@ -23,7 +24,8 @@ class Setting(NamedTuple):
     `num_clients` K in a round; `num_malicious` m among the registered clients (None: unknown);
     `sampled`: only some registered clients take part in a round; `capacity` M, `example_shape` of
     one input, `num_classes`, the names of the model's `layers`, D `num_parameters` and the number
-    of training `examples` (None: unknown); `knowledge`, which updates the adversary sees, as
+    of training `examples` (None: unknown). `merged`: an earlier stage makes one row of several
+    clients, so rows have no history. `knowledge`: which updates the adversary sees, as
     `threat.knowledge` (None: unknown).
     """
 
@@ -36,6 +38,7 @@ class Setting(NamedTuple):
     layers: tuple[str, ...] | None = None
     num_parameters: int | None = None
     examples: int | None = None
+    merged: bool = False
     knowledge: str | None = None
 
 
@@ -57,14 +60,18 @@ def _paths(items: Sequence, path: str) -> list[str]:
 
 
 def check_components(components, path: str, setting: Setting) -> None:
-    """Runs every component's own `check`; raises what the first failing one raises.
+    """Runs every component's `check`, nested ones too; raises what the first failing one raises.
 
-    A component whose fields follow schedules is checked with each of their values.
+    A component whose fields follow schedules is checked with each of their values. A stage with
+    `after(setting) -> Setting` says what the next one meets, such as fewer rows.
     """
-    for part, at in zip(components, _paths(components, path), strict=True):
-        if hasattr(part, "check"):
-            for one in schema.every_value(part):
-                one.check(at, setting)
+    for part, place in zip(components, _paths(components, path), strict=True):
+        for at, nested in schema.walk(part, place):
+            if hasattr(nested, "check"):
+                for one in schema.every_value(nested):
+                    one.check(at, setting)
+        if hasattr(part, "after"):
+            setting = part.after(setting)
 
 
 def fill_num_byzantine(part, num_malicious: int | None):
@@ -85,7 +92,9 @@ class Defense:
     """Stages before aggregation, one aggregator, stages after it.
 
     Rows that hold a NaN or an infinity are marked invalid before any stage runs and never reach
-    the aggregate; `excluded` counts them. When no row is left the aggregate is zero.
+    the aggregate; `excluded` [K] marks them, of those that the view calls valid. When no row is
+    left the aggregate is zero; `moved` says whether the aggregator's result is not. A stage that
+    merges rows gives each row its `members`; `kept` [K] is of clients all the same.
     `flipped` [D], where a stage follows the aggregator, says which coordinates these stages
     negated: it is seen in their results, so it holds for any stage, whatever its name.
     """
@@ -122,16 +131,23 @@ class Defense:
 
     def apply(self, key, updates, state, view: ServerView) -> tuple[Any, Any, Metrics]:
         """[K, D] -> ([D], state, metrics)."""
-        finite = finite_rows(updates)
+        finite, clients = finite_rows(updates), updates.shape[0]
+        metrics: Metrics = {"excluded": view.valid & ~finite}
         view = view._replace(valid=view.valid & finite)
-        metrics: Metrics = {"excluded": (~finite).sum()}
+        if view.members is None:
+            view = view._replace(members=jnp.eye(clients, dtype=updates.dtype))
         new_state, aggregate, flipped = [], None, None
         for i, stage in enumerate(self.stages):
             stage_key = jax.random.fold_in(key, i)
             if stage.stage == "before":
+                before = updates.shape[0]
                 updates, view, new, extra = stage.apply(stage_key, updates, state[i], view)
+                _check_rows(stage, before, updates.shape[0], clients, view)
             elif stage.stage == "aggregate":
                 aggregate, new, extra = stage.apply(stage_key, updates, state[i], view)
+                metrics["moved"] = jnp.any(aggregate != 0)
+                if updates.shape[0] != clients and extra.get("kept") is not None:
+                    extra = extra | {"kept": _of_clients(extra["kept"], view.members)}
             else:
                 before = aggregate
                 aggregate, new, extra = stage.apply(stage_key, before, updates, state[i], view)
@@ -145,12 +161,59 @@ class Defense:
         return aggregate, tuple(new_state), metrics
 
 
+def _check_rows(stage, before: int, rows: int, clients: int, view: ServerView) -> None:
+    """Raises where a stage changes the number of rows but not all that belongs to them."""
+    if rows != before and not hasattr(stage, "after"):
+        raise ConfigError(
+            f"defense: {stage.registered_name!r} makes {rows} rows of {before}, so the bounds of "
+            f"later stages are unknown; give it after(setting), which returns the setting with "
+            f"num_clients rows and merged=True."
+        )
+    wanted = {"valid": (rows,), "weights": (rows,), "members": (rows, clients)}
+    for name, shape in wanted.items():
+        if jnp.shape(getattr(view, name)) != shape:
+            raise ConfigError(
+                f"defense: {stage.registered_name!r} returns {rows} rows of {clients} clients, so "
+                f"view.{name} must be {list(shape)}, got {list(jnp.shape(getattr(view, name)))}."
+            )
+
+
+def _of_clients(kept, members):
+    """[K]: each client's share, the mean over the rows [rows, K] that it is a member of."""
+    return kept @ members / jnp.maximum(members.sum(axis=0), 1e-12)
+
+
 def _turned(before, after):
     """[D]: coordinates that became minus themselves, up to rounding; zeros did not.
 
     What noise or clipping does to a coordinate is no such thing, even where its sign changes.
     """
     return (before != 0) & (jnp.abs(after + before) <= 1e-6 * jnp.abs(before))
+
+
+def _poisonings_in(stage, malicious) -> Iterator[tuple[Any, bool, Any]]:
+    """What an attack on updates, or one nested in it, does to the data of the clients [N]."""
+    if getattr(stage, "poisons", False):
+        yield stage.backdoor, stage.copies, malicious
+    shares = {}
+    if malicious is not None and hasattr(stage, "shares"):
+        ranks = jnp.cumsum(malicious) - 1
+        shares = {name: malicious & mask for name, mask in stage.shares(ranks).items()}
+    for field in dataclasses.fields(stage):
+        part = getattr(stage, field.name)
+        if field.metadata.get("kind") == "attack" and part.stage == "update":
+            yield from _poisonings_in(part, shares.get(field.name, malicious))
+
+
+def usable_rows(updates):
+    """[K]: rows whose squares are finite, with room for a sum over all rows.
+
+    One client with NaN, infinity or numbers beyond 1e18 would otherwise spoil every statistic that
+    an attack is made from, and the server would leave out what it sends.
+    """
+    dtype = wide(updates.dtype)
+    squares = jnp.sum(jnp.square(updates.astype(dtype)), axis=1)
+    return squares < jnp.finfo(dtype).max / (4 * updates.shape[0])
 
 
 @schema.pytree
@@ -169,42 +232,50 @@ class Attack:
                 for item, at in zip(items, _paths(items, path), strict=True)
             )
         )
-        if sum(copies for _, copies in attack._poisoning) > 1:
+        if sum(copies for _, copies, _ in attack._poisonings()) > 1:
             raise ConfigError(f"{path}: only one attack of a pipeline can add poisoned copies.")
         return attack
 
     def dump_spec(self):
         return _dump(self.stages)
 
-    @property
-    def _poisoning(self) -> list[tuple[Any, bool]]:
-        """Each attack on the clients' data, and whether it poisons copies that it adds."""
-        found = [(stage, False) for stage in self.stages if stage.stage == "data"]
-        others = [stage for stage in self.stages if getattr(stage, "poisons", False)]
-        return found + [(stage.backdoor, stage.copies) for stage in others]
+    def _poisonings(self, malicious=None) -> list[tuple[Any, bool, Any]]:
+        """Each attack on data, whether it poisons copies that it adds, and by whom: [N] booleans.
+
+        Those inside update stages come last.
+        """
+        direct = [(stage, False, malicious) for stage in self.stages if stage.stage == "data"]
+        inner = [one for stage in self.update_stages for one in _poisonings_in(stage, malicious)]
+        return direct + inner
+
+    def poisoned_by(self, malicious):
+        """[P, N]: which clients carry out each attack on data, of the malicious ones [N]."""
+        return jnp.stack([who for _, _, who in self._poisonings(malicious)])
 
     @property
     def data_stages(self) -> tuple:
         """The attacks on the clients' data, those inside update stages last."""
-        return tuple(stage for stage, _ in self._poisoning)
+        return tuple(stage for stage, _, _ in self._poisonings())
 
     @property
     def adds_copies(self) -> bool:
         """Whether malicious clients train on more examples than they hold."""
-        return any(copies for _, copies in self._poisoning)
+        return any(copies for _, copies, _ in self._poisonings())
 
     @property
     def update_stages(self) -> tuple:
         return tuple(stage for stage in self.stages if stage.stage == "update")
 
     @property
+    def backdoors(self) -> tuple:
+        """All attacks on data, wherever they are nested; evaluation measures the first."""
+        everything = (one for stage in self.stages for _, one in schema.walk(stage))
+        return tuple(one for one in everything if getattr(one, "stage", None) == "data")
+
+    @property
     def backdoor(self):
         """The component whose success evaluation measures, or None."""
-        for stage in self.stages:
-            found = stage if stage.stage == "data" else getattr(stage, "backdoor", None)
-            if found is not None:
-                return found
-        return None
+        return next(iter(self.backdoors), None)
 
     def init(self, num_clients: int, dim: int):
         return tuple(stage.init(num_clients, dim) for stage in self.update_stages)
@@ -216,30 +287,36 @@ class Attack:
             for i, stage in enumerate(self.data_stages)
         )
 
-    def copied(self, chosen):
-        """Which examples [M] are copied to be poisoned, of what `choose` chose."""
-        masks = [mask for mask, (_, copies) in zip(chosen, self._poisoning, strict=True) if copies]
+    def copied(self, chosen, who):
+        """Which examples [M] the client copies to be poisoned, of what `choose` chose."""
+        poisonings = zip(chosen, self._poisonings(), who, strict=True)
+        masks = [mask & does for mask, (_, copies, _), does in poisonings if copies]
         return masks[0] if masks else jnp.zeros_like(chosen[0])
 
-    def poison(self, key, x, y, position, chosen, rank, task, is_copy):
-        """Poisons one malicious client's batch with every data stage, one after the other.
+    def poison(self, key, x, y, position, chosen, who, ranks, task, is_copy):
+        """Poisons one client's batch with every data stage, one after the other.
 
+        `who [P]` says which of them this client carries out, `ranks [P]` count those who do.
         `is_copy` says which entries are copies, made to be poisoned by the stage that adds them.
         """
-        for i, (stage, copies) in enumerate(self._poisoning):
-            own = jax.random.fold_in(key, i)
-            poisoned_x, poisoned_y = stage.poison(own, x, y, position, rank, task)
-            mine = is_copy if copies else chosen[i][position]
+        for i, (stage, copies, _) in enumerate(self._poisonings()):
+            stage_key = jax.random.fold_in(key, i)
+            poisoned_x, poisoned_y = stage.poison(stage_key, x, y, position, ranks[i], task)
+            mine = (is_copy if copies else chosen[i][position]) & who[i]
             x = jnp.where(mine.reshape(-1, *[1] * (x.ndim - 1)), poisoned_x, x)
             y = jnp.where(mine, poisoned_y, y)
         return x, y
 
     def apply(self, key, updates, state, view: AttackerView) -> tuple[Any, Any, Metrics]:
-        """[K, D] -> [K, D]: every stage sees visible rows only and writes malicious rows only."""
+        """[K, D] -> [K, D]: every stage sees visible rows only and writes malicious rows only.
+
+        Rows without a use are not visible (`usable_rows`): the server leaves most of them out as well.
+        """
         new_state, metrics = [], {}
         for i, stage in enumerate(self.update_stages):
-            seen = jnp.where(view.visible[:, None], updates, 0.0)
-            crafted, new, extra = stage.apply(jax.random.fold_in(key, i), seen, state[i], view)
+            known = view._replace(visible=view.visible & usable_rows(updates))
+            seen = jnp.where(known.visible[:, None], updates, 0.0)
+            crafted, new, extra = stage.apply(jax.random.fold_in(key, i), seen, state[i], known)
             updates = jnp.where(view.malicious[:, None], crafted, updates)
             new_state.append(new)
             metrics |= {f"{stage.registered_name}/{name}": v for name, v in extra.items()}

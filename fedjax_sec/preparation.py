@@ -83,6 +83,8 @@ def check_bases(experiment: Experiment, source, population: Population) -> None:
             f"success cannot be measured."
         )
     malicious = population.malicious
+    if experiment.threat.redraw:  # it is every client's turn
+        malicious = np.ones_like(malicious)
     index, counts = population.index[malicious], population.counts[malicious]
     held = np.asarray(source.y_train)[index[np.arange(index.shape[1]) < counts[:, None]]]
     for stage in experiment.attack.data_stages:
@@ -169,8 +171,13 @@ def make_population(experiment: Experiment, source) -> tuple[Population, int]:
             local = test.of_test_part(
                 rng, owners, source.users_test, len(source.y_test), data.num_clients
             )
-    start = np.int32(threat.start) if threat.start else None
-    return Population(index, counts, malicious, root, local, start), parts.unused
+    start = every = dropout = None
+    if threat.start > 0 or threat.every > 1:
+        start, every = np.int32(threat.start), np.int32(threat.every)
+    if experiment.server.dropout:
+        dropout = np.float32(experiment.server.dropout)
+    population = Population(index, counts, malicious, root, local, start, every, dropout)
+    return population, parts.unused
 
 
 def _by_user(source, index, counts) -> bool:
@@ -208,6 +215,8 @@ def make_problem(experiment: Experiment, source, choice: Choice, per_round: int)
         clients_per_round=per_round,
         omniscient=experiment.threat.knowledge == "omniscient",
         layout=layout(choice.clients, choice.chunk, per_round, model.convolves),
+        malicious_per_round=experiment.threat.per_round,
+        redraw=experiment.threat.redraw,
     )
 
 
@@ -294,6 +303,8 @@ def make_replicas(experiments: Sequence[Experiment], source) -> tuple[Replica, l
         check_on_data(experiment, source, population)
         populations.append(population)
         unused.append(left)
+    if any(np.any(p.counts == 0) for p in populations):
+        populations = [p._replace(empty=p.counts == 0) for p in populations]
     width = max(p.index.shape[1] for p in populations)
     populations = [
         p._replace(index=np.pad(p.index, ((0, 0), (0, width - p.index.shape[1]))))

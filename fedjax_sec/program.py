@@ -48,6 +48,10 @@ from fedjax_sec.tuning import Tuning, candidates, tune
 #: and images too.
 TUNING_STEPS, TUNING_CLIENTS, TUNING_IMAGES = 2, 8, 4096
 
+#: Metrics that count something in every round: updates left out and clients that sent none, rounds
+#: whose aggregate was zero, rounds in which the attack changed an update.
+COUNTS = frozenset({"excluded", "excluded_honest", "absent", "zero_aggregates", "attack_rounds"})
+
 
 def tuned(experiment: Experiment) -> Tuning:
     """How local training is computed: measured on a few steps of some clients, or remembered.
@@ -202,7 +206,7 @@ class Program:
         """`rounds` more rounds from number `start` for every replica; `state` is donated.
 
         Returns the new state and metrics: of the last of these rounds, but `train_loss` averaged
-        and `excluded` summed over all of them.
+        and `COUNTS` summed over all of them.
         """
         function = self._advancer(state, replicas, rounds)
         args = (state, replicas, self.pool, _round_number(start), self.watched)
@@ -241,7 +245,8 @@ class Program:
                 state, history = jax.lax.scan(step, state, start + jnp.arange(rounds))
                 summary = jax.tree.map(lambda m: m[-1], history)
                 summary["train_loss"] = jnp.nanmean(history["train_loss"])
-                summary["excluded"] = history["excluded"].sum()
+                for name in COUNTS & summary.keys():
+                    summary[name] = history[name].sum()
                 return state, summary
 
             return self._over_replicas(one, state, replicas)

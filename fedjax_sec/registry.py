@@ -91,12 +91,17 @@ class Registry:
     def build(self, spec, path: str = ""):
         """Builds a component from its name or from a mapping with `name` and fields.
 
+        An instance is checked and returned, whether or not its class is registered.
+
         >>> defenses.build({"name": "krum", "num_byzantine": 2}).num_byzantine
         2
         """
         path = path or self.kind
         if dataclasses.is_dataclass(spec) and hasattr(type(spec), "registered_name"):
-            self.get(spec.registered_name, path)
+            name = spec.registered_name
+            others = [one for one in KINDS.values() if one is not self]
+            if any(one._entries.get(name) is type(spec) for one in others):
+                self.get(name, path)
             return schema.rebuild(spec, path, builders())
         given, spec = spec, schema.plain(spec)
         if isinstance(spec, str):

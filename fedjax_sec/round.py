@@ -3,6 +3,7 @@
 
 import enum
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt8
 
 from fedjax_sec import schema
 from fedjax_sec.ops.client_axis import Layout, map_clients
-from fedjax_sec.ops.moments import row_norms
+from fedjax_sec.ops.moments import differs_in_rows, finite_rows, row_norms
 from fedjax_sec.types import (
     AttackerView,
     LocalData,
@@ -42,6 +43,8 @@ class Stream(enum.IntEnum):
     ROOT = 8
     EVASION = 9
     LOCAL_TEST = 10
+    DROPOUT = 11
+    REDRAW = 12
 
 
 def stream(key: PRNGKeyArray, name: Stream) -> PRNGKeyArray:
@@ -61,8 +64,10 @@ class Population(NamedTuple):
 
     `root` are the server's own examples, which no client holds; None where it has none. `local`
     are the clients' own test examples, padded with -1: of the training set where they were held
-    out, else of the test set; None where nobody has any. `start` is the round in which the attack
-    begins; None where that is the first.
+    out, else of the test set; None where nobody has any. `start` and `every`: the attack takes
+    place in the rounds `start`, `start + every`, ...; None where it does in all rounds. `dropout`
+    is the probability that a client of the round sends nothing; None where all do. `empty` are
+    the clients without examples, which never take part; None where there are none.
     """
 
     index: Int[Array, "N M"]
@@ -71,6 +76,9 @@ class Population(NamedTuple):
     root: Int[Array, "S"] | None = None
     local: Int[Array, "N Mt"] | None = None
     start: Int[Array, ""] | None = None
+    every: Int[Array, ""] | None = None
+    dropout: Float[Array, ""] | None = None
+    empty: Bool[Array, "N"] | None = None
 
 
 class Components(NamedTuple):
@@ -116,7 +124,8 @@ class RoundState(NamedTuple):
 class Problem(NamedTuple):
     """What is fixed for all replicas of one compiled program. `pixel_scale` maps stored integers
     to [0, 1]; `mean` and `std` normalise at the model's entry; `layout` is how the round's
-    clients are trained."""
+    clients are trained. `malicious_per_round` malicious clients are in every attacked round (None:
+    as many as chance draws); `redraw`: each round has malicious clients of its own."""
 
     model: Model
     input_shape: tuple[int, ...]
@@ -128,6 +137,8 @@ class Problem(NamedTuple):
     clients_per_round: int
     omniscient: bool
     layout: Layout
+    malicious_per_round: int | None = None
+    redraw: bool = False
 
 
 def to_pixels(x: Array, scale: float) -> Float[Array, "..."]:
@@ -153,9 +164,12 @@ def make_task(problem: Problem, pool: Pool) -> Task:
 
     def loss(params, x, y, mask, *, train=False, key=None):
         log_probs = jax.nn.log_softmax(logits(params, x, train=train, key=key, mask=mask))
-        # A product with the one-hot label: its gradient needs no scatter.
-        chosen = jax.nn.one_hot(y, problem.num_classes) * mask[:, None]
-        return -jnp.sum(chosen * log_probs) / jnp.maximum(mask.sum(), 1)
+        # A product with the one-hot label: its gradient needs no scatter. The mask is of examples,
+        # however many labels [B, ...] each has.
+        labels = jax.nn.one_hot(y, problem.num_classes)
+        chosen = labels * mask.reshape(-1, *[1] * (labels.ndim - 1))
+        count = mask.sum() * math.prod(y.shape[1:])
+        return -jnp.sum(chosen * log_probs) / jnp.maximum(count, 1)
 
     def example(index):
         return to_pixels(pool.x[index], problem.pixel_scale), pool.y[index]
@@ -212,19 +226,22 @@ def train_clients(
     client_key = stream(replica.key, Stream.CLIENT)
     poison_key = stream(replica.key, Stream.POISON)
     poisons = bool(components.attack.data_stages)
-    ranks = jnp.cumsum(population.malicious) - 1  # among the malicious clients
+    if poisons:
+        poisoned_by = components.attack.poisoned_by(population.malicious)
+        ranks = jnp.cumsum(poisoned_by, axis=1) - 1  # among those who poison alike
 
     def train_client(client_id, local_state):
-        row, is_malicious = population.index[client_id], population.malicious[client_id]
+        row = population.index[client_id]
         count, capacity = population.counts[client_id], population.index.shape[1]
         held, copied = count, None
         if poisons:
             own = jax.random.fold_in(poison_key, client_id)
+            who, its_ranks = poisoned_by[:, client_id], ranks[:, client_id]
             chosen = components.attack.choose(own, pool.y[row], jnp.arange(capacity) < count)
             if components.attack.adds_copies:  # they follow the client's own examples
-                mask = components.attack.copied(chosen)
+                mask = components.attack.copied(chosen, who)
                 copied = jnp.argsort(~mask, stable=True)
-                count = count + jnp.where(is_malicious, mask.sum(), 0)
+                count = count + mask.sum()
 
         def fetch(position):
             is_copy = position >= held
@@ -233,10 +250,9 @@ def train_clients(
             example = row[position]
             x, y = to_pixels(pool.x[example], problem.pixel_scale), pool.y[example]
             if poisons:
-                px, py = components.attack.poison(
-                    own, x, y, position, chosen, ranks[client_id], task, is_copy
+                x, y = components.attack.poison(
+                    own, x, y, position, chosen, who, its_ranks, task, is_copy
                 )
-                x, y = jnp.where(is_malicious, px, x), jnp.where(is_malicious, py, y)
             return x, y
 
         capacity = capacity if copied is None else 2 * capacity
@@ -300,6 +316,34 @@ def _unseen(params):
     )
 
 
+def draw_clients(
+    problem: Problem, population: Population, key: PRNGKeyArray, attacked: Array
+) -> Int[Array, "K"]:
+    """The clients of a round: K of those who hold examples, without replacement, or all N.
+
+    Where `problem` fixes the number of malicious ones, an attacked round has exactly so many.
+    """
+    clients, per_round = problem.num_clients, problem.clients_per_round
+    if per_round == clients:
+        return jnp.arange(clients)
+    ids = jax.random.choice(key, clients, (per_round,), replace=False)
+    chance, place = jax.random.uniform(jax.random.fold_in(key, 1), (2, clients))
+    if (empty := population.empty) is not None:
+        chance = jnp.where(empty, 1.0 + chance, chance)  # they come last, whatever they draw
+        ids = jnp.where(jnp.any(empty), jnp.argsort(chance)[:per_round], ids)
+    if (number := problem.malicious_per_round) is not None:
+        bad = _ranks(jnp.where(population.malicious, chance, 3.0)) < number
+        good = _ranks(jnp.where(population.malicious, 3.0, chance)) < per_round - number
+        fixed = jnp.argsort(jnp.where(bad | good, place, 2.0))[:per_round]
+        ids = jnp.where(attacked, fixed, ids)
+    return ids
+
+
+def _ranks(values):
+    """Each value's place in ascending order."""
+    return jnp.argsort(jnp.argsort(values))
+
+
 def run_round(
     problem: Problem,
     task: Task,
@@ -320,33 +364,37 @@ def run_round(
     """
     # From here on no component holds a schedule, only the numbers of this round.
     replica = replica._replace(components=schema.resolve(replica.components, index))
-    begun = None
-    if (start := replica.population.start) is not None:
-        begun = index >= start
-        malicious = replica.population.malicious & begun
-        replica = replica._replace(population=replica.population._replace(malicious=malicious))
-    components, population = replica.components, replica.population
-    clients, per_round = problem.num_clients, problem.clients_per_round
     key = jax.random.fold_in(replica.key, index)
-
-    ids = jnp.arange(clients)
-    if per_round < clients:
-        ids = jax.random.choice(stream(key, Stream.SAMPLE), clients, (per_round,), replace=False)
-    malicious = population.malicious[ids]
+    replica, attacked = _adversary_of(problem, replica, key, index)
+    components, population = replica.components, replica.population
+    clients = problem.num_clients
+    ids = draw_clients(problem, population, stream(key, Stream.SAMPLE), attacked)
     counts = population.counts[ids]
+    present = jnp.ones(ids.shape, bool) if population.empty is None else ~population.empty[ids]
+    if (dropout := population.dropout) is not None:
+        chance = jax.random.uniform(stream(key, Stream.DROPOUT), (clients,))
+        present &= chance[ids] >= dropout
+    malicious, honest = population.malicious[ids] & present, ~population.malicious[ids] & present
 
-    local_states = jax.tree.map(lambda leaf: leaf[ids], state.client)
+    before = jax.tree.map(lambda leaf: leaf[ids], state.client)
     updates, local_states, client_metrics = train_clients(
-        problem, task, pool, replica, state.params, local_states, ids, index
+        problem, task, pool, replica, state.params, before, ids, index
     )
+    if dropout is not None:  # it sent nothing and learned nothing
+        updates = jnp.where(present[:, None], updates, 0.0)
+        keep = functools.partial(_where_rows, present)
+        local_states = jax.tree.map(keep, local_states, before)
     client_state = jax.tree.map(lambda old, new: old.at[ids].set(new), state.client, local_states)
 
     # The adversary.
-    visible = jnp.ones_like(malicious) if problem.omniscient else malicious
+    visible = present if problem.omniscient else malicious
 
     def sample(sample_key, num):
         who_key, which_key = jax.random.split(sample_key)
-        share = jnp.where(visible, counts, 0).astype(jnp.float32)
+        # A client whose update is not finite may hold NaN; without any other, its own data remain.
+        usable = visible & finite_rows(updates)
+        usable = jnp.where(jnp.any(usable), usable, visible)
+        share = jnp.where(usable, counts, 0).astype(jnp.float32)
         who = jax.random.categorical(who_key, jnp.log(share), shape=(num,))
         which = jax.random.randint(which_key, (num,), 0, jnp.maximum(counts[who], 1))
         example = population.index[ids[who], which]
@@ -356,13 +404,13 @@ def run_round(
         params=state.params,
         weights=counts.astype(jnp.float32),
         client_ids=ids,
-        valid=jnp.ones_like(malicious),
+        valid=present,
         round=index,
         with_kept=False,
         root=server_data(problem, task, pool, replica, state.params, index),
     )
     stages = (*components.attack.stages, *components.defense.stages)
-    if any(getattr(stage, "needs_root", False) for stage in stages):
+    if schema.needing(stages, "needs_root") and server_view.root is not None:
         server_view.root.update()  # once, and not within a loop of an attack's
     defense_key = stream(key, Stream.DEFENSE)
     attacker = AttackerView(
@@ -371,12 +419,13 @@ def run_round(
             components.defense, defense_key, server_view,
             state.defense if problem.omniscient else None, clients,
         ),
+        ranks=(jnp.cumsum(population.malicious) - 1)[ids],
     )  # fmt: skip
     sent, attack_state, attack_metrics = components.attack.apply(
         stream(key, Stream.ATTACK), updates, state.attack, attacker
     )
-    if begun is not None:  # so far nobody was malicious: nothing to remember, nothing to report
-        keep = functools.partial(jnp.where, begun)
+    if population.start is not None:  # nobody was malicious: nothing to remember or to report
+        keep = functools.partial(jnp.where, attacked)
         attack_state = jax.tree.map(keep, attack_state, state.attack)
         attack_metrics = {name: keep(value, jnp.nan) for name, value in attack_metrics.items()}
 
@@ -396,15 +445,22 @@ def run_round(
         defense=defense_state,
     )
 
-    metrics = {"train_loss": _mean_over(client_metrics["train_loss"], ~malicious)}
+    metrics = {"train_loss": _mean_over(client_metrics["train_loss"], honest)}
     metrics["aggregate_norm"] = jnp.linalg.norm(aggregate)
-    metrics["excluded"] = defense_metrics["excluded"]
+    excluded = defense_metrics["excluded"]
+    metrics["excluded"] = excluded.sum()
+    metrics["excluded_honest"] = (excluded & honest).sum()
+    metrics["absent"] = (~present).sum()
+    metrics["zero_aggregates"] = (~defense_metrics["moved"]).astype(jnp.int32)
+    if components.attack.update_stages:
+        changed = differs_in_rows(updates, sent, malicious)
+        metrics["attack_rounds"] = changed.astype(jnp.int32)
     if diagnose is not None:
 
         def explain():
             view = server_view._replace(with_kept=True)
             _, _, explained = components.defense.apply(defense_key, sent, state.defense, view)
-            return _diagnostics(updates, sent, malicious, attack_metrics, explained)
+            return _diagnostics(updates, sent, honest, malicious, attack_metrics, explained)
 
         nothing = jax.tree.map(lambda m: jnp.zeros(m.shape, m.dtype), jax.eval_shape(explain))
         metrics |= jax.lax.cond(diagnose, explain, lambda: nothing)
@@ -416,19 +472,48 @@ def run_round(
     return new_state, metrics
 
 
-def _diagnostics(honest, sent, malicious, attack_metrics, defense_metrics) -> Metrics:
-    """What a reader needs to see why a defence held or failed."""
+def _adversary_of(
+    problem: Problem, replica: Replica, key: PRNGKeyArray, index: Array
+) -> tuple[Replica, Array]:
+    """The replica with this round's malicious clients, and whether the round is attacked.
+
+    In the other rounds nobody is malicious.
+    """
+    population, attacked = replica.population, jnp.array(True)
+    malicious = population.malicious
+    if problem.redraw:
+        malicious = jax.random.permutation(stream(key, Stream.REDRAW), malicious)
+    if population.start is not None:
+        since = index - population.start
+        attacked = (since >= 0) & (since % population.every == 0)
+        malicious = malicious & attacked
+    return replica._replace(population=population._replace(malicious=malicious)), attacked
+
+
+def _where_rows(rows, new, old):
+    return jnp.where(rows.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+
+
+def _diagnostics(updates, sent, honest, malicious, attack_metrics, defense_metrics) -> Metrics:
+    """What a reader needs to see why a defence held or failed.
+
+    `detection/true_positive_rate` and `.../false_positive_rate`: of the malicious and of the
+    honest clients that took part, the share of which nothing was kept.
+    """
     kept, norms = defense_metrics["kept"], row_norms(sent)
+    removed = (kept == 0).astype(norms.dtype)
     metrics = {
         "update_norm": norms,
         "kept": kept,
-        "update_norm_honest": _mean_over(norms, ~malicious),
+        "update_norm_honest": _mean_over(norms, honest),
         "update_norm_malicious": _mean_over(norms, malicious),
-        "kept_honest": _mean_over(kept, ~malicious),
+        "kept_honest": _mean_over(kept, honest),
         "kept_malicious": _mean_over(kept, malicious),
+        "detection/true_positive_rate": _mean_over(removed, malicious),
+        "detection/false_positive_rate": _mean_over(removed, honest),
     }
-    if sent is not honest:
-        metrics["attack_shift"] = _mean_over(row_norms(sent - honest), malicious)
+    if sent is not updates:
+        metrics["attack_shift"] = _mean_over(row_norms(sent - updates), malicious)
     for extra in (attack_metrics, defense_metrics):
         metrics |= {name: v for name, v in extra.items() if "/" in name and jnp.ndim(v) == 0}
     return metrics

@@ -14,7 +14,7 @@ import math
 import os
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -433,6 +433,40 @@ def dump(obj) -> Any:
     if isinstance(obj, dict):
         return {key: dump(value) for key, value in obj.items()}
     return plain(obj)
+
+
+# --- Nested components --------------------------------------------------------------------------
+
+
+def walk(part, path: str = "") -> Iterator[tuple[str, Any]]:
+    """The component and every component nested in its fields, with their paths, outermost first.
+
+    Needs, backdoors and checks are looked up by it, so no wrapper can forget one.
+
+    >>> @pytree
+    ... class Inner:
+    ...     scale: float = numeric(1.0, "A factor.")
+    >>> @pytree
+    ... class Outer:
+    ...     first: Any = component("attack", None, "A component.")
+    >>> [path for path, _ in walk(Outer(Outer(Inner())), "attack")]
+    ['attack', 'attack.first', 'attack.first.first']
+    """
+    yield path, part
+    for field in dataclasses.fields(part):
+        if "kind" not in field.metadata:
+            continue
+        value, at = getattr(part, field.name), f"{path}.{field.name}" if path else field.name
+        items = value if isinstance(value, (tuple, list)) else (value,)
+        for i, item in enumerate(items):
+            if dataclasses.is_dataclass(item):
+                yield from walk(item, f"{at}[{i}]" if len(items) > 1 else at)
+
+
+def needing(parts: Iterable, need: str) -> list[str]:
+    """Names of the components, nested ones too, whose class attribute `need` is true."""
+    everything = (one for part in parts for _, one in walk(part))
+    return [one.registered_name for one in everything if getattr(one, need, False)]
 
 
 # --- Schedules ----------------------------------------------------------------------------------

@@ -66,23 +66,31 @@ class ServerData(NamedTuple):
 
 
 class ServerView(NamedTuple):
-    """What an honest server may use. The true malicious mask is deliberately absent."""
+    """What an honest server may use. The true malicious mask is deliberately absent.
+
+    A stage that merges rows returns `weights`, `valid` and `members` of the new rows; `client_ids`
+    stays that of the clients.
+    """
 
     params: Float[Array, "D"]
     weights: Float[Array, "K"]  # example counts as the clients report them
     client_ids: Int[Array, "K"]  # indexes histories of size [N, ...]
-    valid: Bool[Array, "K"]  # False: the row holds NaN or infinity, or a stage excluded it
+    valid: Bool[Array, "K"]  # False: NaN or infinity, nothing was sent, or a stage excluded it
     round: Int[Array, ""]
     with_kept: bool = True  # False: nobody reads `kept`, so a rule may leave it out (None)
     root: ServerData | None = None  # only where `server.root` gives the server examples
+    members: Float[Array, "rows K"] | None = None  # which clients a row is made of: 0 or 1
 
 
 class AttackerView(NamedTuple):
     """What the adversary sees: the threat model itself.
 
     Rows of the stack outside `visible` are zero when an attack receives it, and its output is
-    merged into the rows `malicious` only. `sample(key, num) -> (x, y)` draws training examples of
-    the visible clients; it and `task` are None outside an experiment.
+    merged into the rows `malicious` only. A row that holds NaN, infinity or numbers beyond 1e18 is
+    never visible, so the adversary is protected as the server is; a malicious client with such a
+    row still sends what the attack crafts. `adversary` are all of the adversary's clients, where
+    `malicious` are only those that send this attack (None: the same). `sample(key, num) -> (x, y)`
+    draws training examples of the visible clients; it and `task` are None outside an experiment.
 
     `defend(updates [K, D], guess=None) -> [D]` is the server's rule, which the adversary knows. An
     adversary that sees all knows its state, the clients' weights and `server_update() -> [D]`, what
@@ -99,6 +107,18 @@ class AttackerView(NamedTuple):
     sample: Callable | None = None
     defend: Callable | None = None
     server_update: Callable | None = None
+    ranks: Int[Array, "K"] | None = None  # 0 to m - 1 among all malicious clients; None: by row
+    adversary: Bool[Array, "K"] | None = None
+
+    @property
+    def own(self) -> Bool[Array, "K"]:
+        """The updates of the adversary's clients that it can use."""
+        return self.visible & (self.malicious if self.adversary is None else self.adversary)
+
+    @property
+    def honest(self) -> Bool[Array, "K"]:
+        """The updates of all other clients that it can use: none with `corrupted` knowledge."""
+        return self.visible & ~(self.malicious if self.adversary is None else self.adversary)
 
 
 class LocalData(NamedTuple):
@@ -156,7 +176,11 @@ class Aggregator(Protocol):
 
 
 class BeforeAggregation(Protocol):
-    """`stage = "before"`: reshapes the stack; may change the number of rows, weights or `valid`."""
+    """`stage = "before"`: reshapes the stack; may change the number of rows, weights or `valid`.
+
+    A stage that changes the number of rows says so in `after(setting) -> Setting`, and returns a
+    view whose `weights`, `valid` and `members` are of the new rows.
+    """
 
     stage: str
 
@@ -185,7 +209,11 @@ class AfterAggregation(Protocol):
 
 
 class UpdateAttack(Protocol):
-    """`stage = "update"`: rewrites the adversary's rows of the stack; `init` gets N."""
+    """`stage = "update"`: rewrites the adversary's rows of the stack; `init` gets N.
+
+    An attack that gives its clients to others nested in it says which in `shares(ranks) ->
+    {field: mask}`, so that those which poison data do so at the right clients.
+    """
 
     stage: str
 

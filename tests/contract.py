@@ -21,7 +21,7 @@ from fedjax_sec import schema
 from fedjax_sec.datasets import MissingDataError, checked
 from fedjax_sec.datasets.packing import check_partition
 from fedjax_sec.ops import evasion
-from fedjax_sec.pipeline import Attack, Defense, Setting, fill_num_byzantine
+from fedjax_sec.pipeline import Attack, Defense, Setting, check_components, fill_num_byzantine
 from fedjax_sec.schema import ConfigError
 from fedjax_sec.types import AttackerView, LocalData, ServerData, ServerView
 
@@ -35,10 +35,9 @@ MALICIOUS = np.arange(CLIENTS) % 3 == 1  # five of sixteen, scattered
 
 
 def passes_check(component, setting) -> bool:
-    """Whether the component's own `check` accepts this many clients."""
+    """Whether the checks of the component and of what is nested in it accept this many clients."""
     try:
-        if hasattr(component, "check"):
-            component.check("", setting)
+        check_components((component,), "part", setting)
     except ConfigError:
         return False
     return True
@@ -335,6 +334,52 @@ def check_defense_fields(part):
     )
 
 
+@schema.pytree
+class Pairs:
+    """A stage that makes one row of every two clients."""
+
+    stage = "before"
+    registered_name = "pairs"
+
+    def after(self, setting):
+        return setting._replace(num_clients=setting.num_clients // 2, merged=True)
+
+    def init(self, num_clients, dim):
+        return ()
+
+    def apply(self, key, updates, state, view):
+        rows = updates.shape[0] // 2
+        members = jnp.repeat(jnp.eye(rows, dtype=updates.dtype), 2, axis=1)
+        view = view._replace(
+            valid=view.valid.reshape(rows, 2).all(1), weights=members @ view.weights,
+            members=members,
+        )  # fmt: skip
+        return members @ updates / 2, view, state, {}
+
+
+def check_merged_rows(part):
+    """Behind a stage that merges rows a rule works, or its check refuses it."""
+    stages = (Pairs(), *as_pipeline(part).stages)
+    try:
+        check_components(stages, "defense", Setting(CLIENTS, BYZANTINE))
+    except ConfigError:
+        return
+    updates = stack_of_updates()
+    view = ServerView(
+        jnp.zeros(DIM), jnp.ones(CLIENTS), jnp.arange(CLIENTS), jnp.ones(CLIENTS, bool),
+        jnp.array(0), root=ServerData(lambda: updates[0], lambda params: jnp.sum(params**2)),
+    )  # fmt: skip
+    defense = Defense(stages)
+    try:
+        aggregate, _, metrics = defense.apply(
+            jax.random.key(0), updates, defense.init(CLIENTS, DIM), view
+        )
+    except (TypeError, ValueError) as error:
+        raise AssertionError(f"it takes rows for clients: {error}") from error
+    assert aggregate.shape == (DIM,) and np.isfinite(aggregate).all()
+    assert metrics["kept"].shape == (CLIENTS,)
+
+
 DEFENSE_CHECKS = (
     check_defense_shapes,
     check_fixed_point,
@@ -393,6 +438,49 @@ def check_attack_sees_visible_rows_only(part):
     same_bits(run(hidden)[MALICIOUS], run(updates)[MALICIOUS])
 
 
+def check_attack_ignores_unseen_rows(part):
+    """No row outside `view.visible` counts, whatever it holds: neither honest nor the adversary's.
+
+    A malicious client without a visible row still sends something.
+    """
+    part, updates = few_steps(part), attack_updates()
+    first = np.flatnonzero(MALICIOUS)[0]
+    others = MALICIOUS & (np.arange(CLIENTS) != first)
+
+    @jax.jit
+    def run(updates, visible):
+        state = part.init(*updates.shape)
+        return part.apply(jax.random.key(0), updates, state, attacker_view(visible))[0]
+
+    everyone = np.ones(CLIENTS, bool)
+    for row, visible in ((first, everyone), (first, MALICIOUS), (0, everyone)):
+        visible = visible & (np.arange(CLIENTS) != row)
+        sent, other = (run(updates.at[row].set(value), visible) for value in (0.0, 1000.0))
+        same_bits(other[others], sent[others])
+        assert np.isfinite(sent[MALICIOUS]).all(), "an unseen row leaves nothing to send"
+
+
+def check_attack_survives_bad_rows(part):
+    """NaN, infinity or a huge number at one client have the effect of not seeing it, nothing more.
+
+    Every malicious client sends finite rows, whoever has such an update, and all of its own too.
+    """
+    part, updates = few_steps(part), attack_updates()
+    run = jax.jit(lambda u, visible: assail(part, u, visible=visible)[0])
+    everyone, first = np.ones(CLIENTS, bool), np.flatnonzero(MALICIOUS)[0]
+    for row, bad in ((0, np.nan), (3, np.inf), (CLIENTS - 1, -1e30), (first, np.nan)):
+        assert MALICIOUS[row] == (row == first)
+        sent = run(updates.at[row, row % DIM].set(bad), everyone)[MALICIOUS]
+        assert np.isfinite(sent).all(), f"{bad} of client {row} reaches what the attack sends"
+        unseen = everyone & (np.arange(CLIENTS) != row)
+        if row != first:  # its own update is what many attacks start from
+            same_bits(sent, run(updates, unseen)[MALICIOUS])
+        honest = updates[MALICIOUS & unseen]
+        assert not np.array_equal(sent[-len(honest) :], honest), f"{bad} switches the attack off"
+    lost = jnp.where(jnp.asarray(MALICIOUS)[:, None], jnp.nan, updates)
+    assert np.isfinite(run(lost, MALICIOUS)[MALICIOUS]).all(), "no own update, nothing to send"
+
+
 def check_attack_over_seeds(part):
     stacks = jnp.stack([attack_updates(seed) for seed in range(2)])
     run = jax.jit(lambda u, s: assail(part, u, s)[0])
@@ -410,12 +498,63 @@ def few_steps(part):
     return dataclasses.replace(part, **dict.fromkeys(found, 1))
 
 
+def wrappings(registry, part):
+    """The attack inside every attack on updates that holds other attacks on updates."""
+    for outer, pairs in itertools.groupby(wrappers(registry), key=lambda pair: pair[0]):
+        yield dataclasses.replace(outer, **{field: few_steps(part) for _, field in pairs})
+
+
 ATTACK_CHECKS = (
     check_attack_shapes,
     check_attack_sees_visible_rows_only,
+    check_attack_ignores_unseen_rows,
+    check_attack_survives_bad_rows,
     check_attack_over_seeds,
     check_attack_fields,
 )
+
+
+# --- Attacks inside other attacks ---------------------------------------------------------------
+
+
+def wrappers(registry):
+    """(attack, field) for every field in which an attack on updates holds another one."""
+    for name in registry.names():
+        outer = registry.build(name)
+        for field in dataclasses.fields(outer):
+            inner = getattr(outer, field.name)
+            if field.metadata.get("kind") == "attack" and inner.stage == "update":
+                yield outer, field.name
+
+
+def check_wrapped(outer, field, part):
+    """A wrapper needs what the attack in it needs, and its clients do to data what that one does.
+
+    Its checks are run, and what it sends differs from the honest updates at its clients.
+    """
+    wrapped = dataclasses.replace(outer, **{field: part})
+    alone, inside = Attack((part,)), Attack((wrapped,))
+    for need in ("needs_root", "needs_task", "needs_defense"):
+        missing = set(schema.needing((part,), need)) - set(schema.needing((wrapped,), need))
+        assert not missing, f"{need} of the attack inside is lost"
+    assert set(alone.backdoors) <= set(inside.backdoors), "the backdoor inside is lost"
+    assert set(alone.data_stages) <= set(inside.data_stages), "nobody's data is poisoned"
+    assert inside.adds_copies or not alone.adds_copies, "no copies are added"
+    if alone.data_stages:
+        mask = jnp.asarray(MALICIOUS)
+        who = np.asarray(inside.poisoned_by(mask))[inside.data_stages.index(alone.data_stages[0])]
+        shares = wrapped.shares(jnp.cumsum(mask) - 1)
+        same_bits(who, MALICIOUS & np.asarray(shares[field]))
+        assert who.any(), "no client poisons"
+    checked = []
+    spy = type(part.__class__.__name__, (type(part),), {
+        "check": lambda self, path, setting: checked.append(path)
+    })  # fmt: skip
+    spied = spy(**{f.name: getattr(part, f.name) for f in dataclasses.fields(part)})
+    check_components((dataclasses.replace(outer, **{field: spied}),), "attack", Setting(CLIENTS, 5))
+    assert checked == [f"attack.{field}"], "the check of the attack inside is not run"
+    if field == next(f.name for f in dataclasses.fields(outer) if "kind" in f.metadata):
+        check_attack_shapes(wrapped)
 
 
 # --- Attacks on data ----------------------------------------------------------------------------

@@ -61,6 +61,8 @@ def register():
 def test_whole_and_wide_numbers_keep_their_value(values, expected):
     got = aggregate(values, "mean")
     assert got.dtype == jnp.float32 and got[0] == expected
+    if expected > 1e18:  # of which an attack would see nothing
+        return
     mask = np.arange(len(values)) < 1
     sent = attack(values, {"name": "boost", "factor": 1.5}, malicious=mask)
     assert sent.dtype == jnp.float32 and sent[0, 0] == np.float32(1.5) * np.float32(
@@ -116,7 +118,7 @@ def nested(depth):
         ([[1.0, 2.0], [3.0]], ("updates[1] holds 1 numbers, updates[0] 2 numbers",)),
         ([np.ones(2), np.ones(3)], ("updates[1] holds 3 numbers",)),
         ([[1.0], 2.0], ("updates[1] holds one value",)),
-        ([["a", "b"]], ("must hold real numbers, got an array of <U1",)),
+        ([["a", "b"]], ("must hold real numbers, got <U1",)),
         ("abc", ("must hold real numbers",)),
         (None, ("got None",)),
         ([[None, 1.0]], ("got None (NoneType)",)),
@@ -131,14 +133,14 @@ def nested(depth):
         (nested(40), ("nested more than 32 lists deep",)),
         ([], ("non-empty", "got shape (0,)")),
         ([[], []], ("non-empty", "got shape (2, 0)")),
-        ([[1j]], ("must hold real numbers, got an array of complex128",)),
-        (np.array([[True]]), ("must hold real numbers, got an array of bool",)),
+        ([[1j]], ("must hold real numbers, got complex128",)),
+        (np.array([[True]]), ("must hold real numbers, got bool",)),
         ([[True, 2.0]], ("updates[0] must hold real numbers, got true or false",)),
         (np.ma.masked_array([[1.0]], [[True]]), ("masked array", "updates.filled(0)")),
         (Sparse(), (".toarray()",)),
         (np.array([["2020-01-01"]], "datetime64[D]"), ("must hold real numbers",)),
         (jax.random.key(0), ("must hold real numbers",)),
-        ([[np.nan, 1.0], [np.inf, 1.0]], ("holds NaN or infinity", "every row", "(2 of 2)")),
+        ([[np.nan, 1.0], [np.inf, 1.0]], ("holds NaN", "every row", "(2 of 2)")),
     ],
 )
 def test_what_is_no_stack_is_refused(updates, parts):
@@ -202,10 +204,12 @@ def test_rows_that_show_the_adversary_nothing():
         sent = attack(rows, "alie", malicious=mask, z=1.0)
     assert sent[:, 0].tolist() == [3.0, 3.0, 3.0, 9.0]  # mean 2, deviation 1, of the other two
     rows[1:3] = np.inf
-    refused(
-        lambda: attack(rows, "alie", malicious=mask, z=1.0),
-        "every row that the adversary sees holds NaN or infinity (3 of 3)",
+    nothing = (
+        "every row that the adversary sees holds NaN, infinity or numbers beyond 1e18 (3 of 3)"
     )
+    refused(lambda: attack(rows, "alie", malicious=mask, z=1.0), nothing)
+    with pytest.warns(UserWarning, match="1 of 2 rows .* beyond 1e18 and show the adversary"):
+        attack([[2e19], [1.0], [3.0]], "zero", malicious=MASK)
     rows = np.array([[1.0], [3.0], [np.nan]])
     with pytest.warns(UserWarning, match="1 of 3 rows"):
         sent = attack(rows, "alie", malicious=MASK, z=1.0, knowledge="omniscient")
@@ -533,12 +537,15 @@ class Bucketing:
     def init(self, num_clients, dim):
         return ()
 
+    def after(self, setting):
+        return setting._replace(num_clients=setting.num_clients // 2, merged=True)
+
     def apply(self, key, updates, state, view):
         pairs = updates.reshape(-1, 2, updates.shape[1]).mean(axis=1)
         view = view._replace(
             weights=view.weights.reshape(-1, 2).sum(axis=1),
-            client_ids=view.client_ids[::2],
             valid=view.valid.reshape(-1, 2).all(axis=1),
+            members=view.members.reshape(-1, 2, view.members.shape[1]).sum(axis=1),
         )
         return pairs, view, state, {}
 

@@ -111,6 +111,26 @@ def test_hybrid_splits_the_malicious_clients():
         attack(stack, spec | {"num_solo": 3})
 
 
+def test_the_dedicated_client_takes_no_other_malicious_client_for_an_honest_one():
+    """With `corrupted` knowledge it has partial knowledge, like all of the adversary's clients."""
+    stack = updates()
+    own = stack[MALICIOUS].astype(np.float64)
+    sent = attack(stack, {"name": "hybrid", "solo": "trim_attack"})[0]
+    away = (own.mean(0) - sent) * np.where(own.sum(0) < 0, -1, 1) / own.std(0)
+    assert (away >= 3 - 1e-4).all() and (away <= 4 + 1e-4).all()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e30])
+@pytest.mark.parametrize("client", [0, 1], ids=["honest", "malicious"])
+def test_one_bad_number_does_not_blind_the_adversary(bad, client):
+    """An omniscient ALIE takes its statistics without the client, and all its clients send them."""
+    stack = updates()
+    stack[client, 2] = bad
+    rest = np.delete(stack, client, axis=0).astype(np.float64)
+    sent = attack(stack, "alie", knowledge="omniscient", z=1.3)
+    np.testing.assert_allclose(sent, np.tile(rest.mean(0) + 1.3 * rest.std(0), (3, 1)), rtol=1e-5)
+
+
 def test_attacks_in_a_pipeline_act_one_after_the_other():
     stack = updates()
     sent = attack(stack, [{"name": "alie", "z": 1.0}, {"name": "sign_flip", "scale": 2.0}])

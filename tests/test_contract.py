@@ -47,6 +47,7 @@ ATTACKS = [
 ]
 UPDATE_ATTACKS = [part for part in ATTACKS if part.stage == "update"]
 DATA_ATTACKS = [part for part in ATTACKS if part.stage == "data"]
+BOUNDED = {part.registered_name for part in DEFENSES if hasattr(part, "num_byzantine")}
 CLIENTS_FOUND = [
     part
     for name in registry.clients.names()
@@ -87,9 +88,40 @@ def test_defense(check, part):
     check(part)
 
 
+@pytest.mark.parametrize("name", registry.defenses.names())
+def test_defense_on_merged_rows(name):
+    few = {"num_byzantine": 1} if name in BOUNDED else {}
+    contract.check_merged_rows(registry.defenses.build({"name": name} | few))
+
+
 @pytest.mark.parametrize(("check", "part"), cases(UPDATE_ATTACKS, contract.ATTACK_CHECKS))
 def test_update_attack(check, part):
     check(part)
+
+
+WRAPPERS = list(contract.wrappers(registry.attacks))
+
+
+@pytest.mark.parametrize("name", dict.fromkeys(part.registered_name for part in UPDATE_ATTACKS))
+@pytest.mark.parametrize(
+    ("outer", "field"),
+    [pytest.param(*pair, id=f"{pair[0].registered_name}.{pair[1]}") for pair in WRAPPERS],
+)
+def test_wrapped_attack(outer, field, name):
+    contract.check_wrapped(outer, field, registry.attacks.build(name))
+
+
+WRAPPED = [
+    pytest.param(outer, id=f"{outer.registered_name}-{name}")
+    for name in registry.attacks.names()
+    if registry.attacks.get(name).stage == "update"
+    for outer in contract.wrappings(registry.attacks, registry.attacks.build(name))
+]
+
+
+@pytest.mark.parametrize("outer", WRAPPED)
+def test_update_attack_inside_another(outer):
+    contract.check_attack_survives_bad_rows(outer)
 
 
 @pytest.mark.parametrize(("check", "part"), cases(DATA_ATTACKS, contract.DATA_ATTACK_CHECKS))
@@ -148,5 +180,5 @@ def test_classes_differ_in_structure(kind):
 
 def test_every_kind_is_there():
     assert {part.stage for part in DEFENSES} == {"before", "aggregate", "after"}
-    assert UPDATE_ATTACKS and DATA_ATTACKS and CLIENTS_FOUND
+    assert UPDATE_ATTACKS and DATA_ATTACKS and CLIENTS_FOUND and WRAPPERS
     assert all(found.names() for found in registry.KINDS.values())

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_sec import schema
+from fedjax_sec import pipeline, registry, schema
 from fedjax_sec.datasets import Source
 from fedjax_sec.schema import numeric
 
@@ -131,6 +131,24 @@ def test_sound_defense(check):
     assert check(Sound()) is None
 
 
+@component
+class TakesRowsForClients(Stage):
+    """A rule with a row of history for each client, which does not refuse merged rows."""
+
+    def init(self, num_clients, dim):
+        return jnp.zeros((num_clients, dim))
+
+    def apply(self, key, updates, state, view):
+        state = state.at[view.client_ids].add(updates)
+        return updates.mean(0), state, {"kept": jnp.ones(updates.shape[0])}
+
+
+def test_a_rule_that_takes_merged_rows_for_clients():
+    with pytest.raises(AssertionError, match="it takes rows for clients"):
+        contract.check_merged_rows(TakesRowsForClients())
+    assert contract.check_merged_rows(Sound()) is None
+
+
 class UpdateStage(Stage):
     stage = "update"
 
@@ -168,6 +186,27 @@ class BakesScale(UpdateStage):
 
 
 @component
+class CountsUnseenRows(UpdateStage):
+    def apply(self, key, updates, state, view):
+        own = jnp.where(view.malicious[:, None], updates, 0.0)
+        return jnp.broadcast_to(-own.sum(0) / view.malicious.sum(), updates.shape), state, {}
+
+
+@component
+class DividesByNorms(UpdateStage):
+    def apply(self, key, updates, state, view):
+        units = updates / jnp.linalg.norm(updates, axis=1, keepdims=True)
+        return jnp.broadcast_to(-units.mean(0), updates.shape), state, {}
+
+
+@component
+class StopsWithoutOwnRow(UpdateStage):
+    def apply(self, key, updates, state, view):
+        complete = jnp.all(view.visible | ~view.malicious)
+        return jnp.where(complete, -updates, updates), state, {}
+
+
+@component
 class MixesReplicas(UpdateStage):
     calls: ClassVar[list] = []  # what a component must never have: memory outside its state
 
@@ -184,12 +223,37 @@ class MixesReplicas(UpdateStage):
         (SendsNaN, contract.check_attack_shapes),
         (GrowsState, contract.check_attack_shapes),
         (BakesScale, contract.check_attack_fields),
+        (CountsUnseenRows, contract.check_attack_ignores_unseen_rows),
+        (DividesByNorms, contract.check_attack_survives_bad_rows),
+        (StopsWithoutOwnRow, contract.check_attack_survives_bad_rows),
         (MixesReplicas, contract.check_attack_over_seeds),
     ],
 )
 def test_broken_attack(cls, check):
     with pytest.raises(AssertionError):
         check(cls())
+
+
+@component
+class SoundAttack(UpdateStage):
+    scale: float = numeric(1.0, "Factor of the reversed mean.", low=0)
+
+    def apply(self, key, updates, state, view):
+        seen = jnp.where(view.visible[:, None], updates, 0.0)
+        mean = seen.sum(0) / jnp.maximum(view.visible.sum(), 1)
+        return jnp.broadcast_to(-self.scale * mean, updates.shape), state, {}
+
+
+@pytest.mark.parametrize("check", contract.ATTACK_CHECKS)
+def test_sound_attack(check):
+    assert check(SoundAttack()) is None
+
+
+def test_an_adversary_that_sees_bad_rows_is_noticed(monkeypatch):
+    """As it was before `Attack.apply` hid them: the same sound attack then fails."""
+    monkeypatch.setattr(pipeline, "usable_rows", lambda updates: jnp.ones(len(updates), bool))
+    with pytest.raises(AssertionError, match="nan of client 0 reaches what the attack sends"):
+        contract.check_attack_survives_bad_rows(SoundAttack())
 
 
 @component
@@ -216,6 +280,62 @@ def test_an_attack_that_reads_invisible_rows_finds_zeros_there():
     sent = contract.assail(PeeksEverywhere(), updates)[0]
     expected = updates[contract.MALICIOUS].sum(0) / contract.CLIENTS
     contract.close(sent[1], expected)
+
+
+class Wraps(UpdateStage):
+    """Gives every malicious client to the attack inside."""
+
+    def shares(self, ranks):
+        return {"inner": ranks >= 0}
+
+    def init(self, num_clients, dim):
+        return self.inner.init(num_clients, dim)
+
+    def apply(self, key, updates, state, view):
+        return self.inner.apply(key, updates, state, view)
+
+
+@component
+class SoundWrapper(Wraps):
+    inner: Any = schema.component("attack", registry.attacks.build("zero"), "What is sent.")
+
+
+@component
+class HiddenInside(Wraps):
+    """Its field is no component, so nobody can look into it."""
+
+    inner: Any = schema.static(registry.attacks.build("zero"), "What is sent.")
+
+
+@component
+class NobodyPoisons(SoundWrapper):
+    def shares(self, ranks):
+        return {"inner": ranks < 0}
+
+
+@component
+class SendsTheHonestUpdates(SoundWrapper):
+    def apply(self, key, updates, state, view):
+        return updates, state, {}
+
+
+@pytest.mark.parametrize(
+    ("cls", "words"),
+    [
+        (HiddenInside, "is lost"),
+        (NobodyPoisons, "no client poisons"),
+        (SendsTheHonestUpdates, "does nothing"),
+    ],
+)
+def test_broken_wrapper(cls, words):
+    scaling = registry.attacks.build({"name": "scaling", "backdoor": {"name": "pattern"}})
+    with pytest.raises(AssertionError, match=words):
+        contract.check_wrapped(cls(), "inner", scaling)
+
+
+def test_sound_wrapper():
+    scaling = registry.attacks.build({"name": "scaling", "backdoor": {"name": "pattern"}})
+    assert contract.check_wrapped(SoundWrapper(), "inner", scaling) is None
 
 
 class DataStage:

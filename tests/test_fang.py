@@ -106,6 +106,14 @@ def krum_oracle(rows, neighbours):
     return int(scores.argmin()), scores
 
 
+def first_lambda(honest, least, clients, bad, dim, convention):
+    """`least`: the smallest sum of squared distances to the nearest honest clients."""
+    longest = np.linalg.norm(honest, axis=1).max() / np.sqrt(dim)
+    if convention == "paper":  # Theorem 1
+        return np.sqrt(least / ((clients - 2 * bad - 1) * dim)) + longest
+    return np.sqrt(1 / dim / (clients - 2 * bad - 1)) * least + longest  # FLAIR, `lambda_max`
+
+
 def attack_oracle(updates, bad, full, convention="paper"):
     """The attack by its definition: halve lambda until Krum takes the vector."""
     clients, dim = updates.shape
@@ -114,9 +122,7 @@ def attack_oracle(updates, bad, full, convention="paper"):
     seen = updates if full else updates[:bad]
     sign = np.where(seen.astype(np.float64).sum(0) < 0, -1.0, 1.0)
     _, scores = krum_oracle(honest, neighbours)
-    first = scores.min() / (clients - 2 * bad - 1)
-    bound = np.sqrt(first / dim) if convention == "paper" else first / np.sqrt(dim)
-    start = bound + np.linalg.norm(honest, axis=1).max() / np.sqrt(dim)
+    start = first_lambda(honest, scores.min(), clients, bad, dim, convention)
     for copies in [bad] if full else range(1, bad + 1):
         size = start
         while size >= 1e-5:
@@ -136,6 +142,20 @@ def test_krum_attack_against_numpy(knowledge, convention, clients, bad, dim, see
     sent = send(updates, "krum_attack", bad, knowledge, convention=convention)
     assert expected is not None
     np.testing.assert_allclose(sent, np.tile(expected, (bad, 1)), rtol=1e-4)
+
+
+def test_krum_attack_s_first_lambda_by_hand():
+    """K = 9, c = 2, D = 8; honest client i sends 2 in coordinate i alone.
+
+    Any two are sqrt 8 apart, so the least sum over five is 40, and K - 2 c - 1 = 4. The vector is
+    selected from 4 (8 lambda^2 + 4 lambda + 4) < 40 on, lambda < 0.65.
+    """
+    updates = np.concatenate([np.zeros((2, 8)), 2 * np.eye(7, 8)]).astype(np.float32)
+    firsts = {"paper": np.sqrt(40 / (4 * 8)) + 2 / np.sqrt(8), "author": 40 / (2 * np.sqrt(8))}
+    firsts["author"] += 2 / np.sqrt(8)
+    for convention, halvings in (("paper", 2), ("author", 4)):
+        sent = send(updates, "krum_attack", 2, "omniscient", convention=convention)
+        np.testing.assert_allclose(sent, -firsts[convention] / 2**halvings, rtol=1e-5)
 
 
 @pytest.mark.parametrize("seed", range(5))

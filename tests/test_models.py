@@ -9,6 +9,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from fedjax_sec import registry
+from fedjax_sec.evaluation.metrics import TestSet, evaluate
 from fedjax_sec.ops.client_axis import Layout, map_clients
 from fedjax_sec.pipeline import Attack
 from fedjax_sec.round import (
@@ -20,6 +21,7 @@ from fedjax_sec.round import (
     make_task,
     train_clients,
 )
+from fedjax_sec.types import Model
 
 
 def test_rlr_cnn_drops_half_of_its_activations_in_training_only():
@@ -138,3 +140,38 @@ def test_no_sum_over_the_batch_is_inside_the_write_of_a_clients_row():
     ]
     assert len(writes) == 1 and " concatenate(" in writes[0]
     assert " reduce(" not in writes[0]
+
+
+def sequence_task(examples, steps, classes):
+    """Labels [B, T]: a linear model of every time step by itself."""
+
+    def init(key):
+        return {"w": jax.random.normal(key, (2, classes))}
+
+    def apply(variables, x, *, train=False, key=None):
+        return x @ variables["w"]
+
+    problem = Problem(
+        Model(init, apply), (steps, 2), classes, 1.0, (0.0, 0.0), (1.0, 1.0), 1, 1, False, Layout(1)
+    )
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(examples, steps, 2)).astype(np.float32)
+    y = rng.integers(0, classes, (examples, steps)).astype(np.int32)
+    return make_task(problem, Pool(jnp.asarray(x), jnp.asarray(y))), x, y
+
+
+@pytest.mark.parametrize("steps", [3, 4])
+def test_the_mask_is_of_examples_however_many_labels_each_has(steps):
+    """With as many time steps as examples the mask must not be taken for one of time steps."""
+    task, x, y = sequence_task(4, steps, 3)
+    params = jax.random.normal(jax.random.key(1), (task.dim,))
+    mask = np.array([True, False, True, True])
+    logits = x[mask] @ np.asarray(task.unravel(params)["w"])
+    log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    expected = -np.take_along_axis(log_probs, y[mask][..., None], axis=-1).mean()
+    np.testing.assert_allclose(task.loss(params, x, jnp.asarray(y), mask), expected, rtol=1e-5)
+    metrics = evaluate(params, TestSet(jnp.asarray(x), jnp.asarray(y)), task, 1.0, None, 3, True)
+    predicted = (x @ np.asarray(task.unravel(params)["w"])).argmax(-1)
+    np.testing.assert_allclose(metrics["accuracy"], (predicted == y).mean(), rtol=1e-6)
+    shares = [(predicted == y)[y == label].mean() for label in range(3)]
+    np.testing.assert_allclose(metrics["per_class_accuracy"], shares, rtol=1e-6)

@@ -16,10 +16,10 @@ from jax.flatten_util import ravel_pytree
 import fedjax_sec
 from fedjax_sec import config, registry, schema
 from fedjax_sec.ops.permutation import permute
-from fedjax_sec.pipeline import Defense
+from fedjax_sec.pipeline import Attack, Defense
 from fedjax_sec.preparation import make_population
 from fedjax_sec.program import Program
-from fedjax_sec.round import make_task, run_round
+from fedjax_sec.round import init_state, make_task, run_round
 from fedjax_sec.types import LocalData
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -344,3 +344,49 @@ def test_a_round_of_no_change_keeps_the_parameters():
     )
     _, params, _ = start_of(experiment)
     close(flat(fedjax_sec.run(experiment)), params, atol=0.0)
+
+
+def test_the_adversary_draws_no_example_of_a_client_whose_update_is_not_finite():
+    """Such a client may hold NaN; here the first two of six send it, and nobody else's are left."""
+    experiment = config.from_mapping(
+        small(
+            data={"num_clients": 6, "max_train": None}, attack="zero",
+            threat={"num_malicious": 2, "knowledge": "omniscient"},
+        )
+    )  # fmt: skip
+    program = Program(experiment)
+    replica = jax.tree.map(lambda leaf: leaf[0], program.replicas([experiment])[0])
+    drawn = []
+
+    class Broken:
+        keeps_state = False
+
+        def apply(self, key, params, state, local, task):
+            first = local.fetch(jnp.arange(1))[0].sum()
+            bad = jnp.isclose(first, sums[:2]).any()
+            delta = jnp.where(bad, jnp.nan, jnp.zeros_like(params))
+            return delta, state, {"train_loss": jnp.array(0.0)}
+
+    @schema.pytree
+    class Spy:
+        stage, registered_name = "update", "spy"
+
+        def init(self, num_clients, dim):
+            return ()
+
+        def apply(self, key, updates, state, view):
+            drawn.append(np.asarray(view.sample(key, 400)[0]))
+            return updates, state, {}
+
+    task = make_task(program.problem, program.pool)
+    images = np.asarray(task.example(replica.population.index)[0])  # [N, M, ...]
+    sums = jnp.asarray(images[:, 0].reshape(6, -1).sum(1))
+    assert len(set(np.asarray(sums))) == 6, "the first images must tell the clients apart"
+    components = replica.components._replace(client=Broken(), attack=Attack((Spy(),)))
+    state = init_state(program.problem, task, replica.components, jnp.zeros(task.dim))
+    run_round(
+        program.problem, task, program.pool, replica._replace(components=components),
+        state._replace(attack=((),)), jnp.int32(0),
+    )  # fmt: skip
+    holders = {image.tobytes(): i for i, row in enumerate(images) for image in row}
+    assert {holders[image.tobytes()] for image in drawn[0]} == {2, 3, 4, 5}

@@ -55,8 +55,6 @@ class Bulyan:
             raise ConfigError(
                 f"{path}.selection must be an aggregator, got {self.selection.registered_name!r}."
             )
-        if hasattr(self.selection, "check"):
-            self.selection.check(f"{path}.selection", setting)
 
     def init(self, num_clients, dim):
         return self.selection.init(num_clients, dim)

@@ -40,7 +40,7 @@ class FoolsGold:
     is on. `num_features` compares, and keeps, only the last so many parameters; of our networks
     those are the output layer's (1,290 of `rlr_cnn`: 17 MB).
 
-    Raises: `ConfigError` when `num_features` exceeds D.
+    Raises: `ConfigError` when `num_features` exceeds D, or a stage before it merges clients.
 
     Source: Fung et al. 2020, "The Limitations of Federated Learning in Sybil Settings",
     Algorithm 1, with kappa = 1 and all features alike; weights of features are not offered. The 0
@@ -73,6 +73,11 @@ class FoolsGold:
     )
 
     def check(self, path, setting):
+        if setting.merged:
+            raise ConfigError(
+                f"{path}: foolsgold adds up each client's updates, and a stage before it merges "
+                f"clients; leave that stage out."
+            )
         dim = setting.num_parameters
         if dim is not None and self.num_features is not None and self.num_features > dim:
             raise ConfigError(

@@ -49,12 +49,12 @@ def evaluate(
     logits = in_batches(lambda x: predict(to_pixels(x, pixel_scale)), batch_size, test.x)
     correct = (jnp.argmax(logits, axis=-1) == test.y).astype(jnp.float32)
     log_probs = jax.nn.log_softmax(logits)
-    picked = jnp.take_along_axis(log_probs, test.y[:, None], axis=1)[:, 0]
-    member = jax.nn.one_hot(test.y, task.num_classes)
+    picked = jnp.take_along_axis(log_probs, test.y[..., None], axis=-1)
+    member = jax.nn.one_hot(test.y.reshape(-1), task.num_classes)  # [T], or [T, ...] flattened
     metrics = {
         "accuracy": correct.mean(),
         "loss": -picked.mean(),
-        "per_class_accuracy": correct @ member / member.sum(0),
+        "per_class_accuracy": correct.reshape(-1) @ member / member.sum(0),
     }
     if backdoor is not None:
         x, target, include = backdoor.probes(to_pixels(test.x, pixel_scale), test.y, task)

@@ -107,6 +107,34 @@ def finite_rows(updates: Float[Array, "K D"]) -> Bool[Array, "K"]:
     )
 
 
+def differs_in_rows(
+    one: Float[Array, "K D"], other: Float[Array, "K D"], rows: Bool[Array, "K"]
+) -> Bool[Array, ""]:
+    """Whether the stacks differ in any of these rows; NaN differs from everything.
+
+    It stops at the first row that differs, so it costs a pass over all of them only where none
+    does.
+
+    >>> x = jnp.array([[1.0], [2.0]])
+    >>> bool(differs_in_rows(x, x + 1, jnp.array([True, False])))
+    True
+    >>> bool(differs_in_rows(x, x.at[0].set(9.0), jnp.array([False, True])))
+    False
+    """
+    order = jnp.argsort(~rows, stable=True)
+
+    def searching(carry):
+        place, differs = carry
+        return ~differs & (place < rows.sum())
+
+    def compare(carry):
+        place, _ = carry
+        row = order[place]
+        return place + 1, jnp.any(one[row] != other[row])
+
+    return lax.while_loop(searching, compare, (0, jnp.array(False)))[1]
+
+
 def mean_and_std(
     updates: Float[Array, "K D"], mask: Bool[Array, "K"], ddof: int = 0
 ) -> tuple[Float[Array, "D"], Float[Array, "D"]]:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from fedjax_sec import registry
-from fedjax_sec.schema import component, static
+from fedjax_sec.schema import ConfigError, component, static
 
 
 @registry.evasions.register("transfer")
@@ -30,7 +30,11 @@ class Transfer:
     attack: Any = component("evasion", "pgd", "How the surrogate is attacked.")
 
     def check(self, path, setting):
-        self.attack.check(f"{path}.attack", setting)
+        if hasattr(self.attack, "surrogate"):
+            raise ConfigError(
+                f"{path}.attack is made on the surrogate itself and cannot be "
+                f"{self.attack.registered_name!r}; choose an attack such as 'pgd'."
+            )
 
     def apply(self, key, logits, x, y, surrogate=None):
         if surrogate is None:

@@ -7,7 +7,7 @@ from fedjax_sec.ops.moments import mean_and_std
 
 def sees_all(view):
     """Whether the adversary has full knowledge: some honest client's update is visible. []"""
-    return jnp.any(view.visible & ~view.malicious)
+    return jnp.any(view.honest)
 
 
 def stand_ins(view):
@@ -16,8 +16,7 @@ def stand_ins(view):
     With full knowledge the honest rows themselves; with partial knowledge what its own clients
     would have sent without an attack.
     """
-    honest = view.visible & ~view.malicious
-    return jnp.where(sees_all(view), honest, view.malicious)
+    return jnp.where(sees_all(view), view.honest, view.own)
 
 
 def direction(updates, view):
@@ -53,5 +52,5 @@ def beyond(updates, view, sign, chance, b, convention):
 
 def away(updates, view, sign, chance, near, far):
     """[K, D]: its values with partial knowledge, standard deviations from the own mean."""
-    mean, std = mean_and_std(updates, view.malicious, 0)
+    mean, std = mean_and_std(updates, view.own, 0)
     return mean[None] - sign[None] * (near + (far - near) * chance) * std[None]

@@ -79,8 +79,6 @@ class AlieBackdoor:
                 f"{path}.backdoor must be an attack on data such as 'pattern' or 'sample', got "
                 f"{self.backdoor.registered_name!r}."
             )
-        if hasattr(self.backdoor, "check"):
-            self.backdoor.check(f"{path}.backdoor", setting)
         if self.convention == "author" and self.distance != "sum":
             raise ConfigError(f"{path}.distance is read by convention 'paper' only.")
         if self.z is None:

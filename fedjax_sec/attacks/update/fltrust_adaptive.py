@@ -80,7 +80,7 @@ class FLTrustAdaptive:
         full, known = sees_all(view), stand_ins(view)
         trim_key, search_key = jax.random.split(key)
         sign = direction(updates, view)
-        begin = updates
+        begin = jnp.where(view.own[:, None], updates, _mean(updates, view.own))
         if self.begin == "trim":
             chance = jax.random.uniform(trim_key, updates.shape, updates.dtype)
             begin = jnp.where(
@@ -88,7 +88,7 @@ class FLTrustAdaptive:
                 beyond(updates, view, sign, chance, self.b, "paper"),
                 away(updates, view, sign, chance, 3.0, 4.0),
             )
-        own = _mean(updates, view.malicious)
+        own = _mean(updates, view.own)
         if view.server_update is not None:
             own = view.server_update().astype(updates.dtype)
         length = jnp.linalg.norm(own)
@@ -98,7 +98,7 @@ class FLTrustAdaptive:
         # What the rule adds up over clients that are not the adversary's: with partial knowledge
         # the stand-ins are counted as if they were there beside it.
         trust = jax.nn.relu(cosines_to(updates, own, known))
-        everyone = jax.nn.relu(cosines_to(updates, own, known | view.malicious))
+        everyone = jax.nn.relu(cosines_to(updates, own, known | view.own))
         clean = _share(everyone @ unit, everyone.sum())
         target = jnp.where(clean < 0, -1.0, 1.0).astype(updates.dtype)
 

@@ -68,13 +68,13 @@ class GradientAdaptive:
 
     def apply(self, key, updates, state, view):
         bad, known = view.malicious[:, None], stand_ins(view)
-        places = jnp.cumsum(view.malicious) - 1
-        own = jnp.argsort(~view.malicious, stable=True)  # the adversary's rows, one after another
-        turn = (jnp.cumsum(~view.visible) - 1) % jnp.maximum(places[-1] + 1, 1)
+        count = jnp.maximum(view.own.sum(), 1)
+        own = jnp.argsort(~view.own, stable=True)  # the adversary's rows, one after another
+        turn = (jnp.cumsum(~view.visible) - 1) % count
         stack = jnp.where(view.visible[:, None], updates, updates[own[turn]])
         guess = None
         if view.server_update is None:
-            guess = jnp.sum(jnp.where(bad, updates, 0.0), axis=0) / jnp.maximum(bad.sum(), 1)
+            guess = jnp.sum(jnp.where(view.own[:, None], updates, 0.0), axis=0) / count
 
         clean = view.defend(stack, guess)
         sign = jnp.where(clean < 0, -1.0, 1.0).astype(updates.dtype)
@@ -103,7 +103,7 @@ class GradientAdaptive:
             mean = total / jnp.maximum(known.sum(), 1)
             starts.append(jnp.broadcast_to(-mean[None], updates.shape))
         if self.begin in ("best", "own"):
-            starts.append(updates)
+            starts.append(stack)
 
         def step(_, carry):
             rows, best, size = carry

@@ -11,7 +11,7 @@ from fedjax_sec.schema import COUNT, ConfigError, component, static
 
 @registry.attacks.register("hybrid")
 class Hybrid:
-    r"""The first `num_solo` malicious clients run `solo`, the other ones `main`.
+    r"""The first `num_solo` malicious clients run `solo`, the other ones `main`, in every round.
 
     ALIE does little against the plain mean; one client dedicated to it ("No Defense") breaks that
     too, and the defences that discard this client still face the others. Both attacks are computed
@@ -36,13 +36,9 @@ class Hybrid:
     solo: Any = component("attack", "mean_control", "What the dedicated clients send.")
     num_solo: int = static(1, "Dedicated clients.", low=1, high=COUNT)
 
-    @property
-    def needs_task(self):
-        return any(getattr(part, "needs_task", False) for part in (self.main, self.solo))
-
-    @property
-    def backdoor(self):
-        return getattr(self.main, "backdoor", None)
+    def shares(self, ranks):
+        """Which of the malicious clients, by their ranks, carry out each of the two."""
+        return {"main": ranks >= self.num_solo, "solo": ranks < self.num_solo}
 
     def check(self, path, setting):
         for name in ("main", "solo"):
@@ -51,8 +47,6 @@ class Hybrid:
                 raise ConfigError(
                     f"{path}.{name} must be an attack on updates, got {part.registered_name!r}."
                 )
-            if hasattr(part, "check"):
-                part.check(f"{path}.{name}", setting)
         if setting.num_malicious is not None and setting.num_malicious <= self.num_solo:
             raise ConfigError(
                 f"{path}.num_solo must be < the {setting.num_malicious} malicious clients, "
@@ -66,10 +60,13 @@ class Hybrid:
         }
 
     def apply(self, key, updates, state, view):
-        alone = view.malicious & (jnp.cumsum(view.malicious) <= self.num_solo)
+        ranks = jnp.cumsum(view.malicious) - 1 if view.ranks is None else view.ranks
+        alone = view.malicious & self.shares(ranks)["solo"]
         solo_key, main_key = jax.random.split(key)
-        crafted, main_state, metrics = self.main.apply(main_key, updates, state["main"], view)
-        solo_view = view._replace(malicious=alone)
+        main_view = view._replace(ranks=ranks - self.num_solo)
+        crafted, main_state, metrics = self.main.apply(main_key, updates, state["main"], main_view)
+        everyone = view.malicious if view.adversary is None else view.adversary
+        solo_view = view._replace(malicious=alone, adversary=everyone, ranks=ranks)
         single, solo_state, _ = self.solo.apply(solo_key, updates, state["solo"], solo_view)
         crafted = jnp.where(alone[:, None], single, crafted)
         return crafted, {"main": main_state, "solo": solo_state}, metrics

@@ -34,9 +34,10 @@ class KrumAttack:
     Source: Fang, Cao, Jia, Gong 2020 (Local model poisoning attacks), Section 4.2 and Theorem 1,
     threshold 1e-5. All copies are equal, the limit of its epsilon. With partial knowledge K is the
     c stand-ins and the copies, so Krum sums c - 2 distances (at least 1), a choice where the text
-    is silent. `convention="author"` takes Fang-derived code's bound (FLAIR): no square root over
-    the first term. `toward="krum"` uses the sign of what Krum would select without an attack, as
-    in SAFEFL and FLDetector, instead of the mean's.
+    is silent. `convention="author"` takes the first lambda of FLAIR's released code (`attack.py`,
+    `lambda_max`): the smallest sum of squares itself, not its root, over
+    :math:`\sqrt{K - 2c - 1} \sqrt D`. `toward="krum"` uses the sign of what Krum would select
+    without an attack, as in SAFEFL and FLDetector, instead of the mean's.
 
     Example:
         >>> import fedjax_sec, numpy as np
@@ -52,7 +53,7 @@ class KrumAttack:
     stage = "update"
     threshold: float = numeric(1e-5, "Smallest lambda that is tried.", above=0, unbounded=ANY_SCALE)
     convention: str = static(
-        "paper", "First lambda: Theorem 1's, or that of the `author` code.",
+        "paper", "First lambda: Theorem 1's, or that of FLAIR's code (`author`).",
         choices=("paper", "author"),
     )  # fmt: skip
     toward: str = static(
@@ -67,7 +68,8 @@ class KrumAttack:
         clients, dim = updates.shape
         honest, full = stand_ins(view), sees_all(view)
         bad = view.malicious.sum()
-        neighbours = jnp.maximum(jnp.where(full, clients - bad - 2, bad - 2), 1)
+        neighbours = jnp.where(full, clients - bad - 2, honest.sum() - 2)
+        neighbours = jnp.maximum(neighbours, 1)
         own = jnp.where(honest[:, None], updates, 0.0)
         squares, scale = squared_distances(own, honest)
         pairs = honest[:, None] & honest[None, :] & ~jnp.eye(clients, dtype=bool)
@@ -83,8 +85,11 @@ class KrumAttack:
         norms, along = jnp.sum(own * own, axis=1), own @ sign
         nearest = _smallest(squares, neighbours)
         spread = jnp.min(jnp.where(honest, nearest, jnp.inf))
-        first = spread / jnp.maximum(clients - 2 * bad - 1, 1)
-        bound = first / jnp.sqrt(dim) if self.convention == "author" else jnp.sqrt(first / dim)
+        spread = jnp.where(jnp.any(honest), spread, 0.0)
+        rest = jnp.maximum(clients - 2 * bad - 1, 1)
+        bound = jnp.sqrt(spread / rest / dim)
+        if self.convention == "author":
+            bound = spread / jnp.sqrt(rest) / jnp.sqrt(dim)
         start = bound + jnp.sqrt(jnp.max(norms)) / jnp.sqrt(dim)
 
         def selected(size, copies):

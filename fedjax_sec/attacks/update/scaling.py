@@ -57,8 +57,6 @@ class Scaling:
                 f"{path}.backdoor must be an attack on data such as 'trojan' or "
                 f"'feature_trigger', got {self.backdoor.registered_name!r}."
             )
-        if hasattr(self.backdoor, "check"):
-            self.backdoor.check(f"{path}.backdoor", setting)
 
     def init(self, num_clients, dim):
         return ()
