@@ -310,7 +310,7 @@ class Attack:
     def apply(self, key, updates, state, view: AttackerView) -> tuple[Any, Any, Metrics]:
         """[K, D] -> [K, D]: every stage sees visible rows only and writes malicious rows only.
 
-        Rows without a use are not visible (`usable_rows`): the server leaves most of them out as well.
+        Rows without a use are not visible (`usable_rows`): the server leaves most of them out too.
         """
         new_state, metrics = [], {}
         for i, stage in enumerate(self.update_stages):
