@@ -174,6 +174,8 @@ def shown(value, limit: int = 80) -> str:
         return f"an integer of about {int(value.bit_length() * 0.30103) + 1} digits"
     if hasattr(value, "shape") and getattr(value, "ndim", 0):
         return f"an array of shape {tuple(value.shape)}"
+    if isinstance(value, (list, tuple)) and any(getattr(item, "ndim", 0) for item in value):
+        return f"a {type(value).__name__} of {len(value)} values, among them arrays"
     if isinstance(value, (str, bytes)) and len(value) > 4 * limit:
         value = value[: 2 * limit] + value[-2 * limit :]
     try:

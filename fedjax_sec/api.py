@@ -1,18 +1,19 @@
 """Defences and attacks on a stack of updates, without an experiment around them."""
-# ruff: noqa: F821
 
 import functools
+import warnings
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray
 
 from fedjax_sec import schema
+from fedjax_sec.ops.moments import finite_rows
 from fedjax_sec.pipeline import Attack, Defense, Setting, check_components, fill_num_byzantine
 from fedjax_sec.round import known_defense
 from fedjax_sec.schema import ConfigError
+from fedjax_sec.stacks import Stack, as_key, as_mask, as_stack, as_vector, as_weights, describe
 from fedjax_sec.types import AttackerView, ServerData, ServerView
 
 
@@ -22,72 +23,73 @@ def aggregate(
     *,
     weights: Any = None,
     server_update: Any = None,
-    key: PRNGKeyArray | None = None,
+    server_loss: Any = None,
+    params: Any = None,
+    key: Any = None,
     **fields,
-) -> Float[Array, "D"]:
-    """Aggregates a stack of updates with a defence.
+) -> Any:
+    """Aggregates the clients' updates with a defence.
 
     Args:
-      updates: [K, D], a NumPy or JAX array or nested lists.
+      updates: [K, D], an array or nested lists; or a list with one pytree for each of the K clients
+        (a list of layers, a dict, a model's variables), equal in structure, shapes and types.
+        Integers and float64 are rounded to float32; float16, bfloat16 and float32 stay.
       defense: a name, a mapping with `name` and fields, or a list of them (a pipeline).
       weights: [K] non-negative, the clients' numbers of examples; None: all equal.
-      server_update: [D], what the server learned from its own examples, for the rules that compare
-        clients with it (`fltrust`).
-      key: randomness for defences that draw any; None: `jax.random.key(0)`.
+      server_update: like one client's update, what the server learned from its own examples, for
+        the rules that compare clients with it (`fltrust`).
+      server_loss: a function of parameters, the loss on the server's own examples, for the rules
+        that evaluate clients on them. It is traced anew in every call.
+      params: like one client's update, the global parameters; None: zeros.
+      key: a seed or a JAX key, for defences that draw any randomness; None: seed 0.
       **fields: fields of the defence when it is given by its name alone.
 
-    Returns: the aggregate [D]. Clients whose row is not finite are left out; a defence with a
-    state starts from its initial one.
+    Returns: the aggregate, like one client's update. A row with NaN or infinity is left out, with a
+    Python warning that says how many are, and whether the rule can still tolerate f; a defence with
+    a state starts from its initial one.
 
-    Raises: `ConfigError` (a `ValueError`) for wrong shapes, unknown names or fields, and K and f
-    that the rule cannot tolerate.
+    Raises: `ConfigError` (a `ValueError`) for wrong shapes and values, unknown names or fields, K
+    and f that the rule cannot tolerate, and where no row, or no row with a weight, is finite.
 
     >>> print(aggregate([[1.0], [2.0], [9.0]], "median"))
     [2.]
     >>> clipped = [{"name": "clip_norm", "max_norm": 4.0}, "median"]
     >>> print(aggregate([[1.0], [2.0], [9.0]], clipped))
     [2.]
+    >>> clients = [{"w": np.eye(2), "b": np.full(2, b)} for b in (1.0, 2.0, 9.0)]
+    >>> print(aggregate(clients, "median")["b"])
+    [2. 2.]
     """
-    updates = _as_stack(updates)
-    pipeline = Defense.build(_with_fields(defense, fields, "defense"))
-    _refuse_schedules(pipeline.stages, "defense")
-    check_components(pipeline.stages, "defense", Setting(updates.shape[0]))
-    weights = jnp.ones(updates.shape[0]) if weights is None else jnp.asarray(weights, jnp.float32)
-    if weights.shape != (updates.shape[0],):
-        raise ConfigError(f"weights must be [K] = [{updates.shape[0]}], got {weights.shape}.")
-    if not bool(jnp.all(weights >= 0)) or not bool(jnp.any(weights > 0)):
-        raise ConfigError("weights must be >= 0 and not all zero.")
-    needing = [stage for stage in pipeline.stages if _needs_root(stage)]
-    if server_update is not None and not needing:
-        names = [stage.registered_name for stage in pipeline.stages]
-        raise ConfigError(f"server_update would be ignored: none of {names} reads it.")
-    server_update = _server_update(needing, server_update, updates)
-    key = jax.random.key(0) if key is None else key
-    return _aggregate(pipeline, updates, weights, key, server_update)
-
-
-def _server_update(needing, given, updates):
-    """[D] in the updates' type, or None where no stage needs it."""
-    if not needing:
-        return None
-    if given is None:
+    stack = as_stack(updates)
+    pipeline = _defense(_with_fields(defense, fields, "defense"), Setting(stack.rows.shape[0]))
+    weights = as_weights(weights, stack)
+    needing = schema.needing(pipeline.stages, "needs_root")
+    own, loss, params = _server(stack, needing, "the defence", server_update, server_loss, params)
+    key = as_key(key)
+    finite = _finite_rows(stack.rows, np.ones(stack.rows.shape[0], bool), "are left out")
+    if not np.asarray(weights)[finite].any():
         raise ConfigError(
-            f"server_update is missing: {needing[0].registered_name!r} compares the clients with "
-            f"it; give a vector [D] = [{updates.shape[1]}]."
+            "weights: every row with a weight above 0 holds NaN or infinity, so no client would "
+            "count."
         )
-    given = jnp.asarray(given, updates.dtype)
-    if given.shape != updates.shape[1:] or not bool(jnp.all(jnp.isfinite(given))):
-        raise ConfigError(
-            f"server_update must be [D] = [{updates.shape[1]}] finite numbers, got shape "
-            f"{given.shape}{'' if given.shape != updates.shape[1:] else ' with NaN or infinity'}."
-        )
-    return given
+    if not finite.all():  # the rule then works on the rest, with f unchanged
+        try:
+            check_components(pipeline.stages, "defense", Setting(int(finite.sum())))
+        except ConfigError as error:
+            warnings.warn(f"with the rows that are left, {error}", stacklevel=2)
+    run = _aggregate if loss is None else _anew(_aggregate, loss=loss)
+    found = run(pipeline, stack.rows, weights, key, params, own)
+    _check_finite(found, pipeline, "the aggregate")
+    return stack.restore(found)
 
 
 @jax.jit
-def _aggregate(pipeline, updates, weights, key, server_update=None):
-    view = _server_view(updates, weights, server_update)
-    return pipeline.apply(key, updates, pipeline.init(*updates.shape), view)[0]
+def _aggregate(pipeline, updates, weights, key, params, own, loss=None):
+    root, read = _server_data(pipeline.stages, own, loss)
+    view = _server_view(updates, weights, params, root)
+    found = pipeline.apply(key, updates, pipeline.init(*updates.shape), view)[0]
+    _refuse_unread(read, pipeline.stages, own, loss)
+    return found
 
 
 def attack(
@@ -95,52 +97,54 @@ def attack(
     attack: Any,
     *,
     malicious: Any,
-    knowledge: str = "corrupted",
+    knowledge: Any = "corrupted",
     defense: Any = None,
     server_update: Any = None,
-    key: PRNGKeyArray | None = None,
+    server_loss: Any = None,
+    params: Any = None,
+    key: Any = None,
     **fields,
-) -> Float[Array, "K D"]:
-    """Rewrites the malicious rows of a stack of updates with an attack.
+) -> Any:
+    """Rewrites the malicious clients' updates with an attack.
 
     Args:
-      updates: [K, D], a NumPy or JAX array or nested lists; the honest updates of all clients.
+      updates: [K, D] or a list of K pytrees, as in `aggregate`; the honest updates of all clients.
       attack: a name, a mapping with `name` and fields, or a list of them (a pipeline).
-      malicious: [K] booleans, the adversary's rows.
-      knowledge: `"corrupted"` shows the adversary its own rows only, `"omniscient"` all.
+      malicious: [K] booleans, the adversary's clients.
+      knowledge: `"corrupted"` shows the adversary its own updates only, `"omniscient"` all.
       defense: the server's rule, for attacks that adapt to it, as in `aggregate`.
-      server_update: [D], what the server learned from its own examples, for the attacks and rules
-        that use it; an adversary that is not omniscient does not see it.
-      key: randomness for attacks that draw any; None: `jax.random.key(0)`.
+      server_update, server_loss: as in `aggregate`, for the attacks and rules that use them; an
+        adversary that is not omniscient does not see them.
+      params: like one client's update, the global parameters; None: zeros.
+      key: a seed or a JAX key, for attacks that draw any randomness; None: seed 0.
       **fields: fields of the attack when it is given by its name alone.
 
-    Returns: [K, D]; honest rows are unchanged.
+    Returns: what all clients send, [K, D] or a list of K pytrees; honest clients' updates are as
+    they were. A row with NaN or infinity shows the adversary nothing, with a Python warning. So
+    does an attack that changes no row.
 
-    Raises: `ConfigError` (a `ValueError`) for wrong shapes, unknown names or fields, no malicious
-    row, and attacks that need a model and data (run those in an experiment).
+    Raises: `ConfigError` (a `ValueError`) for wrong shapes and values, unknown names or fields, no
+    malicious client, no finite row that the adversary sees, and attacks that need a model and data
+    (run those in an experiment).
 
     >>> updates = [[0.0], [2.0], [7.0]]
     >>> print(attack(updates, "alie", malicious=[True, True, False], z=1.0)[:, 0])
     [2. 2. 7.]
     """
-    updates = _as_stack(updates)
-    mask = np.asarray(malicious)
-    if mask.dtype != bool or mask.shape != (updates.shape[0],):
+    stack = as_stack(updates)
+    clients = stack.rows.shape[0]
+    mask = as_mask(malicious, clients)
+    known = ("corrupted", "omniscient")
+    if not isinstance(knowledge, str) or knowledge not in known:
         raise ConfigError(
-            f"malicious must be {updates.shape[0]} booleans, one a client, got {mask.dtype} "
-            f"{mask.shape}."
-        )
-    if not mask.any():
-        raise ConfigError("malicious marks no client, so the attack would do nothing.")
-    if knowledge not in ("corrupted", "omniscient"):
-        known = ("corrupted", "omniscient")
-        raise ConfigError(
-            f"knowledge must be one of {known}, got {knowledge!r}."
-            f"{schema.suggestion(knowledge, known)}"
+            f"knowledge must be one of {known}, got {describe(knowledge)}."
+            f"{schema.suggestion(knowledge, known) if isinstance(knowledge, str) else ''}"
         )
     pipeline = Attack.build(_with_fields(attack, fields, "attack"))
+    if not pipeline.stages:
+        raise ConfigError("attack names no attack, so the updates would come back as they are.")
     _refuse_schedules(pipeline.stages, "attack")
-    setting = Setting(updates.shape[0], int(mask.sum()))
+    setting = Setting(clients, int(mask.sum()), knowledge=knowledge)
     check_components(pipeline.stages, "attack", setting)
     needing = [stage.registered_name for stage in pipeline.stages if stage.stage != "update"]
     if needing := needing + schema.needing(pipeline.stages, "needs_task"):
@@ -148,82 +152,53 @@ def attack(
             f"attack: {needing[0]!r} needs a model and data; run it in an experiment "
             f"(fedjax_sec.run)."
         )
-    rule, own = _known_rule(pipeline, defense, server_update, knowledge, updates, int(mask.sum()))
-    key = jax.random.key(0) if key is None else key
-    return _attack(pipeline, rule, updates, jnp.asarray(mask), own, key, knowledge)
-
-
-def _known_rule(pipeline, defense, server_update, knowledge, updates, num_malicious):
-    """The defence and the server's update that the attack may use; refused where none does."""
-    stages = pipeline.stages
-    reads = schema.needing(stages, "needs_defense")
-    if defense is None:
-        if reads:
-            raise ConfigError(
-                f"defense is missing: {reads[0]!r} adapts to the server's rule; name it."
-            )
-        rule = None
-    else:
-        if not reads:
-            raise ConfigError(
-                f"defense would be ignored: none of {[s.registered_name for s in stages]} reads it."
-            )
-        rule = Defense.build(defense, "defense")
-        rule = Defense(tuple(fill_num_byzantine(s, num_malicious) for s in rule.stages))
-        _refuse_schedules(rule.stages, "defense")
-        check_components(rule.stages, "defense", Setting(updates.shape[0], num_malicious))
-    needing = [s for s in (*stages, *(rule.stages if rule else ())) if _needs_root(s)]
-    if knowledge != "omniscient":
-        if server_update is not None:
-            raise ConfigError(
-                "server_update is known to an adversary with knowledge='omniscient' only."
-            )
-        return rule, None
-    if server_update is not None and not needing:
-        raise ConfigError("server_update would be ignored: neither attack nor defense reads it.")
-    return rule, _server_update(needing, server_update, updates)
-
-
-def _needs_root(stage) -> bool:
-    return getattr(stage, "needs_root", False)
-
-
-@functools.partial(jax.jit, static_argnames="knowledge")
-def _attack(pipeline, rule, updates, malicious, own, key, knowledge):
-    clients, dim = updates.shape
+    rule = _known_rule(pipeline, defense, setting)
+    own, loss, params = _what_it_knows(
+        stack, pipeline, rule, knowledge, server_update, server_loss, params
+    )
+    key = as_key(key)
+    visible = np.ones(clients, bool) if knowledge == "omniscient" else np.asarray(mask)
+    finite = _finite_rows(stack.rows, visible, "show the adversary nothing")
+    run = functools.partial(_attack if loss is None else _anew(_attack, loss=loss), pipeline, rule)
     everything = knowledge == "omniscient"
+    sent = run(stack.rows, mask, jnp.asarray(finite), key, params, own, everything=everything)
+    bad = np.flatnonzero(mask)
+    _check_finite(sent[bad], pipeline, "what the malicious clients would send")
+    if not _is_traced(sent) and np.array_equal(sent[bad], stack.rows[bad]):
+        names = [stage.registered_name for stage in pipeline.stages]
+        warnings.warn(f"the attack {names} changed no update", stacklevel=2)
+    if stack.like is None:
+        return sent
+    return [stack.restore(sent[i]) if i in bad else updates[i] for i in range(clients)]
+
+
+@functools.partial(jax.jit, static_argnames="everything")
+def _attack(pipeline, rule, updates, malicious, visible, key, params, own, everything, loss=None):
+    clients, dim = updates.shape
+    stages = (*pipeline.stages, *(rule.stages if rule else ()))
+    root, read = _server_data(stages, own, loss)
     view = AttackerView(
-        malicious, jnp.ones_like(malicious) if everything else malicious,
-        jnp.zeros(dim, updates.dtype), jnp.arange(clients), jnp.array(0),
-        server_update=None if own is None else lambda: own,
+        malicious, visible, params, jnp.arange(clients), jnp.array(0),
+        server_update=None if root is None else root.update,
     )  # fmt: skip
     if rule is not None:
         state = rule.init(clients, dim) if everything else None
-        seen = _server_view(updates, jnp.ones(clients, updates.dtype), own)
+        seen = _server_view(updates, jnp.ones(clients, updates.dtype), params, root)
         view = view._replace(defend=known_defense(rule, key, seen, state, clients)[0])
-    return pipeline.apply(key, updates, pipeline.init(clients, dim), view)[0]
+    sent = pipeline.apply(key, updates, pipeline.init(clients, dim), view)[0]
+    _refuse_unread(read, stages, own, loss)
+    return sent
 
 
-def _server_view(updates, weights, own):
-    clients, dim = updates.shape
-    return ServerView(
-        params=jnp.zeros(dim, updates.dtype),
-        weights=weights.astype(updates.dtype),
-        client_ids=jnp.arange(clients),
-        valid=jnp.ones(clients, bool),
-        round=jnp.array(0),
-        with_kept=False,
-        root=None if own is None else ServerData(lambda: own, None),
+def _anew(function, **fixed):
+    """The compiled function, traced anew: what a caller's function closes over may have changed."""
+    return jax.jit(
+        functools.partial(function.__wrapped__, **fixed),
+        static_argnames="everything" if function is _attack else None,
     )
 
 
-def _as_stack(updates) -> Array:
-    array = jnp.asarray(updates)
-    if array.ndim != 2 or 0 in array.shape:
-        raise ConfigError(f"updates must be a non-empty [K, D] array, got shape {array.shape}.")
-    if jnp.issubdtype(array.dtype, jnp.complexfloating) or array.dtype == bool:
-        raise ConfigError(f"updates must be real numbers, got {array.dtype}.")
-    return array if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(jnp.float32)
+# --- Components ---------------------------------------------------------------------------------
 
 
 def _with_fields(spec, fields, kind):
@@ -237,6 +212,32 @@ def _with_fields(spec, fields, kind):
     return {"name": spec, **fields}
 
 
+def _defense(spec, setting) -> Defense:
+    """The pipeline, checked, with f filled by the number of malicious clients where it is known."""
+    built = Defense.build(spec)
+    built = Defense(tuple(fill_num_byzantine(s, setting.num_malicious) for s in built.stages))
+    _refuse_schedules(built.stages, "defense")
+    check_components(built.stages, "defense", setting)
+    return built
+
+
+def _known_rule(pipeline, defense, setting):
+    """The defence that the attack may use; refused where none does."""
+    stages = pipeline.stages
+    reads = schema.needing(stages, "needs_defense")
+    if defense is None:
+        if reads:
+            raise ConfigError(
+                f"defense is missing: {reads[0]!r} adapts to the server's rule; name it."
+            )
+        return None
+    if not reads:
+        raise ConfigError(
+            f"defense would be ignored: none of {[s.registered_name for s in stages]} reads it."
+        )
+    return _defense(defense, setting)
+
+
 def _refuse_schedules(stages, kind):
     for stage in stages:
         if schema.has_schedules(stage):
@@ -244,3 +245,152 @@ def _refuse_schedules(stages, kind):
                 f"{kind}: a field of {stage.registered_name!r} follows a schedule, but here are no "
                 f"rounds; give a number, or run it in an experiment (fedjax_sec.run)."
             )
+
+
+# --- What the server knows ----------------------------------------------------------------------
+
+
+def _server(stack: Stack, needing, readers, update, loss, params):
+    """The server's update, its loss as a function of a vector, and the global parameters."""
+    for name, given in (("server_update", update), ("server_loss", loss)):
+        if given is not None and not needing:
+            raise ConfigError(f"{name} would be ignored: {readers} does not read it.")
+    if needing and update is None and loss is None:
+        raise ConfigError(
+            f"server_update is missing: {needing[0]!r} uses what the server learned from its own "
+            f"examples; give {stack.one} (or server_loss, where it evaluates clients only)."
+        )
+    own = None if update is None else as_vector(update, "server_update", stack)
+    flat = jnp.zeros(stack.rows.shape[1], stack.rows.dtype)
+    flat = flat if params is None else as_vector(params, "params", stack)
+    return own, None if loss is None else _scalar_loss(loss, stack, flat), flat
+
+
+def _scalar_loss(loss, stack: Stack, params):
+    """The loss as a function of a vector, if it gives one real number for such parameters."""
+    if not callable(loss):
+        raise ConfigError(
+            f"server_loss must be a function of parameters, {stack.one}, that returns a number, "
+            f"got {describe(loss)}."
+        )
+
+    def of_vector(vector):
+        return jnp.asarray(loss(stack.restore(vector)))
+
+    try:
+        shape = jax.eval_shape(of_vector, params)
+    except Exception as error:  # the caller's own function
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(
+            f"server_loss fails on parameters that are {stack.one} ({type(error).__name__}: "
+            f"{reason})."
+        ) from error
+    if shape.shape != () or not jnp.issubdtype(shape.dtype, jnp.floating):
+        raise ConfigError(
+            f"server_loss must return one real number, got {shape.dtype} with shape {shape.shape}."
+        )
+    return of_vector
+
+
+def _what_it_knows(stack, pipeline, rule, knowledge, update, loss, params):
+    """As `_server`, of an adversary: only an omniscient one knows what the server learns."""
+    attacks, rules = (
+        schema.needing(part.stages if part else (), "needs_root") for part in (pipeline, rule)
+    )
+    if knowledge != "omniscient":
+        for name, given in (("server_update", update), ("server_loss", loss)):
+            if given is not None:
+                raise ConfigError(
+                    f"{name} is known to an adversary with knowledge='omniscient' only."
+                )
+        attacks, rules = [], []
+    if attacks and update is None:
+        raise ConfigError(
+            f"server_update is missing: {attacks[0]!r} aims at what the server learned from its "
+            f"own examples; give {stack.one}."
+        )
+    return _server(stack, attacks + rules, "neither attack nor defense", update, loss, params)
+
+
+def _server_data(stages, own, loss) -> tuple[ServerData | None, set]:
+    """What the server can compute, and the set of what was read; what is missing says so."""
+    read = set()
+    if own is None and loss is None:
+        return None, read
+    names = schema.needing(stages, "needs_root")
+
+    def update():
+        read.add("server_update")
+        if own is None:
+            raise ConfigError(
+                f"server_update is missing: {names[0]!r} reads what the server learned from its "
+                f"own examples; give it beside server_loss."
+            )
+        return own
+
+    def evaluate(params):
+        read.add("server_loss")
+        if loss is None:
+            raise ConfigError(
+                f"server_loss is missing: {names[0]!r} evaluates parameters on the server's own "
+                f"examples; give a function of parameters that returns their loss."
+            )
+        return loss(params)
+
+    return ServerData(update, evaluate), read
+
+
+def _refuse_unread(read, stages, own, loss) -> None:
+    names = schema.needing(stages, "needs_root")
+    for name, given in (("server_update", own), ("server_loss", loss)):
+        if given is not None and name not in read:
+            raise ConfigError(f"{name} would be ignored: none of {names} reads it.")
+
+
+def _server_view(updates, weights, params, root):
+    return ServerView(
+        params=params,
+        weights=weights.astype(updates.dtype),
+        client_ids=jnp.arange(updates.shape[0]),
+        valid=jnp.ones(updates.shape[0], bool),
+        round=jnp.array(0),
+        with_kept=False,
+        root=root,
+    )
+
+
+# --- Values -------------------------------------------------------------------------------------
+
+
+def _finite_rows(rows, asked, consequence) -> np.ndarray:
+    """Which of the rows `asked` for are finite [K]; a warning where some are not, else an error."""
+    finite = np.asarray(finite_rows(rows))
+    bad = np.flatnonzero(asked & ~finite)
+    if len(bad) == asked.sum():
+        whose = "every row" if asked.all() else "every row that the adversary sees"
+        raise ConfigError(
+            f"updates: {whose} holds NaN or infinity ({len(bad)} of {len(bad)}), so nothing is "
+            f"left to work with."
+        )
+    if len(bad):
+        some = ", ".join(map(str, bad[:5])) + (", ..." if len(bad) > 5 else "")
+        warnings.warn(
+            f"updates: {len(bad)} of {int(asked.sum())} rows hold NaN or infinity and "
+            f"{consequence}: {some}",
+            stacklevel=3,
+        )
+    return asked & finite
+
+
+def _is_traced(array) -> bool:
+    """Whether a field is a tracer, as under `vmap` over its values: the result has none then."""
+    return isinstance(array, jax.core.Tracer)
+
+
+def _check_finite(array, pipeline, name) -> None:
+    if not _is_traced(array) and not bool(jnp.all(jnp.isfinite(array))):
+        names = [stage.registered_name for stage in pipeline.stages]
+        raise ConfigError(
+            f"{name} is not finite: the updates, or the fields of {names}, are too large for "
+            f"{array.dtype}; scale them down."
+        )

@@ -416,6 +416,7 @@ def from_mapping(mapping: Mapping, overrides: Mapping | Iterable[str] = ()) -> E
             f"An experiment must be a mapping of keys to values, got {shown(mapping)}."
         )
     spec = apply_overrides(mapping, overrides)
+    _refuse_arrays(spec.get("data"))
     try:
         experiment = schema.build(Experiment, spec, "", _builders())
     except schema.UnknownKey as error:
@@ -427,6 +428,21 @@ def from_mapping(mapping: Mapping, overrides: Mapping | Iterable[str] = ()) -> E
         experiment = dataclasses.replace(experiment, client=experiment.client.settled())
     experiment.check()
     return experiment
+
+
+def _refuse_arrays(data) -> None:
+    """Raises where arrays are given for `data`, which takes the name of a data set."""
+    if isinstance(data, Mapping):
+        known = {field.name for field in dataclasses.fields(Data)} - {"name"}
+        given = [value for key, value in data.items() if key not in known]
+    else:
+        given = list(data) if isinstance(data, (list, tuple)) else [data]
+    nested = [item for value in given for item in (value if isinstance(value, list) else [value])]
+    if any(getattr(item, "ndim", 0) for item in nested):
+        raise ConfigError(
+            "data: arrays cannot be given here, only the name of a data set, such as {name: "
+            "digits}; register your own, @registry.datasets.register('NAME'), see CONTRIBUTING.md."
+        )
 
 
 def _with_advice(error: schema.UnknownKey, spec: Mapping) -> ConfigError:
@@ -530,11 +546,11 @@ def _plain(value, level: int = 0):
         raise ConfigError(f"More than {LEVELS} levels of mappings and lists inside one another.")
     if OmegaConf.is_config(value):  # as text: resolving could copy the environment
         value = OmegaConf.to_container(value)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+    if hasattr(type(value), "registered_name") or type(value).__module__ == __name__:
         value = schema.dump(value)
     if isinstance(value, Mapping):
         return {schema.plain(key): _plain(item, level + 1) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
         return [_plain(item, level + 1) for item in value]
     return value
 

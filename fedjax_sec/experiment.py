@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 
 from fedjax_sec import config as config_lib
 from fedjax_sec import results
+from fedjax_sec.advice import shown
 from fedjax_sec.checkpoints import Checkpoints
 from fedjax_sec.config import Experiment
 from fedjax_sec.preparation import (
@@ -316,6 +318,11 @@ def run(
     >>> result.metrics["round"].tolist()
     [0.0, 2.0]
     """
+    if on_evaluation is not None and not callable(on_evaluation):
+        raise ConfigError(f"on_evaluation must be a function, got {shown(on_evaluation)}.")
+    for name, given in (("out", out), ("profile", profile)):
+        if given is not None and not isinstance(given, (str, os.PathLike)):
+            raise ConfigError(f"{name} must be the path of a folder, got {shown(given)}.")
     if isinstance(config, Experiment):
         config = config.to_dict()
     if isinstance(config, Mapping):

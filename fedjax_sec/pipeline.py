@@ -25,7 +25,8 @@ class Setting(NamedTuple):
     `sampled`: only some registered clients take part in a round; `capacity` M, `example_shape` of
     one input, `num_classes`, the names of the model's `layers`, D `num_parameters` and the number
     of training `examples` (None: unknown). `merged`: an earlier stage makes one row of several
-    clients, so rows have no history.
+    clients, so rows have no history. `knowledge`: which updates the adversary sees, as
+    `threat.knowledge` (None: unknown).
     """
 
     num_clients: int
@@ -38,6 +39,7 @@ class Setting(NamedTuple):
     num_parameters: int | None = None
     examples: int | None = None
     merged: bool = False
+    knowledge: str | None = None
 
 
 def _as_list(spec) -> list:
@@ -308,12 +310,14 @@ class Attack:
     def apply(self, key, updates, state, view: AttackerView) -> tuple[Any, Any, Metrics]:
         """[K, D] -> [K, D]: every stage sees visible rows only and writes malicious rows only.
 
-        Rows without a use are not visible (`_usable`): the server leaves most of them out as well.
+        Rows that would spoil a sum of squares (`_usable`) are not visible.
         """
         new_state, metrics = [], {}
         for i, stage in enumerate(self.update_stages):
             known = view._replace(visible=view.visible & _usable(updates))
-            seen = jnp.where(known.visible[:, None], updates, 0.0)
+            # A huge update of its client's own is in no statistic, but may be flipped or scaled.
+            rows = known.visible | (view.malicious & finite_rows(updates))
+            seen = jnp.where(rows[:, None], updates, 0.0)
             crafted, new, extra = stage.apply(jax.random.fold_in(key, i), seen, state[i], known)
             updates = jnp.where(view.malicious[:, None], crafted, updates)
             new_state.append(new)

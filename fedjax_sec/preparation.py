@@ -11,7 +11,7 @@ from jax.flatten_util import ravel_pytree
 
 from fedjax_sec import registry, schema
 from fedjax_sec.config import Experiment
-from fedjax_sec.datasets import take
+from fedjax_sec.datasets import checked, take
 from fedjax_sec.evaluation.influence import Probes
 from fedjax_sec.evaluation.metrics import TestSet
 from fedjax_sec.memory import check_stack, device_memory
@@ -35,15 +35,17 @@ from fedjax_sec.tuning import Choice, candidates
 
 
 @functools.lru_cache(maxsize=4)
-def _load(name, data_dir, download, max_train, max_test):
-    source = registry.datasets.build(name, "data.name").load(data_dir, download)
+def _load(dataset, data_dir, download, max_train, max_test):
+    source = checked(dataset.load(data_dir, download), dataset.registered_name)
     return take(source, max_train, max_test)
 
 
 def load_source(experiment: Experiment):
     """The data set of an experiment, read once in a process, normalised as the experiment says."""
     data = experiment.data
-    source = _load(data.name, data.data_dir, data.download, data.max_train, data.max_test)
+    # The component is the key, not its name: a data set that is registered again is read again.
+    dataset = registry.datasets.build(data.name, "data.name")
+    source = _load(dataset, data.data_dir, data.download, data.max_train, data.max_test)
     if data.mean is None:
         return source
     for name in ("mean", "std"):

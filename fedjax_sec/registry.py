@@ -36,11 +36,17 @@ class Registry:
         """Class decorator: makes a frozen dataclass pytree of the class and files it under `name`.
 
         Fields declared `schema.static` become part of the pytree's structure, all others leaves.
+        A class may be defined and registered again, as in a notebook: the new one counts. Another
+        class under a name that is taken is a `ValueError`.
         """
 
         def decorate(cls):
+            if not cls.__module__.startswith(self._packages):
+                self._discover()  # so that a name of ours is known to be taken
             known = self._entries.get(name)
-            if known is not None and known.__qualname__ != cls.__qualname__:
+            if known is not None and (known.__module__, known.__qualname__) != (
+                cls.__module__, cls.__qualname__,
+            ):  # fmt: skip
                 raise ValueError(
                     f"{self.kind} {name!r} is already registered by {known.__module__}; "
                     f"rename one of the two."
@@ -71,7 +77,9 @@ class Registry:
         """The class registered as `name`, or a `ConfigError` that suggests the nearest name."""
         at = f"{path}: " if path else ""
         if not isinstance(name, str):
-            raise ConfigError(f"{at}the name of a {self.kind} is text, got {shown(name)}.")
+            raise ConfigError(
+                f"{at}the name of {self._one} is text, got {shown(name)}.{self._advice(name)}"
+            )
         if name not in self.names():
             advice = _NOTHING.get(self.kind, "") if name.lower() in ("none", "null", "no") else ""
             raise ConfigError(
@@ -89,20 +97,18 @@ class Registry:
         2
         """
         path = path or self.kind
-        if dataclasses.is_dataclass(spec) and not isinstance(spec, type):
-            name = getattr(spec, "registered_name", None)
-            others = [one for one in KINDS.values() if one is not self]
-            if name is None or any(one._entries.get(name) is type(spec) for one in others):
-                self.get(name or type(spec).__name__, path)
+        if dataclasses.is_dataclass(spec) and hasattr(type(spec), "registered_name"):
+            name = spec.registered_name
+            if any(one._entries.get(name) is type(spec) for one in KINDS.values() if one != self):
+                self.get(name, path)
             return schema.rebuild(spec, path, builders())
-        spec = schema.plain(spec)
+        given, spec = spec, schema.plain(spec)
         if isinstance(spec, str):
             spec = {"name": spec}
         if not isinstance(spec, Mapping):
-            advice = _NOTHING.get(self.kind, "") if not spec else ""
             raise ConfigError(
-                f"{path}: expected the name of a {self.kind} or a mapping with 'name', "
-                f"got {shown(spec)}.{advice}"
+                f"{path}: expected the name of {self._one} or a mapping with 'name', "
+                f"got {shown(given)}.{self._advice(given)}"
             )
         if "name" not in spec:
             raise ConfigError(
@@ -111,6 +117,22 @@ class Registry:
         fields = dict(spec)
         cls = self.get(schema.plain(fields.pop("name")), f"{path}.name")
         return schema.build(cls, fields, path, builders())
+
+    @property
+    def _one(self) -> str:
+        return f"{'an' if self.kind[0] in 'aeiou' else 'a'} {self.kind}"
+
+    def _advice(self, given) -> str:
+        """What to give in place of an object, or of nothing."""
+        if isinstance(given, (type(None), bool, int, float, list, tuple)):
+            return _NOTHING.get(self.kind, "") if not given else ""
+        name = getattr(given, "registered_name", None)
+        if isinstance(given, type) and self._entries.get(name) is given:
+            return f" Give its name, {name!r}, or an instance, {given.__name__}()."
+        return (
+            f" To use {self._one} of your own, register its class and give the name: "
+            f"@registry.{self.kind}s.register('NAME'), see CONTRIBUTING.md."
+        )
 
 
 datasets = Registry("dataset", "fedjax_sec.datasets")

@@ -301,7 +301,9 @@ def known_defense(
 
     def defend(updates, guess=None):
         at = defense.init(num_clients, updates.shape[1]) if state is None else state
-        root = view.root if guess is None else ServerData(lambda: guess, None)
+        root = view.root
+        if guess is not None:
+            root = ServerData(lambda: guess, _unseen if root is None else root.loss)
         return defense.apply(key, updates, at, view._replace(root=root))[0]
 
     return defend, None if view.root is None else view.root.update
@@ -333,6 +335,13 @@ def draw_clients(
 def _ranks(values):
     """Each value's place in ascending order."""
     return jnp.argsort(jnp.argsort(values))
+
+
+def _unseen(params):
+    raise schema.ConfigError(
+        "attack: the defence evaluates clients on the server's own examples, and this adversary "
+        "does not see the loss on the server's examples; only one with knowledge 'omniscient' does."
+    )
 
 
 def run_round(

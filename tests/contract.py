@@ -18,7 +18,7 @@ import yaml
 from helpers import CLASSES, SHAPE, close, count_traces, same_bits, sample, tiny_pool, tiny_task
 
 from fedjax_sec import schema
-from fedjax_sec.datasets import MissingDataError
+from fedjax_sec.datasets import MissingDataError, checked
 from fedjax_sec.datasets.packing import check_partition
 from fedjax_sec.ops import evasion
 from fedjax_sec.pipeline import Attack, Defense, Setting, check_components, fill_num_byzantine
@@ -720,6 +720,10 @@ def check_dataset(component, folder):
     except MissingDataError as error:
         assert repr(component.registered_name) in str(error) and str(folder) in str(error)
         return
+    try:
+        same_bits(checked(source, component.registered_name), source)  # nothing to convert
+    except ConfigError as error:
+        raise AssertionError(str(error)) from error
     for x, y in ((source.x_train, source.y_train), (source.x_test, source.y_test)):
         assert x.dtype == np.uint8 and y.dtype == np.int32 and len(x) == len(y) > 0
         assert x.max() <= source.scale and x.ndim == 4

@@ -7,9 +7,11 @@ from typing import Any, ClassVar
 import contract
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from fedjax_sec import pipeline, registry, schema
+from fedjax_sec.datasets import Source
 from fedjax_sec.schema import numeric
 
 
@@ -428,6 +430,35 @@ def test_a_client_that_trains_on_padding():
     assert contract.check_client_shapes(IgnoresCount()) is None
     with pytest.raises(AssertionError):
         contract.check_client_ignores_padding(IgnoresCount())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({}, None),
+        ({"y_train": np.array([1, 2, 1], np.int32)}, "labels from 1 to 2"),
+        ({"y_train": np.array([0, 1], np.int32)}, "2 labels for 3 examples"),
+        ({"scale": 100.0}, "must lie in"),
+        ({"name": "another"}, "name under which it is registered"),
+    ],
+)
+def test_a_source_that_no_experiment_can_use(change, message, tmp_path):
+    x = np.arange(20, dtype=np.uint8).reshape(5, 2, 2, 1) * 13
+    y = np.array([0, 1, 0, 1, 0], np.int32)
+    whole = Source(
+        "broken", x[:3], y[:3], x[3:], y[3:], 2, 255.0, (0.5,), (0.5,), (3, 2), "nowhere"
+    )
+
+    @component
+    class Data:
+        def load(self, data_dir=None, download=True):
+            return whole._replace(**change)
+
+    if message is None:
+        contract.check_dataset(Data(), tmp_path)
+    else:
+        with pytest.raises(AssertionError, match=message):
+            contract.check_dataset(Data(), tmp_path)
 
 
 def documented(text, **members):

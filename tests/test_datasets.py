@@ -1,5 +1,6 @@
 """Sources, their labels, the reader of prepared folders, its cache and its error messages."""
 
+import importlib
 import io
 import json
 import logging
@@ -11,9 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import fedjax_sec
 from fedjax_sec import registry
-from fedjax_sec.datasets import MissingDataError, Source, _tfds, take
+from fedjax_sec.datasets import MissingDataError, Source, _files, _tfds, checked, take
 from fedjax_sec.datasets.digits import MEAN, STD, Digits
+from fedjax_sec.schema import ConfigError
 
 TEST_DATA = os.environ.get("FEDJAX_SEC_TEST_DATA")
 
@@ -182,6 +185,197 @@ def test_take_names_the_field_the_value_and_the_range(field, value, available):
         take(toy(), **{field: value})
 
 
+# --- Sources that an experiment can use ---------------------------------------------------------
+
+
+def features(**changes):
+    """Six and three examples of four features, three classes."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(9, 4)).astype(np.float32)
+    y = np.arange(9, dtype=np.int32) % 3
+    arrays = x[:6], y[:6], x[6:], y[6:]
+    source = Source("mine", *arrays, 3, 1.0, (0.0,), (1.0,), (6, 3), "a test")
+    return source._replace(**changes)
+
+
+Y = features().y_train
+X = features().x_train
+
+
+def changed(array, at, value):
+    array = array.copy()
+    array[at] = value
+    return array
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "expected"),
+    [
+        ("y_train", Y.astype(np.float64), Y),
+        ("y_train", Y.astype(np.uint8), Y),
+        ("y_train", Y.tolist(), Y),
+        ("x_train", X.astype(np.float64), X),
+        ("x_train", X.tolist(), X),
+        ("users_train", [0.0, 0, 1, 1, 2, 2], np.array([0, 0, 1, 1, 2, 2], np.int32)),
+        ("mean", [0.5], (0.5,)),
+        ("std", np.full(4, 2.0), (2.0,) * 4),
+        ("scale", np.float32(2), 2.0),
+        ("official_sizes", [6, 3], (6, 3)),
+    ],
+)
+def test_what_can_be_converted_without_loss_is(field, value, expected):
+    change = {field: value} | ({"mean": (0.0,) * 4} if field == "std" else {})
+    found = getattr(checked(features(**change), "mine"), field)
+    np.testing.assert_array_equal(found, expected)
+    assert type(found) is type(expected)
+    assert getattr(found, "dtype", None) == getattr(expected, "dtype", None)
+
+
+def test_whole_pixels_become_bytes():
+    source = toy()
+    wide = source._replace(x_train=source.x_train.astype(np.int64), x_test=source.x_test.tolist())
+    found = checked(wide, "toy")
+    assert found.x_train.dtype == found.x_test.dtype == np.uint8
+    np.testing.assert_array_equal(found.x_train, source.x_train)
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        ({"y_train": Y[:5]}, ["y_train holds 5 labels for 6 examples"]),
+        ({"y_train": Y - 1}, ["labels from -1 to 1", "relabel 0 to 2", "numpy.unique"]),
+        ({"y_test": Y[3:] + 1}, ["y_test holds labels from 1 to 3", "relabel 0 to 2"]),
+        ({"y_train": Y + 2 * (Y == 2)}, ["labels from 0 to 4", "or set num_classes to 5"]),
+        ({"y_train": np.eye(3)[Y]}, ["shape (6, 3)", "y.argmax(axis=1) of one-hot"]),
+        ({"y_train": Y[:, None]}, ["shape (6, 1)", "y.ravel()"]),
+        ({"y_train": Y == 1}, ["true and false", "y.astype(numpy.int32)"]),
+        ({"y_train": Y + 0.5}, ["y_train must hold whole numbers, got 0.5 for example 0"]),
+        ({"y_train": changed(Y.astype(float), 4, np.nan)}, ["got nan for example 4"]),
+        ({"y_train": Y.astype(np.int64) + 2**40}, ["whole numbers, got 1099511627776"]),
+        ({"y_train": ["a"] * 6}, ["got text", "numpy.unique(values"]),
+        ({"y_train": Y.astype(object)}, ["must hold numbers, got object"]),
+        ({"y_train": [[0], [1, 2]]}, ["y_train cannot be read as an array"]),
+        ({"y_train": np.ma.masked_array(Y, Y == 1)}, ["masked array"]),
+        ({"x_train": changed(X, (4, 2), np.nan)}, ["in 1 of 6 examples, first in number 4"]),
+        (
+            {"x_test": changed(X[3:], slice(1, 3), np.inf)},
+            ["x_test", "2 of 3", "first in number 1"],
+        ),
+        ({"x_train": X.astype(np.float64) * 1e39}, ["what float32 cannot hold in 6 of 6"]),
+        ({"x_train": X.astype(str)}, ["x_train must hold numbers, got text"]),
+        ({"x_train": X > 0}, ["holds bool", "x.astype(numpy.float32)"]),
+        ({"x_train": X.astype(np.int64) - 9}, ["holds int64 from", "features are floats"]),
+        ({"x_train": X[:, 0]}, ["features [n, F] or images [n, H, W, C], got shape (6,)"]),
+        ({"x_test": X[:0], "y_test": Y[:0]}, ["x_test must hold at least one example"]),
+        ({"x_test": X[3:, :3]}, ["must agree", "float32 (4,) and float32 (3,)"]),
+        ({"x_test": np.ones((3, 4), np.uint8)}, ["must agree", "float32 (4,) and uint8 (4,)"]),
+        ({"users_train": np.arange(5)}, ["users_train holds 5 users for 6 examples"]),
+        ({"users_test": np.arange(3) - 1}, ["users_test must number users from 0, got -1"]),
+        ({"mean": (np.nan,)}, ["mean must be a tuple of finite numbers"]),
+        ({"mean": (0.0,) * 3}, ["one for all or one for each of 4 channels, got (0.0, 0.0, 0.0)"]),
+        ({"mean": 0.0}, ["mean must be a tuple"]),
+        ({"std": (0.0,)}, ["std must be a tuple of finite numbers > 0"]),
+        ({"std": (1.0,) * 4}, ["mean and std must have equally many"]),
+        ({"scale": 0.0}, ["scale must be a finite number > 0, got 0.0"]),
+        ({"scale": np.inf}, ["scale must be a finite number > 0"]),
+        ({"scale": True}, ["scale must be a finite number > 0, got True"]),
+        ({"num_classes": 1}, ["num_classes must be an integer >= 2, got 1"]),
+        ({"num_classes": 3.0}, ["num_classes must be an integer >= 2, got 3.0"]),
+        ({"num_classes": 4}, ["class 3 has no example", "set num_classes to 3"]),
+        ({"official_sizes": 6}, ["official_sizes", "such as (6, 3), got 6"]),
+        ({"official_sizes": (6, None)}, ["official_sizes"]),
+        ({"name": "digits"}, ["name under which it is registered", "name='digits'"]),
+        ({"origin": None}, ["a text that says where it is from", "origin=None"]),
+    ],
+)
+def test_a_source_that_cannot_be_used_is_refused(change, parts):
+    with pytest.raises(ConfigError) as caught:
+        checked(features(**change), "mine")
+    message = str(caught.value)
+    assert message.startswith("Data set 'mine': ") and "\n" not in message
+    for part in parts:
+        assert part in message, message
+
+
+@pytest.mark.parametrize(
+    ("x", "scale", "parts"),
+    [
+        (
+            np.full((9, 2, 2, 1), 200, np.uint8),
+            1.0,
+            ["200 to 200", "scale = 1", "(255.0 for bytes)"],
+        ),
+        (np.full((9, 2, 2, 1), -0.5, np.float32), 1.0, ["-0.5 to -0.5", "mean and std"]),
+    ],
+)
+def test_images_lie_between_zero_and_scale(x, scale, parts):
+    source = features(x_train=x[:6], x_test=x[6:], scale=scale)
+    with pytest.raises(ConfigError) as caught:
+        checked(source, "mine")
+    assert all(part in str(caught.value) for part in parts), caught.value
+
+
+def test_a_part_may_lack_a_class():
+    source = features(num_classes=4, official_sizes=(60, 30))
+    assert checked(source, "mine").num_classes == 4
+
+
+def test_what_is_no_source_is_refused():
+    with pytest.raises(ConfigError, match="must return a fedjax_sec.datasets.Source, got tuple"):
+        checked((X, Y), "mine")
+
+
+@pytest.fixture
+def register():
+    """Registers data sets for one test."""
+
+    def add(source, qualname="Mine"):
+        members = {"load": lambda self, data_dir=None, download=True: source}
+        registry.datasets.register("mine")(type(qualname, (), members))
+
+    yield add
+    registry.datasets._entries.pop("mine", None)
+
+
+def on_mine(**changes):
+    changes = {"data": {"name": "mine", "num_clients": 2}, "model": "logistic_regression"} | changes
+    return fedjax_sec.run(changes, rounds=1, **{"client.batch_size": 2})
+
+
+def test_data_registered_again_is_read_again(register):
+    register(features())
+    first = on_mine().summary
+    register(features(x_train=X[:4], y_train=Y[:4], official_sizes=(4, 3)))
+    second = on_mine().summary
+    assert (first["data"]["train"], second["data"]["train"]) == (6, 4)
+
+
+def test_every_source_is_checked_before_anything_compiles(register):
+    register(features(y_train=Y - 1))
+    with pytest.raises(ConfigError, match="Data set 'mine': y_train holds labels from -1 to 1"):
+        on_mine()
+
+
+def test_a_class_of_the_same_name_elsewhere_replaces_nothing():
+    with pytest.raises(ValueError, match="'digits' is already registered by fedjax_sec.datasets"):
+        registry.datasets.register("digits")(type("Digits", (), {}))
+    assert registry.datasets.get("digits") is Digits
+
+
+def test_names_of_ours_are_taken_before_they_are_imported(tmp_path, monkeypatch):
+    folder = tmp_path / "ours_for_a_test"
+    folder.mkdir()
+    (folder / "__init__.py").write_text("")
+    text = "import {0}\n\n\n@{0}.known.register('one')\nclass One:\n    pass\n"
+    (folder / "one.py").write_text(text.format(folder.name))
+    monkeypatch.syspath_prepend(tmp_path)
+    ours = importlib.import_module(folder.name)
+    ours.known = registry.Registry("dataset", folder.name)
+    with pytest.raises(ValueError, match="'one' is already registered by ours_for_a_test.one"):
+        ours.known.register("one")(type("Mine", (), {}))
+    assert ours.known.names() == ("one",)
+
+
 # --- The registered data sets -------------------------------------------------------------------
 
 
@@ -265,7 +459,9 @@ def test_second_read_comes_from_the_cache_and_is_identical(prepared, own_cache, 
     assert (source.x_train.dtype, source.y_train.dtype) == (np.uint8, np.int32)
 
 
-@pytest.mark.parametrize("damage", ["truncated", "garbage", "empty", "flipped", "other"])
+@pytest.mark.parametrize(
+    "damage", ["truncated", "garbage", "empty", "flipped", "other", "rewritten", "renamed"]
+)
 def test_a_damaged_cache_is_read_again_and_repaired(
     prepared, own_cache, monkeypatch, caplog, damage
 ):
@@ -276,6 +472,13 @@ def test_a_damaged_cache_is_read_again_and_repaired(
     middle = len(content) // 2
     if damage == "other":  # readable, but not our arrays
         np.savez(file, x_train=np.zeros((2, 2)))
+    elif damage == "rewritten":  # a sound file of the right form, with other labels
+        stored = dict(np.load(file))
+        np.savez(file, **stored | {"y_train": stored["y_train"][::-1]})
+    elif damage == "renamed":  # a sound file of other data
+        arrays = {name: array[::-1] for name, array in dict(np.load(file)).items() if array.ndim}
+        _files.store_cache(file.with_name("other.npz"), arrays)
+        file.with_name("other.npz").rename(file)
     else:
         file.write_bytes(
             {

@@ -1,11 +1,14 @@
 """Every defence against NumPy in float64, hand-checked cases, extreme values and bounds."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import fedjax_sec
+from fedjax_sec.pipeline import Defense
 from fedjax_sec.schema import ConfigError
+from fedjax_sec.types import ServerView
 
 # --- Oracles, written from the papers' formulas -------------------------------------------------
 
@@ -268,8 +271,14 @@ def test_bulyan_with_a_rule_that_averages():
 
 
 def test_nobody_left_gives_zero():
+    """In a round; `fedjax_sec.aggregate` refuses such a stack."""
+    view = ServerView(
+        jnp.zeros(5), jnp.ones(11), jnp.arange(11), jnp.ones(11, bool), jnp.array(0), False
+    )
     for name in CASES:
-        got = aggregate(np.full((11, 5), np.nan), specification(name, 2))
+        defense = Defense.build(specification(name, 2))
+        nothing, state = jnp.full((11, 5), jnp.nan), defense.init(11, 5)
+        got = defense.apply(jax.random.key(0), nothing, state, view)[0]
         np.testing.assert_array_equal(got, np.zeros(5))
 
 

@@ -9,6 +9,7 @@ import fedjax_sec
 from fedjax_sec import preparation, trained
 from fedjax_sec.config import from_mapping
 from fedjax_sec.datasets import Source
+from fedjax_sec.datasets.local_test import LocalTest
 from fedjax_sec.schema import ConfigError
 
 
@@ -87,6 +88,16 @@ def test_users_without_test_examples_are_refused(monkeypatch):
 def test_wrong_settings_are_refused(spec, message):
     with pytest.raises(ConfigError, match=message):
         from_mapping(small(data={"local_test": spec}))
+
+
+def test_a_share_that_holds_out_nothing_is_refused():
+    index, counts = np.arange(18).reshape(2, 9), np.array([9, 7])
+    with pytest.raises(ConfigError, match="share = 0.1 holds out no example, .* raise it to 0.12"):
+        LocalTest().hold_out(np.random.default_rng(0), index, counts)
+    own = LocalTest(share=0.12).hold_out(np.random.default_rng(0), index, counts)[2]
+    assert (own >= 0).sum(axis=1).tolist() == [1, 0]
+    with pytest.raises(ConfigError, match="3 test examples cannot be dealt to 5 clients; lower"):
+        LocalTest("dealt").of_test_part(np.random.default_rng(0), None, None, 3, 5)
 
 
 @pytest.mark.parametrize("data", ["held_out", "dealt"])

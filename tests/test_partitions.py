@@ -1,5 +1,8 @@
 """Partitioners: exact accounting, reproducibility, label skew, padding and error messages."""
 
+import dataclasses
+import re
+
 import numpy as np
 import pytest
 
@@ -211,14 +214,67 @@ def test_dirichlet_draws_again_until_everybody_has_enough():
     ("partition", "clients", "message"),
     [
         (LabelGroups(), 5, "num_clients must be >= 10, a client for the group of each class"),
-        (LabelGroups(q=1.0), 300, "clients without one of the"),
+        (LabelGroups(q=1.0), 300, "clients without one .* lower q, or lower data.num_clients"),
+        (LabelGroups(q=0.0), 1009, "use more examples, lower data.num_clients"),
         (Dirichlet(min_examples=60), 20, "min_examples must be <= 50"),
-        (Dirichlet(alpha=0.01, min_examples=40), 20, "1000 draws with alpha 0.01"),
+        (Dirichlet(alpha=0.01, min_examples=40), 20, "alpha 0.01 leaves some of 20"),
+        (Iid(), 1010, "data.num_clients must be between 1 and 1009"),
+        (ByLabel(9), 200, "data.partition.shards_per_client must be between 1 and 5"),
     ],
 )
 def test_partitions_by_class_say_what_they_cannot_do(partition, clients, message):
     with pytest.raises(ConfigError, match=message):
         partition.split(rng(), some_labels(1009), clients)
+
+
+@pytest.mark.parametrize(
+    ("partition", "clients"),
+    [
+        (Dirichlet(alpha=0.01), 100),
+        (Dirichlet(alpha=1e-6), 20),
+        (Dirichlet(alpha=0.01, balanced=True), 100),
+        (Dirichlet(alpha=0.01, min_examples=40), 20),
+        (Dirichlet(alpha=0.5), 1000),
+    ],
+)
+def test_what_dirichlet_advises_can_be_done(partition, clients):
+    """At the smallest `min_examples` too, which nobody can lower, and without a thousand draws."""
+    labels = some_labels(1009)
+    with pytest.raises(ConfigError) as caught:
+        partition.split(rng(), labels, clients)
+    message = str(caught.value)
+    assert ("min_examples" in message) == (partition.min_examples > 1)
+    alpha = re.search(r"raise alpha \(to ([\d.e+]+)\)", message)
+    fewer = int(re.search(r"lower data.num_clients \(to (\d+)\)", message)[1])
+    assert (alpha is None) == (clients == 1000)  # as good as an example each: no alpha helps
+    if alpha:
+        more = dataclasses.replace(partition, alpha=float(alpha[1]))
+        assert more.split(rng(), labels, clients).counts.min() >= partition.min_examples
+    assert partition.split(rng(), labels, fewer).counts.min() >= partition.min_examples
+
+
+def test_dirichlet_without_hope_draws_nothing(monkeypatch):
+    monkeypatch.setattr(Dirichlet, "_draw", lambda *_: pytest.fail("drew"))
+    with pytest.raises(ConfigError, match="however often"):
+        Dirichlet(alpha=1e-6).split(rng(), some_labels(1009), 100)
+
+
+def test_dirichlet_draws_as_ever():
+    """Recorded before the sizes were looked at first: drawing again must not shift a stream."""
+    labels = np.repeat(np.arange(10), 100)
+    counts = Dirichlet(alpha=0.3, min_examples=15).split(rng(7), labels, 20).counts
+    assert counts.tolist() == [
+        59, 60, 28, 25, 92, 60, 45, 29, 97, 83, 16, 47, 79, 36, 34, 33, 38, 37, 51, 51,
+    ]  # fmt: skip
+    counts = Dirichlet(alpha=0.3, min_examples=20, balanced=True).split(rng(8), labels, 20).counts
+    assert counts.tolist() == [
+        22, 58, 64, 50, 55, 58, 59, 48, 25, 68, 40, 74, 37, 73, 60, 69, 22, 20, 51, 47,
+    ]  # fmt: skip
+
+
+def test_label_groups_need_two_classes():
+    with pytest.raises(ConfigError, match="label_groups needs examples of two classes or more"):
+        LabelGroups().split(rng(), np.zeros(50, np.int32), 5)
 
 
 # --- By user ------------------------------------------------------------------------------------

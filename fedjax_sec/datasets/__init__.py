@@ -4,6 +4,6 @@ One file a data set; `_tfds` reads the prepared folders of tensorflow-datasets w
 `packing` turns a partition of the training set into arrays.
 """
 
-from fedjax_sec.datasets.source import MissingDataError, Source, take
+from fedjax_sec.datasets.source import MissingDataError, Source, checked, take
 
-__all__ = ["MissingDataError", "Source", "take"]
+__all__ = ["MissingDataError", "Source", "checked", "take"]

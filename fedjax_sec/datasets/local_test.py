@@ -60,6 +60,13 @@ class LocalTest:
             index[row] = 0
             index[row, : len(left)] = left
             counts[row] = len(left)
+        if not any(map(len, own)):
+            most = counts.max(initial=0)
+            raise ConfigError(
+                f"data.local_test.share = {share:g} holds out no example, since the largest client "
+                f"has {most}; "
+                + (f"raise it to {-(-100 // most) / 100:g}." if most > 1 else "use 'dealt'.")
+            )
         return index[:, : max(counts.max(), 1)], counts, _padded(own)
 
     def of_test_part(
@@ -74,7 +81,7 @@ class LocalTest:
             if size < num_clients:
                 raise ConfigError(
                     f"data.local_test: {size} test examples cannot be dealt to {num_clients} "
-                    f"clients."
+                    f"clients; lower data.num_clients, or use 'held_out'."
                 )
             return _padded(np.array_split(rng.permutation(size), num_clients))
         if owners is None or users is None:

@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fedjax_sec.schema import ConfigError
+
 
 class Partition(NamedTuple):
     """The training examples of each client, as positions in the training set.
@@ -104,9 +106,9 @@ def materialize(
 
 
 def check_num_clients(num_clients: int, num_examples: int) -> None:
-    """Raises `ValueError` unless every client can have an example."""
+    """Raises `ConfigError` unless every client can have an example."""
     if not 1 <= num_clients <= num_examples:
-        raise ValueError(
-            f"num_clients must be between 1 and {num_examples}, the number of training examples, "
-            f"got {num_clients}."
+        raise ConfigError(
+            f"data.num_clients must be between 1 and {num_examples}, the number of training "
+            f"examples, got {num_clients}."
         )

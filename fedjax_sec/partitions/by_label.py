@@ -4,7 +4,7 @@ import numpy as np
 
 from fedjax_sec import registry
 from fedjax_sec.datasets.packing import Partition, check_num_clients, pack_lists
-from fedjax_sec.schema import COUNT, static
+from fedjax_sec.schema import COUNT, ConfigError, static
 
 
 @registry.partitions.register("by_label")
@@ -33,15 +33,15 @@ class ByLabel:
     ) -> Partition:
         """Deals the shards of `labels` [T] to the clients; which ones is all that `rng` decides.
 
-        Raises `ValueError` unless 1 <= num_clients * shards_per_client <= T.
+        Raises `ConfigError` unless 1 <= num_clients * shards_per_client <= T.
         """
         check_num_clients(num_clients, len(labels))
         num_shards = num_clients * self.shards_per_client
         if not 1 <= num_shards <= len(labels):
-            raise ValueError(
-                f"shards_per_client must be between 1 and {len(labels) // num_clients} with "
-                f"{num_clients} clients and {len(labels)} training examples, "
-                f"got {self.shards_per_client}."
+            raise ConfigError(
+                f"data.partition.shards_per_client must be between 1 and "
+                f"{len(labels) // num_clients} with {num_clients} clients and {len(labels)} "
+                f"training examples, got {self.shards_per_client}."
             )
         # Stable: within a label the order is that of the source, the same on every machine.
         shards = np.array_split(np.argsort(labels, kind="stable"), num_shards)

@@ -8,6 +8,8 @@ from fedjax_sec.schema import COUNT, ConfigError, static
 
 #: Draws before giving up on `min_examples`.
 ATTEMPTS = 1000
+#: With a smaller chance that one draw does, none is made.
+HOPELESS = 1e-9
 
 
 @registry.partitions.register("dirichlet")
@@ -22,7 +24,8 @@ class Dirichlet:
     already holds T / N examples receives none of the classes that follow. All is drawn again until
     every client holds `min_examples`.
 
-    Raises: `ConfigError` where 1,000 draws leave some client with fewer examples.
+    Raises: `ConfigError` where 1,000 draws leave some client with fewer examples, or would; the
+    message names an alpha and a number of clients that allow it.
 
     Source: Yurochkin et al. 2019 (Bayesian nonparametric federated learning), Section 4, for the
     proportions; drawing again, and the balance, as in FedML's partitioner
@@ -44,33 +47,67 @@ class Dirichlet:
         self, rng: np.random.Generator, labels: np.ndarray, num_clients: int, users=None
     ) -> Partition:
         """Cuts every class of `labels` [T] by its own proportions."""
-        check_num_clients(num_clients, len(labels))
-        if num_clients * self.min_examples > len(labels):
+        total = len(labels)
+        check_num_clients(num_clients, total)
+        if num_clients * self.min_examples > total:
             raise ConfigError(
-                f"data.partition.min_examples must be <= {len(labels) // num_clients} with "
-                f"{num_clients} clients and {len(labels)} examples, got {self.min_examples}."
+                f"data.partition.min_examples must be <= {total // num_clients} with "
+                f"{num_clients} clients and {total} examples, got {self.min_examples}."
             )
-        for _ in range(ATTEMPTS):
-            own = self._draw(rng, labels, num_clients)
-            if min(map(len, own)) >= self.min_examples:
-                return pack_lists(own, len(labels))
+        members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+        chance = self._chance(members, num_clients, self.alpha)
+        for _ in range(ATTEMPTS if self.balanced or chance > HOPELESS else 0):
+            drawn, cuts = self._draw(rng, members, num_clients)
+            counts = sum(np.diff(cut, prepend=0) for cut in cuts)
+            if counts.min() >= self.min_examples:
+                split = [np.split(m, cut[:-1]) for m, cut in zip(drawn, cuts, strict=True)]
+                return pack_lists([np.concatenate(own) for own in zip(*split, strict=True)], total)
         raise ConfigError(
-            f"data.partition: {ATTEMPTS} draws with alpha {self.alpha} left a client with fewer "
-            f"than {self.min_examples} of {len(labels)} examples; raise alpha, or lower "
-            f"min_examples or data.num_clients."
+            f"data.partition: alpha {self.alpha:g} leaves some of {num_clients} clients fewer than "
+            f"{self.min_examples} of {total} examples, however often it is drawn; "
+            f"{self._remedies(members, num_clients)}."
         )
 
-    def _draw(self, rng, labels, num_clients) -> list[np.ndarray]:
-        own = [[] for _ in range(num_clients)]
-        held = np.zeros(num_clients, int)
-        for label in np.unique(labels):
-            members = rng.permutation(np.flatnonzero(labels == label))
+    def _draw(self, rng, members, num_clients) -> tuple[list, list]:
+        """Every class's examples in a random order, and where each client's share of them ends."""
+        total = sum(map(len, members))
+        drawn, cuts, held = [], [], np.zeros(num_clients, int)
+        for positions in members:
+            drawn.append(rng.permutation(positions))
             shares = rng.dirichlet(np.full(num_clients, self.alpha))
             if self.balanced:
-                shares = shares * (held < len(labels) / num_clients)
-                shares = shares / shares.sum()
-            cuts = (np.cumsum(shares)[:-1] * len(members)).astype(int)
-            for client, part in enumerate(np.split(members, cuts)):
-                own[client].append(part)
-                held[client] += len(part)
-        return [np.concatenate(parts) for parts in own]
+                open_to = shares * (held < total / num_clients)
+                # With a tiny alpha the whole class may fall to clients that hold enough.
+                shares = open_to / open_to.sum() if open_to.sum() > 0 else shares
+            cut = (np.cumsum(shares) * len(positions)).astype(int)
+            cut[-1] = len(positions)
+            cuts.append(cut)
+            held += np.diff(cut, prepend=0)
+        return drawn, cuts
+
+    def _chance(self, members, num_clients: int, alpha: float) -> float:
+        """About the chance that a draw leaves everybody enough; with `balanced` a lower bound.
+
+        (1 - p)^N with p that of one client, whose share of a class is Beta(alpha, (N - 1) alpha):
+        an upper bound, since shares are negatively associated. p is estimated by a stream of its
+        own, so the partition does not depend on it.
+        """
+        if num_clients == 1:
+            return 1.0
+        rng, sizes = np.random.default_rng(0), np.array([len(m) for m in members])
+        shares = rng.beta(alpha, (num_clients - 1) * alpha, (ATTEMPTS, len(sizes)))
+        counts = np.floor(shares * sizes + rng.random(shares.shape)).sum(axis=1)
+        return float(np.mean(counts >= self.min_examples) ** num_clients)
+
+    def _remedies(self, members, num_clients: int) -> str:
+        likely, alpha, fewer = 0.1, self.alpha, num_clients
+        while self._chance(members, num_clients, alpha) < likely and alpha < 1e3:
+            alpha *= 2
+        while self._chance(members, fewer, self.alpha) < likely:
+            fewer = fewer * 3 // 4
+        found = [f"lower data.num_clients (to {fewer})"]
+        if alpha < 1e3:
+            found.insert(0, f"raise alpha (to {alpha:.2g})")
+        if self.min_examples > 1:
+            found.append("lower min_examples")
+        return ", or ".join(found)

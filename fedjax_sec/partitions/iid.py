@@ -33,7 +33,7 @@ class Iid:
     ) -> Partition:
         """Deals the examples of `labels` [T] to the clients; which ones is all that `rng` decides.
 
-        Raises `ValueError` unless 1 <= num_clients <= T.
+        Raises `ConfigError` unless 1 <= num_clients <= T.
         """
         check_num_clients(num_clients, len(labels))
         order = rng.permutation(len(labels))

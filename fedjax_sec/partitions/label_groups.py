@@ -39,9 +39,14 @@ class LabelGroups:
         """Draws a group and a client for every example of `labels` [T]."""
         check_num_clients(num_clients, len(labels))
         num_groups = int(labels.max()) + 1
-        if num_clients < num_groups or num_groups < 2:
+        if num_groups < 2:
             raise ConfigError(
-                f"data.num_clients must be >= {max(num_groups, 2)}, a client for the group of each "
+                "data.partition: label_groups needs examples of two classes or more, and all "
+                "training examples are of class 0; use the partition 'iid'."
+            )
+        if num_clients < num_groups:
+            raise ConfigError(
+                f"data.num_clients must be >= {num_groups}, a client for the group of each "
                 f"class, for the partition 'label_groups', got {num_clients} clients and "
                 f"{num_groups} classes."
             )
@@ -53,15 +58,15 @@ class LabelGroups:
         owner = np.array(
             [groups[g][int(c * len(groups[g]))] for g, c in zip(group, chance, strict=True)]
         )
-        return pack_lists(_by_owner(owner, num_clients, "label_groups"), len(labels))
-
-
-def _by_owner(owner: np.ndarray, num_clients: int, name: str) -> list[np.ndarray]:
-    """Each client's examples, in the order of the data set; none may be left without."""
-    counts = np.bincount(owner, minlength=num_clients)
-    if counts.min() == 0:
-        raise ConfigError(
-            f"data.partition: {name!r} left {int((counts == 0).sum())} of {num_clients} clients "
-            f"without one of the {len(owner)} examples; use fewer clients or more data."
-        )
-    return np.split(np.argsort(owner, kind="stable"), np.cumsum(counts)[:-1])
+        counts = np.bincount(owner, minlength=num_clients)
+        if counts.min() == 0:
+            fewer = f"lower data.num_clients (to {num_groups} or more)"
+            remedies = ["lower q"] * (self.q > 0) + [fewer] * (num_clients > num_groups)
+            raise ConfigError(
+                f"data.partition: 'label_groups' left {int((counts == 0).sum())} of {num_clients} "
+                f"clients without one of the {len(owner)} examples; use more examples, "
+                f"{', or '.join([*remedies, 'another seed'])}."
+            )
+        # In the order of the data set.
+        own = np.split(np.argsort(owner, kind="stable"), np.cumsum(counts)[:-1])
+        return pack_lists(own, len(labels))
