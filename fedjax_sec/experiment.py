@@ -14,6 +14,7 @@ from fedjax_sec import config as config_lib
 from fedjax_sec import results
 from fedjax_sec.checkpoints import Checkpoints
 from fedjax_sec.config import Experiment
+from fedjax_sec.host import undisturbed
 from fedjax_sec.preparation import (
     check_bases,
     check_on_data,
@@ -92,6 +93,7 @@ def verify(experiment: Experiment) -> None:
         )
 
 
+@undisturbed
 def settle(experiment: Experiment, checkpoint_dir: str | Path | None) -> Tuning:
     """How to compute local training: as an interrupted run with this state did, else measured.
 
@@ -108,6 +110,7 @@ def settle(experiment: Experiment, checkpoint_dir: str | Path | None) -> Tuning:
     return tuning
 
 
+@undisturbed
 def train(
     experiments: Sequence[Experiment],
     folders: Sequence[results.RunFolder] | None = None,

@@ -1,19 +1,25 @@
-"""Figures of runs and sweeps."""
+"""Figures of runs and sweeps.
+
+They are made without pyplot, so the caller's backend, settings and open figures stay as they are.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
-
-matplotlib.use("Agg")  # figures go to files; a display may be missing
-from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 
 _STYLES = ("-", "--", "-.", ":")
 
 
+def subplots(rows: int = 1, columns: int = 1, *, figsize, layout=None, **options):
+    """A figure and its axes, as pyplot's function of this name, but known to nobody else."""
+    figure = Figure(figsize=figsize, layout=layout)
+    return figure, figure.subplots(rows, columns, **options)
+
+
 def save(figure, path: Path) -> list[Path]:
-    """Writes a figure as PNG and PDF beside each other and closes it."""
+    """Writes a figure as PNG and PDF beside each other."""
     path.parent.mkdir(parents=True, exist_ok=True)
     written = []
     for suffix in (".png", ".pdf"):
@@ -21,7 +27,6 @@ def save(figure, path: Path) -> list[Path]:
         # No date in the PDF: the same results give the same file.
         metadata = {"CreationDate": None} if suffix == ".pdf" else None
         figure.savefig(written[-1], dpi=150, bbox_inches="tight", metadata=metadata)
-    plt.close(figure)
     return written
 
 
@@ -33,7 +38,7 @@ def trigger_pictures(pictures, title: str, path: Path) -> list[Path]:
         shown = ", ".join(str(rank) for rank in ranks[:3]) + (", ..." if len(ranks) > 3 else "")
         columns.append((f"malicious client {shown}", images))
     rows = len(pictures.clean)
-    figure, panels = plt.subplots(
+    figure, panels = subplots(
         rows, len(columns), figsize=(1.8 * len(columns), 1.9 * rows + 0.5), squeeze=False,
         layout="constrained",
     )  # fmt: skip
@@ -58,7 +63,7 @@ def trigger_pictures(pictures, title: str, path: Path) -> list[Path]:
 
 def accuracy_curve(result, folder: Path) -> list[Path]:
     """Test accuracy (and attack success rate) of one run over its rounds."""
-    figure, axes = plt.subplots(figsize=(6, 4))
+    figure, axes = subplots(figsize=(6, 4))
     metrics = result.metrics
     axes.plot(metrics["round"], 100 * metrics["accuracy"], label="accuracy")
     if "attack_success_rate" in metrics:
@@ -91,7 +96,7 @@ def grid_of_curves(groups: Mapping[str, Mapping[str, Sequence]], title: str, pat
     """One panel a group of lines, side by side, with one legend: a sweep at a glance."""
     columns = min(len(groups), 3)
     rows = -(-len(groups) // columns)
-    figure, panels = plt.subplots(
+    figure, panels = subplots(
         rows, columns, figsize=(4.2 * columns, 3.3 * rows), sharey=True, squeeze=False,
         layout="constrained",
     )  # fmt: skip
@@ -118,7 +123,7 @@ def class_table(holdings, title: str, path: Path) -> list[Path]:
     clients, classes = holdings.clients.shape
     width = min(max(3.5, 0.12 * clients), 12)
     own = holdings.root is not None
-    figure, panels = plt.subplots(
+    figure, panels = subplots(
         1, 1 + own, figsize=(width + own, 0.25 * classes + 1.6), squeeze=False,
         layout="constrained", width_ratios=[width, 0.6][: 1 + own],
     )  # fmt: skip
@@ -160,7 +165,7 @@ def feature_maps(
     images = np.asarray(images)
     name = (lambda label: class_names[label]) if class_names else str
     rows, columns = len(images), 1 + len(maps)
-    figure, panels = plt.subplots(
+    figure, panels = subplots(
         rows, columns, figsize=(2.1 * columns + 0.5, 2.4 * rows), squeeze=False,
         layout="constrained",
     )  # fmt: skip

@@ -25,6 +25,7 @@ from fedjax_sec import config as config_lib
 from fedjax_sec import results, schema
 from fedjax_sec.config import Experiment
 from fedjax_sec.experiment import Result, read_result, settle, train, verify
+from fedjax_sec.host import undisturbed
 from fedjax_sec.program import Program
 from fedjax_sec.schema import ConfigError, static
 from fedjax_sec.tuning import Tuning
@@ -162,6 +163,7 @@ class _Group(NamedTuple):
             return False
 
 
+@undisturbed
 def run_cells(
     cells: Sequence[Cell],
     out: str | Path,

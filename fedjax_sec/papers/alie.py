@@ -230,7 +230,7 @@ def _value(result: Result, metric: str, item: str, rounds: int | None = None) ->
 
 
 def _write_figure(plan: Plan, item: str, rows: Mapping[str, list[Result]], out: Path) -> list[Path]:
-    figure, axes = plotting.plt.subplots(figsize=(6, 4.2))
+    figure, axes = plotting.subplots(figsize=(6, 4.2))
     label = next(iter(rows.values()))[0].summary["data"]["label"]
     if item == "figure4":
         _plot_shares(axes, rows)

@@ -412,9 +412,7 @@ def _write_curves(plan, item, dataset, rows, folders, out) -> list[Path]:
     metrics = {"accuracy": "accuracy", "robust accuracy": ROBUST}
     if of_users:
         metrics = {title: f"local_{metric}" for title, metric in metrics.items()}
-    figure, panels = plotting.plt.subplots(
-        1, 2, figsize=(9.5, 4.8), sharey=True, layout="constrained"
-    )
+    figure, panels = plotting.subplots(1, 2, figsize=(9.5, 4.8), sharey=True, layout="constrained")
     for panel, (title, metric) in zip(panels, metrics.items(), strict=True):
         plotting.curves(panel, rows, metric)
         panel.set(title=title, xlabel="round", ylim=(-1, 101))
@@ -431,7 +429,7 @@ def _write_scatter(plan, item, dataset, rows, folders, out) -> list[Path]:
     ((row, results),) = rows.items()
     metrics = results[0].metrics
     accuracy, robust = (100 * metrics[f"per_client_{name}"][-1] for name in ("accuracy", ROBUST))
-    figure, axes = plotting.plt.subplots(figsize=(5, 4.4), layout="constrained")
+    figure, axes = plotting.subplots(figsize=(5, 4.4), layout="constrained")
     axes.scatter(accuracy, robust, s=9, alpha=0.4)
     known = np.isfinite(accuracy) & np.isfinite(robust)
     varies = min(accuracy[known].std(), robust[known].std()) > 0

@@ -420,7 +420,7 @@ def _write_norms(plan, item, results: Mapping, out: Path) -> list[Path]:
 
 def _write_curves(plan, item, results: Mapping, out: Path) -> list[Path]:
     panels = list(dict.fromkeys(row for row, _, _ in results))
-    figure, axes = plotting.plt.subplots(
+    figure, axes = plotting.subplots(
         1, len(panels), figsize=(3.6 * len(panels), 3.3), squeeze=False, sharey=True,
         layout="constrained",
     )  # fmt: skip

@@ -313,7 +313,7 @@ def _write_table(plan, name, rows: Mapping[str, list[Result]], folders, out: Pat
 
 
 def _write_curves(plan, name, rows: Mapping[str, list[Result]], folders, out: Path) -> list[Path]:
-    figure, panels = plotting.plt.subplots(
+    figure, panels = plotting.subplots(
         1, len(rows), figsize=(3.4 * len(rows), 3.3), sharey=True, layout="constrained"
     )
     for panel, (row, results) in zip(panels, rows.items(), strict=True):
@@ -338,7 +338,7 @@ def _titled(plan, name, rows, figure, out) -> list[Path]:
 def _write_influence(
     plan, name, rows: Mapping[str, list[Result]], folders, out: Path
 ) -> list[Path]:
-    figure, panels = plotting.plt.subplots(
+    figure, panels = plotting.subplots(
         1, len(rows), figsize=(4.4 * len(rows), 3.3), layout="constrained"
     )
     for panel, (row, results) in zip(panels, rows.items(), strict=True):
