@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from fedjax_sec import config as config_lib
@@ -21,6 +22,7 @@ from fedjax_sec.preparation import (
     check_trigger,
     load_source,
     make_population,
+    malicious_clients,
     num_parameters,
     probe_positions,
     trigger_pixels,
@@ -68,6 +70,20 @@ def stack_rows(rows: Sequence[Mapping]) -> dict[str, np.ndarray]:
         given = iter(values)
         found[name] = np.stack([next(given) if name in row else nothing for row in rows])
     return found
+
+
+def best_evaluation(metrics: Mapping, name: str = "accuracy", among=True) -> int:
+    """The first evaluation with the highest value of a metric, where the loss is finite.
+
+    `among` is a mask of evaluations. Where none is left, it is the first one.
+
+    >>> nan = float("nan")
+    >>> best_evaluation({"accuracy": np.array([0.1, 0.6, 0.9]), "loss": np.array([2, 1, nan])})
+    1
+    """
+    values = metrics[name]
+    usable = np.isfinite(values) & np.isfinite(metrics.get("loss", values)) & among
+    return int(np.argmax(np.where(usable, values, -np.inf)))
 
 
 def verify(experiment: Experiment) -> None:
@@ -202,6 +218,14 @@ def train(
     for i, experiment in enumerate(experiments):
         metrics = stack_rows(rows_of[i])
         summary = _summarize(experiment, program, metrics, unused[i], timing)
+        finite = np.isfinite(summary["final"]["loss"]) and jnp.isfinite(state.params[i]).all()
+        population = jax.tree.map(lambda leaf, i=i: leaf[i], replicas.population)
+        summary |= {
+            "diverged": not finite,
+            "seed": experiment.seed,
+            "placement": experiment.threat.placement,
+            "malicious_clients": malicious_clients(population),
+        }
         if folders:
             if first.checkpoint.keep_params:
                 folders[i].write_params(state.params[i])
@@ -212,7 +236,7 @@ def train(
 
 def _summarize(experiment, program, metrics, unused, timing) -> dict:
     counts = program.source.describe()
-    best = int(np.nanargmax(metrics["accuracy"]))
+    best = best_evaluation(metrics)
 
     def scalars(at: int) -> dict:
         return {name: float(values[at]) for name, values in metrics.items() if values.ndim == 1}
