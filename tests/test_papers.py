@@ -515,7 +515,6 @@ def test_overrides_that_cannot_be_say_why(paper, override, message):
     ("paper", "override", "need"),
     [
         ("alie", "attack=sign_flip", "table3, No Defense: its numbers need an attack with a b"),
-        ("fat", "evaluation.evasions=null", "table1, centralised: its numbers need pgd as the f"),
         ("fat", "evaluation.evasions=[fgsm]", "table1, centralised: its numbers need pgd as the"),
         ("rlr", "evaluation.backdoor=null", "FedAvg-No Attack: its numbers need a backdoor"),
     ],
