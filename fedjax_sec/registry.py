@@ -11,7 +11,7 @@ import inspect
 import pkgutil
 from collections.abc import Iterable, Mapping
 
-from fedjax_sec import schema
+from fedjax_sec import host, schema
 from fedjax_sec.advice import shown, suggestion
 from fedjax_sec.schema import ConfigError
 
@@ -61,11 +61,12 @@ class Registry:
     def _discover(self) -> None:
         if self._discovered:
             return
-        for package_name in self._packages:
-            package = importlib.import_module(package_name)
-            for module in pkgutil.iter_modules(package.__path__):
-                if not module.name.startswith("_"):
-                    importlib.import_module(f"{package_name}.{module.name}")
+        with host.imports_unnoticed():  # networks import flax, which imports rich
+            for package_name in self._packages:
+                package = importlib.import_module(package_name)
+                for module in pkgutil.iter_modules(package.__path__):
+                    if not module.name.startswith("_"):
+                        importlib.import_module(f"{package_name}.{module.name}")
         self._discovered = True
 
     def names(self) -> tuple[str, ...]:

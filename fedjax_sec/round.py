@@ -464,6 +464,10 @@ def run_round(
 
         nothing = jax.tree.map(lambda m: jnp.zeros(m.shape, m.dtype), jax.eval_shape(explain))
         metrics |= jax.lax.cond(diagnose, explain, lambda: nothing)
+        if problem.clients_per_round < clients:  # whose entries `update_norm` and `kept` hold
+            metrics["clients"] = ids
+        if problem.redraw:
+            metrics["malicious"] = malicious
     if measure is not None:
         measured, found = measure(
             state.measured, state.params, params, defense_metrics.get("flipped")
