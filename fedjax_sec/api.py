@@ -74,8 +74,7 @@ def aggregate(
     needing = schema.needing(pipeline.stages, "needs_root")
     own, loss, params = _server(stack, needing, "the defence", server_update, server_loss, params)
     key = as_key(key)
-    everyone = np.ones(stack.rows.shape[0], bool)
-    finite = _left(finite_rows(stack.rows), everyone, "NaN or infinity", "are left out")
+    finite = _finite_rows(stack.rows, np.ones(stack.rows.shape[0], bool), "are left out")
     if not np.asarray(weights)[finite].any():
         raise ConfigError(
             "weights: every row with a weight above 0 holds NaN or infinity, so no client would "
@@ -129,8 +128,9 @@ def attack(
       **fields: fields of the attack when it is given by its name alone.
 
     Returns: what all clients send, [K, D] or a list of K pytrees; honest clients' updates are as
-    they were. A row with NaN, infinity or numbers beyond 1e18 shows the adversary nothing, with a
-    Python warning; an attack that changes no row warns too.
+    they were. A Python warning names rows with NaN or infinity, which show the adversary nothing,
+    and rows with numbers beyond 1e18, which are in none of its statistics. An attack that changes
+    no row warns, too.
 
     Raises: `ConfigError` (a `ValueError`) for wrong shapes and values, unknown names or fields, no
     malicious client, no finite row that the adversary sees, and attacks that need a model and data
@@ -167,11 +167,12 @@ def attack(
     )
     key = as_key(key)
     visible = np.ones(clients, bool) if knowledge == "omniscient" else np.asarray(mask)
-    usable, cause = usable_rows(stack.rows), "NaN, infinity or numbers beyond 1e18"
-    visible = _left(usable, visible, cause, "show the adversary nothing")
+    finite = _finite_rows(stack.rows, visible, "show the adversary nothing")
+    huge = finite & ~np.asarray(usable_rows(stack.rows))
+    _warn_of(huge, visible, "numbers too large to square and are in none of its statistics", 3)
     run = functools.partial(_attack if loss is None else _anew(_attack, loss=loss), pipeline, rule)
     everything = knowledge == "omniscient"
-    sent = run(stack.rows, mask, jnp.asarray(visible), key, params, own, everything=everything)
+    sent = run(stack.rows, mask, jnp.asarray(finite), key, params, own, everything=everything)
     bad = np.flatnonzero(mask)
     _check_finite(sent[bad], pipeline, "what the malicious clients would send")
     if not _is_traced(sent) and np.array_equal(sent[bad], stack.rows[bad]):
@@ -371,24 +372,28 @@ def _server_view(updates, weights, params, root):
 # --- Values -------------------------------------------------------------------------------------
 
 
-def _left(usable, asked, cause, consequence) -> np.ndarray:
-    """Which of the rows `asked` for are usable [K]; a warning where some are not, else an error."""
-    usable = np.asarray(usable)
-    bad = np.flatnonzero(asked & ~usable)
-    if len(bad) == asked.sum():
+def _finite_rows(rows, asked, consequence) -> np.ndarray:
+    """Which of the rows `asked` for are finite [K]; a warning where some are not, else an error."""
+    finite = np.asarray(finite_rows(rows))
+    bad = asked & ~finite
+    if bad.sum() == asked.sum():
         whose = "every row" if asked.all() else "every row that the adversary sees"
         raise ConfigError(
-            f"updates: {whose} holds {cause} ({len(bad)} of {len(bad)}), so nothing is left to "
-            f"work with."
+            f"updates: {whose} holds NaN or infinity ({bad.sum()} of {bad.sum()}), so nothing is "
+            f"left to work with."
         )
-    if len(bad):
-        some = ", ".join(map(str, bad[:5])) + (", ..." if len(bad) > 5 else "")
+    _warn_of(bad, asked, f"NaN or infinity and {consequence}")
+    return asked & finite
+
+
+def _warn_of(bad, asked, what, level=4) -> None:
+    """A warning at the caller of `aggregate` or `attack` that names the rows `bad` [K]."""
+    if bad.any():
+        numbers = np.flatnonzero(bad)
+        some = ", ".join(map(str, numbers[:5])) + (", ..." if len(numbers) > 5 else "")
         warnings.warn(
-            f"updates: {len(bad)} of {int(asked.sum())} rows hold {cause} and {consequence}: "
-            f"{some}",
-            stacklevel=3,
+            f"updates: {len(numbers)} of {asked.sum()} rows hold {what}: {some}", stacklevel=level
         )
-    return asked & usable
 
 
 def _is_traced(array) -> bool:

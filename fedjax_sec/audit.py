@@ -14,6 +14,7 @@ from fedjax_sec import config as config_lib
 from fedjax_sec import registry, results
 from fedjax_sec.evaluation.masking import ROLES, Finding, judge
 from fedjax_sec.evaluation.robustness import withstood
+from fedjax_sec.host import undisturbed
 from fedjax_sec.ops.evasion import objective
 from fedjax_sec.preparation import load_source
 from fedjax_sec.schema import ConfigError
@@ -61,6 +62,7 @@ class Audit(NamedTuple):
         return f"{head}\n\n{table}\n\n{said}\n\n**{self.verdict}**\n"
 
 
+@undisturbed
 def audit(
     run: str | Path,
     *,

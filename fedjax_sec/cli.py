@@ -104,7 +104,8 @@ def _print_summary(result, out) -> None:
     for name, value in summary["final"].items():
         if name != "round":
             table.add_row(name, "" if value is None else f"{value:.4g}")
-    table.add_row("best accuracy", f"{summary['best']['accuracy']:.4g}")
+    best = summary["best"]
+    table.add_row(f"best accuracy (round {best['round']:.0f})", f"{best['accuracy']:.4g}")
     table.add_row("rounds per second", f"{summary['rounds_per_second'] or float('nan'):.1f}")
     table.add_row("compile seconds", f"{summary['compile_seconds']:.1f}")
     at_once, devices = summary["layout"].values()
@@ -134,28 +135,23 @@ def sweep(
     with reported():
         settings, cells = sweep_lib.load(config, overrides or (), data_overrides(data_dir))
         found = run_with_progress(cells, out, at_once=settings.at_once)
-    frame = sweep_lib.to_frame(cells, found)
+    frame, axes = sweep_lib.to_frame(cells, found), sweep_lib.axes_of(cells)
     frame.to_csv(out / "runs.csv", index=False)
-    metrics = ["final accuracy", "best accuracy"]
-    metrics += [m for m in ("attack success rate", "base class accuracy") if m in frame]
-    label = found[0].summary["data"]["label"]
-    parts = []
-    for metric in metrics:
-        table = sweep_lib.pivot(frame, metric)
-        table.to_csv(out / f"{metric.replace(' ', '_')}.csv")
-        seeds = f"{frame['seed'].nunique()} seed(s)"
-        parts.append(
-            f"### {metric} (%), {label}, mean ± std over {seeds}\n\n{table.to_markdown()}\n"
-        )
-    (out / "table.md").write_text("\n".join(parts))
-    _print_table(sweep_lib.pivot(frame, metrics[0]), parts[0].splitlines()[0].lstrip("# "))
-    for warning in sorted({w for r in found for w in r.summary.get("warnings", ())}):
-        console.print(f"[bold yellow]Warning:[/] {escape(warning)}")
+    sweep_lib.summarized(frame, axes).to_csv(out / "table.csv", index=False)
+    tables = list(sweep_lib.tables(cells, found).values())
+    texts = [f"### {head}\n\n{said}\n\n{table.to_markdown()}\n" for head, said, table in tables]
+    (out / "table.md").write_text("\n".join(texts))
+    heading, _, table = tables[0]
+    _print_table(table, heading)
+    for warning in sweep_lib.warnings_of(cells, found):
+        console.print(f"[bold yellow]Warning:[/] {escape(warning)}", soft_wrap=True)
     groups: dict = {}
     for cell, result in zip(cells, found, strict=True):
-        first, *rest = cell.labels.values() or ["run"]
-        groups.setdefault(first, {}).setdefault(" ".join(rest) or "run", []).append(result)
-    paths = plotting.grid_of_curves(groups, settings.title or label, out / "accuracy")
+        first, *rest = cell.parts
+        groups.setdefault(first, {}).setdefault(" / ".join(rest) or "run", []).append(result)
+    lines = [f"{sweep_lib.data_of(found)}; {plotting.band_of(frame['seed'].nunique())}"]
+    lines = [settings.title, *lines] if settings.title else lines
+    paths = plotting.grid_of_curves(groups, lines, out / "accuracy")
     console.print(f"Tables: {out / 'table.md'}\nFigure: {paths[0]}", soft_wrap=True)
 
 
@@ -167,7 +163,7 @@ def run_with_progress(cells, out: Path, at_once: int | None = None):
 
         def on_group(number, total, members):
             rounds = members[0].experiment.rounds
-            names = ", ".join(dict.fromkeys(" / ".join(c.labels.values()) for c in members))
+            names = ", ".join(dict.fromkeys(cell.title for cell in members))
             text = f"group {number + 1}/{total}: {names}"
             if progress.disable:
                 errors.print(f"{text} ({len(members)} runs)", soft_wrap=True)
@@ -187,7 +183,7 @@ def _print_table(frame, title: str) -> None:
     table = Table(title=title)
     table.add_column(str(frame.index.name or ""))
     for column in frame.columns:
-        table.add_column(str(column), justify="right")
+        table.add_column(str(column), justify="right", overflow="fold")
     for name, row in frame.iterrows():
         table.add_row(str(name), *(str(value) for value in row))
     console.print(table)
@@ -278,12 +274,13 @@ def trigger(
     """Draw what a backdoor does to test images, and each malicious client's part of it."""
     from fedjax_sec import config as config_lib
     from fedjax_sec import inspection, plotting
+    from fedjax_sec.preparation import load_source
 
     with reported():
         spec = config_lib.apply_overrides(config_lib.read_yaml(config), overrides or ())
         experiment = config_lib.from_mapping(spec, data_overrides(data_dir))
         pictures = inspection.backdoor_pictures(experiment, count)
-    title = f"{experiment.backdoor.registered_name}, {experiment.data.name}"
+    title = f"{experiment.backdoor.registered_name}, {load_source(experiment).label}"
     paths = plotting.trigger_pictures(pictures, title, out)
     console.print(f"Picture: {paths[0]}", soft_wrap=True)
 
@@ -299,13 +296,14 @@ def partition(
     """Draw how many examples of each class every client holds, and the server if it holds any."""
     from fedjax_sec import config as config_lib
     from fedjax_sec import inspection, plotting
+    from fedjax_sec.preparation import load_source
 
     with reported():
         spec = config_lib.apply_overrides(config_lib.read_yaml(config), overrides or ())
         experiment = config_lib.from_mapping(spec, data_overrides(data_dir))
         holdings = inspection.class_table(experiment)
     kind = experiment.data.partition.registered_name
-    title = f"{kind}, {experiment.data.name}, seed {experiment.seed}"
+    title = f"{kind}, {load_source(experiment).label}, seed {experiment.seed}"
     paths = plotting.class_table(holdings, title, out)
     console.print(f"Picture: {paths[0]}", soft_wrap=True)
 

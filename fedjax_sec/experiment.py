@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from fedjax_sec import config as config_lib
@@ -16,12 +17,14 @@ from fedjax_sec import results
 from fedjax_sec.advice import shown
 from fedjax_sec.checkpoints import Checkpoints
 from fedjax_sec.config import Experiment
+from fedjax_sec.host import undisturbed
 from fedjax_sec.preparation import (
     check_bases,
     check_on_data,
     check_trigger,
     load_source,
     make_population,
+    malicious_clients,
     num_parameters,
     probe_positions,
     trigger_pixels,
@@ -80,6 +83,20 @@ def stack_rows(rows: Sequence[Mapping]) -> dict[str, np.ndarray]:
     return found
 
 
+def best_evaluation(metrics: Mapping, name: str = "accuracy", among=True) -> int:
+    """The first evaluation with the highest value of a metric, where the loss is finite.
+
+    `among` is a mask of evaluations. Where none is left, it is the first one.
+
+    >>> nan = float("nan")
+    >>> best_evaluation({"accuracy": np.array([0.1, 0.6, 0.9]), "loss": np.array([2, 1, nan])})
+    1
+    """
+    values = metrics[name]
+    usable = np.isfinite(values) & np.isfinite(metrics.get("loss", values)) & among
+    return int(np.argmax(np.where(usable, values, -np.inf)))
+
+
 def verify(experiment: Experiment) -> None:
     """Raises what would stop the experiment, before anything is written or compiled.
 
@@ -103,6 +120,7 @@ def verify(experiment: Experiment) -> None:
         )
 
 
+@undisturbed
 def settle(experiment: Experiment, checkpoint_dir: str | Path | None) -> Tuning:
     """How to compute local training: as an interrupted run with this state did, else measured.
 
@@ -119,6 +137,7 @@ def settle(experiment: Experiment, checkpoint_dir: str | Path | None) -> Tuning:
     return tuning
 
 
+@undisturbed
 def train(
     experiments: Sequence[Experiment],
     folders: Sequence[results.RunFolder] | None = None,
@@ -210,6 +229,16 @@ def train(
     for i, experiment in enumerate(experiments):
         metrics = stack_rows(rows_of[i])
         summary = _summarize(experiment, program, metrics, unused[i], timing)
+        finite = np.isfinite(summary["final"]["loss"]) and jnp.isfinite(state.params[i]).all()
+        population = jax.tree.map(lambda leaf, i=i: leaf[i], replicas.population)
+        summary |= {
+            "diverged": not finite,
+            "seed": experiment.seed,
+            "placement": experiment.threat.placement,
+            "malicious_clients": (
+                None if experiment.threat.redraw else malicious_clients(population)
+            ),
+        }
         if folders:
             if first.checkpoint.keep_params:
                 folders[i].write_params(state.params[i])
@@ -220,7 +249,7 @@ def train(
 
 def _summarize(experiment, program, metrics, unused, timing) -> dict:
     counts = program.source.describe()
-    best = int(np.nanargmax(metrics["accuracy"]))
+    best = best_evaluation(metrics)
 
     def scalars(at: int) -> dict:
         return {name: float(values[at]) for name, values in metrics.items() if values.ndim == 1}

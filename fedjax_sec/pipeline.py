@@ -310,12 +310,14 @@ class Attack:
     def apply(self, key, updates, state, view: AttackerView) -> tuple[Any, Any, Metrics]:
         """[K, D] -> [K, D]: every stage sees visible rows only and writes malicious rows only.
 
-        Rows without a use are not visible (`usable_rows`): the server leaves most of them out too.
+        Rows that would spoil a sum of squares (`usable_rows`) are not visible.
         """
         new_state, metrics = [], {}
         for i, stage in enumerate(self.update_stages):
             known = view._replace(visible=view.visible & usable_rows(updates))
-            seen = jnp.where(known.visible[:, None], updates, 0.0)
+            # A huge update of its client's own is in no statistic, but may be flipped or scaled.
+            rows = known.visible | (view.malicious & finite_rows(updates))
+            seen = jnp.where(rows[:, None], updates, 0.0)
             crafted, new, extra = stage.apply(jax.random.fold_in(key, i), seen, state[i], known)
             updates = jnp.where(view.malicious[:, None], crafted, updates)
             new_state.append(new)

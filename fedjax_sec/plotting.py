@@ -1,19 +1,26 @@
-"""Figures of runs and sweeps."""
+"""Figures of runs and sweeps.
 
+They are made without pyplot, so the caller's backend, settings and open figures stay as they are.
+"""
+
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
-
-matplotlib.use("Agg")  # figures go to files; a display may be missing
-from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 
 _STYLES = ("-", "--", "-.", ":")
 
 
+def subplots(rows: int = 1, columns: int = 1, *, figsize, layout=None, **options):
+    """A figure and its axes, as pyplot's function of this name, but known to nobody else."""
+    figure = Figure(figsize=figsize, layout=layout)
+    return figure, figure.subplots(rows, columns, **options)
+
+
 def save(figure, path: Path) -> list[Path]:
-    """Writes a figure as PNG and PDF beside each other and closes it."""
+    """Writes a figure as PNG and PDF beside each other."""
     path.parent.mkdir(parents=True, exist_ok=True)
     written = []
     for suffix in (".png", ".pdf"):
@@ -21,7 +28,6 @@ def save(figure, path: Path) -> list[Path]:
         # No date in the PDF: the same results give the same file.
         metadata = {"CreationDate": None} if suffix == ".pdf" else None
         figure.savefig(written[-1], dpi=150, bbox_inches="tight", metadata=metadata)
-    plt.close(figure)
     return written
 
 
@@ -33,7 +39,7 @@ def trigger_pictures(pictures, title: str, path: Path) -> list[Path]:
         shown = ", ".join(str(rank) for rank in ranks[:3]) + (", ..." if len(ranks) > 3 else "")
         columns.append((f"malicious client {shown}", images))
     rows = len(pictures.clean)
-    figure, panels = plt.subplots(
+    figure, panels = subplots(
         rows, len(columns), figsize=(1.8 * len(columns), 1.9 * rows + 0.5), squeeze=False,
         layout="constrained",
     )  # fmt: skip
@@ -58,40 +64,109 @@ def trigger_pictures(pictures, title: str, path: Path) -> list[Path]:
 
 def accuracy_curve(result, folder: Path) -> list[Path]:
     """Test accuracy (and attack success rate) of one run over its rounds."""
-    figure, axes = plt.subplots(figsize=(6, 4))
-    metrics = result.metrics
-    axes.plot(metrics["round"], 100 * metrics["accuracy"], label="accuracy")
-    if "attack_success_rate" in metrics:
-        axes.plot(
-            metrics["round"], 100 * metrics["attack_success_rate"], "--",
-            label="attack success rate",
-        )  # fmt: skip
+    figure, axes = subplots(figsize=(6, 4), layout="constrained")
+    curves(axes, {"accuracy": [result]})
+    if "attack_success_rate" in result.metrics:
+        curves(axes, {"attack success rate": [result]}, "attack_success_rate", style="--")
+    if start := result.experiment.threat.start:
+        axes.axvline(start, color="0.5", linewidth=1, label=f"the attack begins (round {start})")
     axes.set(xlabel="round", ylabel="test examples (%)", ylim=(0, 101))
-    axes.set_title(result.summary["data"]["label"])
+    axes.set_title(f"{result.summary['data']['label']}, seed {result.experiment.seed}", size=10)
     axes.grid(alpha=0.3)
     axes.legend()
     return save(figure, folder / "accuracy")
 
 
-def curves(axes, lines: Mapping[str, Sequence], metric: str = "accuracy") -> None:
-    """One line a label: the mean over its results, with a band from the lowest to the highest."""
+def band_of(seeds: int) -> str:
+    """What a line of `curves` is, for titles.
+
+    >>> band_of(1), band_of(3)
+    ('one seed', 'mean over 3 seeds, band: ± one standard deviation')
+    """
+    return "one seed" if seeds == 1 else f"mean over {seeds} seeds, band: ± one standard deviation"
+
+
+#: The legend of what `crosses` marks.
+DIVERGED = "diverged (loss or parameters not finite)"
+
+
+def curves(
+    axes, lines: Mapping[str, Sequence], metric: str = "accuracy", style: str | None = None
+) -> None:
+    """One line a label: the mean over its results, in percent, and a band as wide as `band_of`.
+
+    Lines with a diverged run are faded, with a cross where the loss is not finite any more.
+    """
+    axes.xaxis.get_major_locator().set_params(integer=True)
     for i, (label, results) in enumerate(lines.items()):
         rounds = results[0].metrics["round"]
         values = 100 * np.stack([result.metrics[metric] for result in results])
-        style = _STYLES[(i // 10) % len(_STYLES)]
-        (line,) = axes.plot(rounds, values.mean(0), style, label=label, linewidth=1.4)
+        diverged = [result for result in results if result.summary.get("diverged")]
+        shape = style or _STYLES[(i // 10) % len(_STYLES)]
+        (line,) = axes.plot(
+            rounds, values.mean(0), shape, label=label, linewidth=1.4,
+            alpha=0.45 if diverged else 1.0,
+        )  # fmt: skip
         if len(results) > 1:
-            axes.fill_between(
-                rounds, values.min(0), values.max(0), alpha=0.15, color=line.get_color(),
-                linewidth=0,
-            )  # fmt: skip
+            spread_of(axes, rounds, values, line)
+        if diverged:
+            at = min(_not_finite_from(result) for result in diverged)
+            crosses(axes, rounds[at], values.mean(0)[at], line.get_color())
 
 
-def grid_of_curves(groups: Mapping[str, Mapping[str, Sequence]], title: str, path: Path):
-    """One panel a group of lines, side by side, with one legend: a sweep at a glance."""
+def crosses(axes, x, y, color) -> None:
+    """Marks points of diverged runs, with one entry in the legend."""
+    axes.plot(x, y, "x", color=color, markersize=8)
+    if DIVERGED not in axes.get_legend_handles_labels()[1]:
+        axes.plot([], [], "kx", label=DIVERGED)
+
+
+def spread_of(axes, x, values: np.ndarray, line) -> None:
+    """The band of a line: mean ± standard deviation over seeds (ddof 1) of `values` [seeds, x]."""
+    mean, spread = values.mean(0), values.std(0, ddof=1)
+    axes.fill_between(
+        x, mean - spread, mean + spread, alpha=0.15, color=line.get_color(), linewidth=0
+    )
+
+
+def _not_finite_from(result) -> int:
+    """The first evaluation whose loss is not finite; the last one where all are."""
+    bad = np.flatnonzero(~np.isfinite(result.metrics["loss"]))
+    return int(bad[0]) if len(bad) else len(result.metrics["loss"]) - 1
+
+
+def legend_below(figure) -> None:
+    """One legend for all panels below them: each label once, whichever panel has it."""
+    known: dict = {}
+    for panel in figure.axes:
+        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
+            known.setdefault(label, handle)
+    if DIVERGED in known:
+        known[DIVERGED] = known.pop(DIVERGED)  # after the lines
+    widest = max(len(label) for label in known)
+    columns = max(1, min(len(known), int(14 * figure.get_figwidth() / (widest + 7))))
+    figure.legend(
+        known.values(), known.keys(), loc="outside lower center", ncols=columns, fontsize=9
+    )
+
+
+def titled(figure, *lines: str, size: float = 10) -> None:
+    """A figure's title: what is needed to read it alone, each line wrapped to the figure."""
+    width = int(130 * figure.get_figwidth() / size)
+    wrapped = [part for line in lines for part in textwrap.wrap(line.replace("`", ""), width)]
+    figure.suptitle("\n".join(wrapped), size=size)
+
+
+def grid_of_curves(
+    groups: Mapping[str, Mapping[str, Sequence]], title: Sequence[str], path: Path
+) -> list[Path]:
+    """One panel a group of lines, side by side, with one legend: a sweep at a glance.
+
+    `title` are its lines.
+    """
     columns = min(len(groups), 3)
     rows = -(-len(groups) // columns)
-    figure, panels = plt.subplots(
+    figure, panels = subplots(
         rows, columns, figsize=(4.2 * columns, 3.3 * rows), sharey=True, squeeze=False,
         layout="constrained",
     )  # fmt: skip
@@ -103,9 +178,8 @@ def grid_of_curves(groups: Mapping[str, Mapping[str, Sequence]], title: str, pat
         panel.grid(alpha=0.3)
     for row in panels:
         row[0].set_ylabel("test accuracy (%)")
-    handles, labels = panels.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 6))
-    figure.suptitle(title)
+    legend_below(figure)
+    titled(figure, *title)
     return save(figure, path)
 
 
@@ -118,7 +192,7 @@ def class_table(holdings, title: str, path: Path) -> list[Path]:
     clients, classes = holdings.clients.shape
     width = min(max(3.5, 0.12 * clients), 12)
     own = holdings.root is not None
-    figure, panels = plt.subplots(
+    figure, panels = subplots(
         1, 1 + own, figsize=(width + own, 0.25 * classes + 1.6), squeeze=False,
         layout="constrained", width_ratios=[width, 0.6][: 1 + own],
     )  # fmt: skip
@@ -142,7 +216,7 @@ def class_table(holdings, title: str, path: Path) -> list[Path]:
 
 def feature_maps(
     images, maps: Mapping[str, object], path: Path, *, class_names: Sequence[str] | None = None,
-    labels: Sequence[int] | None = None, quantile: float = 1.0,
+    labels: Sequence[int] | None = None, quantile: float = 1.0, said: str = "",
 ) -> list[Path]:  # fmt: skip
     """What several models look at in the same images: one row an image, one column a model.
 
@@ -156,11 +230,12 @@ def feature_maps(
         labels: the images' true labels.
         quantile: share of a map's pixels that the scale reaches; the others saturate. Below 1 the
             faint maps stay legible beside one that has a few strong pixels, such as a trojan's.
+        said: the title.
     """
     images = np.asarray(images)
     name = (lambda label: class_names[label]) if class_names else str
     rows, columns = len(images), 1 + len(maps)
-    figure, panels = plt.subplots(
+    figure, panels = subplots(
         rows, columns, figsize=(2.1 * columns + 0.5, 2.4 * rows), squeeze=False,
         layout="constrained",
     )  # fmt: skip
@@ -179,4 +254,6 @@ def feature_maps(
         figure.colorbar(
             shown, ax=row[-1], shrink=0.8, extend="neither" if quantile == 1 else "both"
         )
+    if said:
+        titled(figure, said, size=8)
     return save(figure, path)

@@ -180,6 +180,11 @@ def make_population(experiment: Experiment, source) -> tuple[Population, int]:
     return population, parts.unused
 
 
+def malicious_clients(population: Population) -> list[int]:
+    """The numbers of one replica's malicious clients."""
+    return np.flatnonzero(population.malicious).tolist()
+
+
 def _by_user(source, index, counts) -> bool:
     """Whether every client's examples are one user's."""
     users = source.users_train[index]

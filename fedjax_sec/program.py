@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_sec import schema
-from fedjax_sec.caching import keep_compiled_programs
 from fedjax_sec.config import Experiment
 from fedjax_sec.evaluation.batches import in_batches
 from fedjax_sec.evaluation.local import by_client
@@ -117,7 +116,6 @@ class Program:
     def __init__(
         self, experiment: Experiment, at_once: int | None = None, tuning: Tuning | None = None
     ):
-        keep_compiled_programs()
         source = load_source(experiment)
         self.experiment, self.source, self.at_once = experiment, source, at_once
         self.pool = jax.device_put(Pool(source.x_train, source.y_train))

@@ -11,7 +11,7 @@ import inspect
 import pkgutil
 from collections.abc import Iterable, Mapping
 
-from fedjax_sec import schema
+from fedjax_sec import host, schema
 from fedjax_sec.advice import shown, suggestion
 from fedjax_sec.schema import ConfigError
 
@@ -61,11 +61,12 @@ class Registry:
     def _discover(self) -> None:
         if self._discovered:
             return
-        for package_name in self._packages:
-            package = importlib.import_module(package_name)
-            for module in pkgutil.iter_modules(package.__path__):
-                if not module.name.startswith("_"):
-                    importlib.import_module(f"{package_name}.{module.name}")
+        with host.imports_unnoticed():  # networks import flax, which imports rich
+            for package_name in self._packages:
+                package = importlib.import_module(package_name)
+                for module in pkgutil.iter_modules(package.__path__):
+                    if not module.name.startswith("_"):
+                        importlib.import_module(f"{package_name}.{module.name}")
         self._discovered = True
 
     def names(self) -> tuple[str, ...]:
@@ -99,8 +100,7 @@ class Registry:
         path = path or self.kind
         if dataclasses.is_dataclass(spec) and hasattr(type(spec), "registered_name"):
             name = spec.registered_name
-            others = [one for one in KINDS.values() if one is not self]
-            if any(one._entries.get(name) is type(spec) for one in others):
+            if any(one._entries.get(name) is type(spec) for one in KINDS.values() if one != self):
                 self.get(name, path)
             return schema.rebuild(spec, path, builders())
         given, spec = spec, schema.plain(spec)

@@ -309,13 +309,6 @@ def known_defense(
     return defend, None if view.root is None else view.root.update
 
 
-def _unseen(params):
-    raise schema.ConfigError(
-        "attack: the defence evaluates clients on the server's own examples, and this adversary "
-        "does not see the loss on the server's examples; only one with knowledge 'omniscient' does."
-    )
-
-
 def draw_clients(
     problem: Problem, population: Population, key: PRNGKeyArray, attacked: Array
 ) -> Int[Array, "K"]:
@@ -342,6 +335,13 @@ def draw_clients(
 def _ranks(values):
     """Each value's place in ascending order."""
     return jnp.argsort(jnp.argsort(values))
+
+
+def _unseen(params):
+    raise schema.ConfigError(
+        "attack: the defence evaluates clients on the server's own examples, and this adversary "
+        "does not see the loss on the server's examples; only one with knowledge 'omniscient' does."
+    )
 
 
 def run_round(
@@ -464,6 +464,10 @@ def run_round(
 
         nothing = jax.tree.map(lambda m: jnp.zeros(m.shape, m.dtype), jax.eval_shape(explain))
         metrics |= jax.lax.cond(diagnose, explain, lambda: nothing)
+        if problem.clients_per_round < clients:  # whose entries `update_norm` and `kept` hold
+            metrics["clients"] = ids
+        if problem.redraw:
+            metrics["malicious"] = malicious
     if measure is not None:
         measured, found = measure(
             state.measured, state.params, params, defense_metrics.get("flipped")

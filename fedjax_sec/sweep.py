@@ -27,6 +27,7 @@ from fedjax_sec import results, schema
 from fedjax_sec.advice import shown
 from fedjax_sec.config import Experiment
 from fedjax_sec.experiment import Result, read_result, settle, train, verify
+from fedjax_sec.host import undisturbed
 from fedjax_sec.program import Program
 from fedjax_sec.schema import COUNT, SEED, ConfigError, static
 from fedjax_sec.tuning import Tuning
@@ -46,6 +47,16 @@ class Cell(NamedTuple):
         """The cell's folder below the sweep's: one part an axis, and the seed."""
         parts = [_slug(label) for label in self.labels.values()]
         return "/".join(["_".join(parts) or "run", f"seed{self.experiment.seed}"])
+
+    @property
+    def parts(self) -> list[str]:
+        """The labels, each readable alone: a number with its axis."""
+        return [named(axis, label) for axis, label in self.labels.items()] or ["run"]
+
+    @property
+    def title(self) -> str:
+        """All labels in one line."""
+        return " / ".join(self.parts)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,30 +128,88 @@ def make_cells(
         if not isinstance(given, Mapping):
             raise ConfigError(f"{name} must be a mapping of dotted keys, got {shown(given)}.")
     axes = {axis: _labelled(axis, values) for axis, values in grid.items()}
+    _check_nothing_is_lost(axes, overrides or {})
     number = math.prod(map(len, axes.values())) * len(seeds)
     if number > MOST_CELLS:
         raise ConfigError(f"grid: {number} cells, of which {MOST_CELLS} are allowed.")
-    cells = []
+    cells, clean = [], []
     for choice in itertools.product(*(values.items() for values in axes.values())):
         changes = dict(overrides or {})
-        for axis, (label, value) in zip(axes, choice, strict=True):
-            if axis.startswith("("):
-                if not isinstance(value, Mapping):
-                    raise ConfigError(
-                        f"grid.{axis}.{label}: expected a mapping of dotted keys, got "
-                        f"{shown(value)}."
-                    )
-                changes |= value
-            else:
-                changes[axis] = value
+        for axis, (_, value) in zip(axes, choice, strict=True):
+            changes |= _changes(axis, value)
         labels = {axis: label for axis, (label, _) in zip(axes, choice, strict=True)}
         for seed in seeds:
             experiment = config_lib.from_mapping(base, changes | {"seed": seed})
             cells.append(Cell(labels, experiment))
+            clean.append(None if experiment.attack.stages else changes | {"seed": seed})
+    if (backdoor := _common_backdoor(base, overrides or {}, axes, cells)) is not None:
+        measured = {"evaluation.backdoor": backdoor}
+        cells = [
+            cell._replace(experiment=config_lib.from_mapping(base, own | measured)) if own else cell
+            for cell, own in zip(cells, clean, strict=True)
+        ]
     names = [cell.name for cell in cells]
     if twice := {name for name in names if names.count(name) > 1}:
         raise ConfigError(f"grid: two cells have the same name {sorted(twice)[0]!r}; label them.")
     return cells
+
+
+def _changes(axis: str, value) -> dict:
+    """The dotted keys that one label of an axis sets."""
+    return dict(value) if axis.startswith("(") else {axis: value}
+
+
+def _check_nothing_is_lost(axes: Mapping[str, Mapping], overrides: Mapping) -> None:
+    """Raises where a key is set that an axis replaces in every cell."""
+    for name in ("seed", *axes):
+        where = "overrides" if name == "seed" and "seed" in overrides else "grid"
+        if name == "seed" and (name in overrides or name in axes):
+            raise ConfigError(f"{where}.seed: seeds are no axis or override; give seeds: [0, 1].")
+    set_by: dict[str, set] = {}
+    for axis, values in axes.items():
+        for label, value in values.items():
+            if axis.startswith("(") and not isinstance(value, Mapping):
+                raise ConfigError(
+                    f"grid.{axis}.{label}: expected a mapping of dotted keys, got {shown(value)}."
+                )
+        each = [set(_changes(axis, value)) for value in values.values()]
+        for earlier, keys in set_by.items():
+            for key in set().union(*each):
+                if lost := next((one for one in keys if _replaces(key, one)), None):
+                    raise ConfigError(
+                        f"grid.{axis} sets {key!r} and replaces {lost!r} of grid.{earlier}, whose "
+                        f"labels would not be true; put both into one axis in parentheses."
+                    )
+        set_by[axis] = set().union(*each)
+        for key in overrides:
+            if all(any(_replaces(one, key) for one in keys) for keys in each):
+                raise ConfigError(
+                    f"overrides.{key} would do nothing: grid.{axis} replaces it in every cell; "
+                    f"leave one of the two out, or set grid.{axis} to the values wanted."
+                )
+
+
+def _replaces(later: str, earlier: str) -> bool:
+    return earlier == later or earlier.startswith(f"{later}.")
+
+
+def _common_backdoor(base, overrides, axes, cells) -> dict | None:
+    """The attacked cells' backdoor where it is one, to be measured without an attack too.
+
+    None where the configuration says itself what is measured.
+    """
+    key, given = "evaluation.backdoor", base.get("evaluation") or {}
+    named_in = [set(_changes(axis, value)) for axis in axes for value in axes[axis].values()]
+    if given.get("backdoor") is not None or any(
+        _replaces(one, key) or _replaces(key, one) for one in set(overrides).union(*named_in)
+    ):
+        return None
+    specs = [
+        schema.dump(cell.experiment.attack.backdoor)
+        for cell in cells
+        if cell.experiment.attack.backdoor is not None
+    ]
+    return specs[0] if specs and all(spec == specs[0] for spec in specs) else None
 
 
 def _labelled(axis, values) -> dict:
@@ -194,6 +263,7 @@ class _Group(NamedTuple):
             return False
 
 
+@undisturbed
 def run_cells(
     cells: Sequence[Cell],
     out: str | Path,
@@ -331,23 +401,73 @@ def _groups(cells: Sequence[Cell], folders: Mapping, out: Path) -> list[_Group]:
     return sorted(groups, key=lambda group: places[group.cells[0].name])
 
 
+#: What `to_frame` tells of a run beside its labels and metrics.
+_FACTS = (
+    "seed", "rounds", "best_accuracy", "best_round", "diverged", "excluded_updates",
+    "malicious_clients",
+)  # fmt: skip
+#: What tables show, where it was measured, beside what begins with `robust_accuracy/`.
+_TABLES = {
+    "accuracy": "After the last round.",
+    "best_accuracy": "At each run's best evaluation (`best_round` in `runs.csv`).",
+    "attack_success_rate": "After the last round.",
+    "base_class_accuracy": "After the last round.",
+}
+
+
+def axes_of(cells: Sequence[Cell]) -> list[str]:
+    """The columns of the axes: their names, but `grid.NAME` where a fact has that name."""
+    return [f"grid.{axis}" if axis in _FACTS else axis for axis in cells[0].labels]
+
+
 def to_frame(cells: Sequence[Cell], found: Sequence[Result]) -> pd.DataFrame:
-    """One row a run: labels, seed, accuracies and, where there is a backdoor, its success (%)."""
-    rows = []
+    """One row a run: the axes' labels, the seed, the last evaluation's metrics, and other facts.
+
+    Metrics have the names and units that they have in `metrics.jsonl`: shares are in [0, 1].
+    `malicious_clients` are numbers separated by blanks, or `redrawn` in every round.
+    """
+    rows, axes = [], axes_of(cells)
     for cell, result in zip(cells, found, strict=True):
-        row = dict(cell.labels) | {"seed": cell.experiment.seed}
-        row["final accuracy"] = 100 * result.summary["final"]["accuracy"]
-        row["best accuracy"] = 100 * result.summary["best"]["accuracy"]
-        if "attack_success_rate" in result.metrics:
-            row["attack success rate"] = 100 * result.metrics["attack_success_rate"][-1]
-        if "base_class_accuracy" in result.metrics:
-            row["base class accuracy"] = 100 * result.metrics["base_class_accuracy"][-1]
+        summary = result.summary
+        final, best = dict(summary["final"]), summary["best"]
+        row = dict(zip(axes, cell.labels.values(), strict=True)) | {"seed": cell.experiment.seed}
+        row["rounds"] = cell.experiment.rounds
+        row |= {name: value for name, value in final.items() if name != "round"}
+        row |= {"best_accuracy": best["accuracy"], "best_round": best.get("round")}
+        row["diverged"] = summary.get("diverged", False)
+        row["excluded_updates"] = summary.get("excluded_updates")
+        clients = summary.get("malicious_clients", ())
+        row["malicious_clients"] = (
+            "redrawn" if clients is None else " ".join(str(number) for number in clients)
+        )
         rows.append(row)
     return pd.DataFrame(rows)
 
 
+def metrics_of(frame: pd.DataFrame) -> list[str]:
+    """The metrics that have a table."""
+    robust = [name for name in frame if name.startswith("robust_accuracy/")]
+    return [name for name in (*_TABLES, *robust) if name in frame and frame[name].notna().any()]
+
+
+def summarized(frame: pd.DataFrame, axes: Sequence[str]) -> pd.DataFrame:
+    """One row a cell and metric: mean and standard deviation (ddof 1) over its seeds."""
+    rows = []
+    for labels, group in _by_cell(frame, axes):
+        for metric in metrics_of(frame):
+            values = group[metric].dropna()
+            row = dict(zip(axes, labels, strict=True)) | {"metric": metric}
+            row |= {"mean": values.mean(), "std": values.std(), "seeds": len(values)}
+            rows.append(row | {"diverged": int(group["diverged"].sum())})
+    return pd.DataFrame(rows)
+
+
+def _by_cell(frame: pd.DataFrame, axes: Sequence[str]):
+    return frame.groupby(list(axes), sort=False) if axes else [((), frame)]
+
+
 def mean_and_spread(values: pd.Series) -> str:
-    """`mean +- standard deviation` (over seeds, ddof 1), or the value alone when there is one.
+    """`mean ± standard deviation` (over seeds, ddof 1), or the value alone when there is one.
 
     >>> import pandas as pd
     >>> mean_and_spread(pd.Series([90.0, 92.0]))
@@ -360,15 +480,109 @@ def mean_and_spread(values: pd.Series) -> str:
     return f"{values.mean():.1f}{spread}"
 
 
-def pivot(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """Attack x defence (first axis down, the others across) -> mean and spread over seeds."""
-    reserved = (
-        "seed", "final accuracy", "best accuracy", "attack success rate", "base class accuracy",
-    )  # fmt: skip
-    axes = [c for c in frame.columns if c not in reserved]
-    for axis in axes:  # keep the order of the grid
-        frame = frame.assign(**{axis: pd.Categorical(frame[axis], frame[axis].unique())})
-    if not axes:
-        frame, axes = frame.assign(run="run"), ["run"]
-    cells = frame.groupby(axes, observed=True)[metric].apply(mean_and_spread)
-    return cells.unstack(axes[1:]) if len(axes) > 1 else cells.to_frame(metric)
+def pivot(frame: pd.DataFrame, axes: Sequence[str], metric: str) -> pd.DataFrame:
+    """First axis down, the others across -> mean and spread over seeds of a share, in percent.
+
+    A cell says how many of its runs diverged, and of how many it is where others have more.
+    """
+    most = max(group[metric].notna().sum() for _, group in _by_cell(frame, axes))
+    found: dict = {}
+    for labels, group in _by_cell(frame, axes):
+        text, notes = mean_and_spread(100 * group[metric].astype(float)), []
+        if 0 < (count := group[metric].notna().sum()) < most:
+            notes.append("one seed" if count == 1 else f"{count} seeds")
+        if failed := group["diverged"].sum():
+            notes.append("diverged" if len(group) == 1 else f"{failed} of {len(group)} diverged")
+        text += f" ({', '.join(notes)})" if text and notes else ""
+        across = [named(axis, label) for axis, label in zip(axes[1:], labels[1:], strict=True)]
+        column = " / ".join(across) or metric
+        found.setdefault(column, {})[labels[0] if axes else "run"] = text
+    table = pd.DataFrame(found)
+    table.index.name = axes[0] if axes else None
+    return table
+
+
+def named(axis: str, label: str) -> str:
+    """A label that can be read alone: with its axis where it is a number, true, false or none.
+
+    >>> named("client.l2", "0.1"), named("defense", "krum")
+    ('l2 = 0.1', 'krum')
+    """
+    alone = label in ("none", "True", "False", "true", "false") or _is_number(label)
+    return f"{axis.rpartition('.')[2]} = {label}" if alone and axis[:1] != "(" else label
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def over_seeds(frame: pd.DataFrame, axes: Sequence[str]) -> str:
+    """Of how many seeds the numbers are."""
+    counts = {len(group) for _, group in _by_cell(frame, axes)}
+    if counts == {1}:
+        return "one seed"
+    low, high = min(counts), max(counts)
+    return f"over {high} seeds" if low == high else f"over {low} to {high} seeds"
+
+
+def data_of(found: Sequence[Result]) -> str:
+    """The data sets, and which part of them, of all runs."""
+    return " / ".join(dict.fromkeys(result.summary["data"]["label"] for result in found))
+
+
+def about_backdoor(cells: Sequence[Cell]) -> str:
+    """Whether cells without an attack say how often the backdoor succeeds that nobody taught."""
+    attacked = [cell for cell in cells if cell.experiment.attack.backdoor is not None]
+    clean = [cell for cell in cells if not cell.experiment.attack.stages]
+    if not attacked or not clean:
+        return ""
+    if all(cell.experiment.backdoor is not None for cell in clean):
+        return "Without an attack it is the base rate: of the backdoor that nobody taught."
+    return (
+        "Cells without an attack have no base rate: the attacks' backdoors differ; "
+        "evaluation.backdoor names one."
+    )
+
+
+def tables(
+    cells: Sequence[Cell], found: Sequence[Result]
+) -> dict[str, tuple[str, str, pd.DataFrame]]:
+    """metric -> (heading, what it is, table) of a sweep."""
+    frame, axes = to_frame(cells, found), axes_of(cells)
+    seeds, written = over_seeds(frame, axes), {}
+    if seeds != "one seed":
+        seeds = f"mean ± standard deviation {seeds}"
+    for metric in metrics_of(frame):
+        said = _TABLES.get(metric, "After the last round.")
+        if metric == "attack_success_rate":
+            said = f"{said} {about_backdoor(cells)}".strip()
+        heading = f"{metric} (%), {data_of(found)}, {seeds}"
+        written[metric] = heading, said, pivot(frame, axes, metric)
+    return written
+
+
+def warnings_of(cells: Sequence[Cell], found: Sequence[Result]) -> list[str]:
+    """Every warning once, with the runs that have it."""
+    having: dict[str, list[Cell]] = {}
+    for cell, result in zip(cells, found, strict=True):
+        for text in result.summary.get("warnings", ()):
+            having.setdefault(text, []).append(cell)
+    return [f"{_named_runs(some, len(cells))}: {text}" for text, some in having.items()]
+
+
+def _named_runs(some: Sequence[Cell], total: int, most: int = 6) -> str:
+    if len(some) == total:
+        return f"all {total} runs" if total > 1 else some[0].title
+    seeds: dict[str, list[str]] = {}
+    for cell in some:
+        seeds.setdefault(cell.title, []).append(str(cell.experiment.seed))
+    names = [
+        f"{title}, seed{'s' if len(numbers) > 1 else ''} {', '.join(numbers)}"
+        for title, numbers in seeds.items()
+    ]
+    more = f"; and {len(names) - most} more" if len(names) > most else ""
+    return "; ".join(names[:most]) + more

@@ -13,6 +13,7 @@ from fedjax_sec import results
 from fedjax_sec.checkpoints import Checkpoints
 from fedjax_sec.config import Experiment
 from fedjax_sec.evaluation.robustness import surrogates_of
+from fedjax_sec.host import undisturbed
 from fedjax_sec.preparation import components_of, load_source, simple_problem, state_before
 from fedjax_sec.round import Pool, make_task
 from fedjax_sec.schema import ConfigError
@@ -21,6 +22,7 @@ from fedjax_sec.schema import ConfigError
 CHECKPOINTS = "checkpoints"
 
 
+@undisturbed
 def final_params(folder: str | Path) -> Any:
     """The final parameters of a finished run, as the model's tree, from its folder.
 

@@ -15,7 +15,13 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 Out = cli.Out
 DataDir = cli.DataDir
 Seeds = Annotated[int, typer.Option(min=1, help="Seeds of every cell.")]
-Override = Annotated[list[str] | None, typer.Option("--set", help="KEY.PATH=VALUE for every cell.")]
+Override = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        help="KEY.PATH=VALUE for every cell. It wins: file < scale < row < --set, as captions say.",
+    ),
+]
 ITEMS_HELP = typer.Argument(help="Tables and figures, or all.")
 SCALE_HELP = typer.Option(help="smoke, small (CPU), paper.")
 

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from helpers import same_bits, small, tiny_mlp, tiny_pool, tiny_task
 from jax.flatten_util import ravel_pytree
-from matplotlib import pyplot as plt
 
 import fedjax_sec
 from fedjax_sec import config, plotting
@@ -175,16 +174,15 @@ def test_the_figure_has_one_panel_for_each_model_and_image(
         name: FeatureMap(scale * rng.normal(size=x.shape), np.array([1, 0]), np.array([0.5, 1.0]))
         for name, scale in (("no attack", 1.0), ("attack", 5.0), ("attack, RLR", 0.2))
     }
-    monkeypatch.setattr(plt, "close", kept.append)
+    save = plotting.save
+    monkeypatch.setattr(plotting, "save", lambda *args: kept.append(args[0]) or save(*args))
     written = plotting.feature_maps(
         x, maps, tmp_path / "maps", class_names=["sandal", "sneaker"], labels=[0, 1],
         quantile=quantile,
     )  # fmt: skip
-    monkeypatch.undo()
     assert [path.name for path in written] == ["maps.png", "maps.pdf"]
     assert written[0].read_bytes()[:4] == b"\x89PNG" and written[0].stat().st_size > 5000
     panels = [axes for axes in kept[0].axes if axes.get_title()]
-    plt.close(kept[0])
     assert len(panels) == 2 * 4 and len(kept[0].axes) == 2 * 4 + 2  # and a scale a row
     titles = [axes.get_title() for axes in panels]
     assert titles[:2] == ["input\nsandal", "no attack\nsneaker (50.0%)"]

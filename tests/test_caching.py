@@ -12,8 +12,10 @@ from fedjax_sec import caching
 
 START = """
 import jax, fedjax_sec
+from fedjax_sec.caching import compiled_programs_kept
 result = fedjax_sec.run({"rounds": 2, "data": {"num_clients": 4, "max_train": 200}})
-print(jax.config.jax_compilation_cache_dir, result.summary["final"]["loss"])
+with compiled_programs_kept():
+    print(jax.config.jax_compilation_cache_dir, result.summary["final"]["loss"])
 """
 
 
@@ -69,8 +71,9 @@ def test_how_long_a_program_compiles_that_is_kept(tmp_path, chosen, used):
     if chosen:
         variables["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = chosen
     setting = (
-        "import jax; from fedjax_sec import caching; caching.keep_compiled_programs();"
-        "print(jax.config.jax_persistent_cache_min_compile_time_secs)"
+        "import jax; from fedjax_sec import caching\n"
+        "with caching.compiled_programs_kept():\n"
+        "    print(jax.config.jax_persistent_cache_min_compile_time_secs)"
     )
     assert start(setting, **variables) == [used]
 

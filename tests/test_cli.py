@@ -4,11 +4,12 @@ import dataclasses
 import json
 import re
 
+import pandas as pd
 import pytest
 from helpers import small
 from typer.testing import CliRunner
 
-from fedjax_sec import config, keys, optimizers, registry
+from fedjax_sec import config, keys, optimizers, plotting, registry
 from fedjax_sec.cli import app, console
 
 NAMES = [name for found in registry.KINDS.values() for name in found.names()]
@@ -57,13 +58,34 @@ def test_sweep(invoke, file, tmp_path):
     done = invoke("sweep", path, "--out", out)
     assert done.exit_code == 0, done.output
     text = (out / "table.md").read_text()
-    assert "final accuracy (%)" in text and "2 seed(s)" in text and "±" in text
-    assert "subset: 43 of 1437" in text
+    assert "mean ± standard deviation over 2 seeds" in text
+    assert (
+        "### accuracy (%), digits (subset: 43 of 1437" in text and "| learning_rate = 0.2" in text
+    )
+    assert "Warning: all 8 runs: data: digits (subset: 43 of 1437" in done.output
     lines = (out / "runs.csv").read_text().splitlines()
     assert len(lines) == 9 and lines[0].startswith("client.l2,client.optimizer.learning_rate,seed")
-    for name in ("accuracy.png", "accuracy.pdf", "final_accuracy.csv", "best_accuracy.csv"):
+    for name in ("accuracy.png", "accuracy.pdf", "table.csv"):
         assert (out / name).stat().st_size > 0
     assert (out / "cells").is_dir()
+
+
+def test_a_title_of_ones_own_hides_nothing(invoke, file, tmp_path, monkeypatch):
+    drawn, draw = [], plotting.titled
+    monkeypatch.setattr(plotting, "titled", lambda *args: drawn.append(args[1:]) or draw(*args))
+    path, grid = tmp_path / "sweep.yaml", {"client.optimizer.learning_rate": [0.1, 1e30]}
+    content = {"experiment": "experiment.yaml", "title": "Mine", "grid": grid, "seeds": [0, 1]}
+    path.write_text(config.dump_yaml(content))
+    done = invoke("sweep", path, "--out", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    part = "digits (subset: 43 of 1437 train, 360 of 360 test)"
+    assert drawn == [("Mine", f"{part}; mean over 2 seeds, band: ± one standard deviation")]
+    assert "(2 of 2 diverged)" in (tmp_path / "out" / "table.md").read_text()
+    assert "Warning: learning_rate = 1e+30, seeds 0, 1: the global model's loss" in done.output
+    runs = pd.read_csv(tmp_path / "out" / "runs.csv")
+    assert runs["diverged"].tolist() == [False, False, True, True] and (runs["accuracy"] <= 1).all()
+    one = invoke("sweep", path, "seeds=[0]", "title=''", "--out", tmp_path / "one")
+    assert one.exit_code == 0 and drawn[1] == (f"{part}; one seed",)
 
 
 def test_list(invoke):

@@ -1,5 +1,6 @@
 """`run`: its result, its folder, reproducibility, resuming after a kill, replicas, honesty."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -14,7 +15,7 @@ from helpers import NumpyMlp, close, same_bits, small
 from jax.flatten_util import ravel_pytree
 
 import fedjax_sec
-from fedjax_sec import config, experiment, preparation, results
+from fedjax_sec import config, experiment, plotting, preparation, results
 from fedjax_sec.experiment import train
 from fedjax_sec.program import Program
 from fedjax_sec.schema import ConfigError
@@ -83,6 +84,59 @@ def test_summary(finished):
     assert (data["train"], data["test"], data["official_train"]) == (43, 360, 1437)
     assert data["subset"] and data["clients"] == 5 and data["unused_train"] == 0
     assert "subset: 43 of 1437" in data["label"] and any("43" in w for w in summary["warnings"])
+
+
+@pytest.mark.parametrize("placement", ["random", "first"])
+def test_the_summary_says_who_is_malicious(placement):
+    changes = {"seed": 3, "threat.num_malicious": 2, "threat.placement": placement}
+    one = config.from_mapping(small(), changes | {"attack": "sign_flip"})
+    other = dataclasses.replace(one, seed=4)
+    for result in train([one, other]):
+        source = preparation.load_source(one)
+        population, _ = preparation.make_population(result.experiment, source)
+        summary = result.summary
+        assert summary["malicious_clients"] == np.flatnonzero(population.malicious).tolist()
+        assert (summary["placement"], summary["seed"]) == (placement, result.experiment.seed)
+        assert summary["diverged"] is False
+        if placement == "first":
+            assert summary["malicious_clients"] == [0, 1]
+    assert fedjax_sec.run(small()).summary["malicious_clients"] == []
+
+
+def test_per_client_numbers_say_whose_they_are():
+    everybody = fedjax_sec.run(small()).metrics
+    assert "clients" not in everybody  # client i is entry i
+    spec = small(server={"clients_per_round": 2}, threat={"num_malicious": 2}, attack="zero",
+                 evaluation={"every": 1})  # fmt: skip
+    result = fedjax_sec.run(spec)
+    clients, norms = (result.metrics[name][1:] for name in ("clients", "update_norm"))
+    assert clients.shape == norms.shape == (3, 2)
+    malicious = np.isin(clients, result.summary["malicious_clients"])
+    assert malicious.any() and not malicious.all()
+    np.testing.assert_array_equal(norms == 0, malicious)  # they send zeros
+
+
+def test_a_diverged_run_says_so_and_its_best_evaluation_is_a_finite_one(tmp_path):
+    rate = {"client.optimizer.learning_rate": 1e30}
+    result = fedjax_sec.run(small(), out=tmp_path / "run", **rate)
+    assert result.summary["diverged"] is True and not np.isfinite(result.metrics["loss"][-1])
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["diverged"] is True
+    best = result.summary["best"]
+    assert np.isfinite(best["loss"]) and best["round"] == 0
+
+
+def test_the_figure_of_a_run_can_be_read_alone(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plotting, "save", lambda figure, path: drawn.append(figure))
+    fedjax_sec.run(
+        small(seed=3, attack="sign_flip", threat={"num_malicious": 1, "start": 2}),
+        out=tmp_path / "run",
+    )
+    (axes,) = drawn[0].axes
+    assert axes.get_title() == "digits (subset: 43 of 1437 train, 360 of 360 test), seed 3"
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("round", "test examples (%)")
+    labels = axes.get_legend_handles_labels()[1]
+    assert labels == ["accuracy", "the attack begins (round 2)"]
 
 
 def test_nothing_is_written_without_a_folder(tmp_path, monkeypatch):

@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fedjax_sec import config
-from fedjax_sec.experiment import Result
-from fedjax_sec.papers import fat, fltrust, rlr
+from fedjax_sec import config, plotting
+from fedjax_sec.experiment import Result, best_evaluation
+from fedjax_sec.papers import alie, fat, fltrust, rlr
+from fedjax_sec.papers._runs import percent
 from fedjax_sec.schema import ConfigError
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "rlr"
@@ -387,7 +388,7 @@ def fat_regenerated(tmp_path_factory):
     data = {"name": "digits", "num_clients": 11, "local_test": True}
     bases = {name: {**base, "data": data} for name, base in FAT_BASES.items()}
     small_work = ("model=mlp", "client.batch_size=8", "server.clients_per_round=null",
-                  "data.max_train=700", "data.num_clients=11")  # fmt: skip
+                  "data.max_train=700")  # fmt: skip
     plan = fat.Plan("smoke", 1, ("mnist",), "femnist", small_work)
     out = tmp_path_factory.mktemp("fat")
 
@@ -449,5 +450,241 @@ def test_fats_best_evaluation_is_the_most_robust_one():
     metrics = {fat.ROBUST: np.array([0.1, 0.7, 0.3]), "accuracy": np.array([0.2, 0.8, 0.9])}
     result = Result(experiment, metrics, {}, None)
     assert fat.best_robust(result) == 1
-    assert fat._percent([result], "accuracy", fat.best_robust) == pytest.approx(80)
-    assert fat._percent([result], "accuracy") == pytest.approx(90)
+    assert percent([result], "accuracy", fat.best_robust) == pytest.approx(80)
+    assert percent([result], "accuracy") == pytest.approx(90)
+
+
+# --- One order of settings: file < scale < row < --set ------------------------------------------
+
+
+def alie_base(dataset):
+    return config.read_yaml(FAT.parent / "alie" / f"{dataset}.yaml")
+
+
+def cells_of(paper, overrides, scale="smoke", seeds=1):
+    """All cells of one paper's items, with these overrides."""
+    if paper == "alie":
+        return alie.make_cells(
+            alie.Plan("mnist", scale, seeds, overrides=overrides), ["table1", "table3"],
+            alie_base("mnist"),
+        )  # fmt: skip
+    if paper == "fat":
+        plan = fat.Plan(scale, seeds, ("mnist",), overrides=overrides)
+        return fat.make_cells(plan, ["table1", "table2", "table3"], FAT_BASES)
+    if paper == "rlr":
+        plan = rlr.Plan(scale, seeds, overrides=overrides)
+        return rlr.make_cells(plan, ["table1-iid", "removal"], BASES)
+    plan = fltrust.Plan("har_windows", scale, seeds, overrides)
+    return fltrust.make_cells(plan, ["table3", "malicious"], fltrust_base("har_windows"))
+
+
+@pytest.mark.parametrize("paper", ["alie", "fat", "fltrust", "rlr"])
+def test_what_is_set_wins_over_every_row(paper):
+    before = cells_of(paper, ())
+    rules = {str(cells[0].experiment.defense) for cells in before.values()}
+    assert len(rules) > 1, "the rows do not differ"
+    found = cells_of(paper, ("defense=median", "rounds=7"))
+    assert len(found) == len(before)
+    for (cell,) in found.values():
+        assert [stage.registered_name for stage in cell.experiment.defense.stages] == ["median"]
+        assert cell.experiment.rounds == 7
+    # Rows that are alike now are one cell.
+    assert len({cell.name for (cell,) in found.values()}) < len(
+        {cell.name for (cell,) in before.values()}
+    )
+
+
+@pytest.mark.parametrize("paper", ["alie", "fat", "fltrust", "rlr"])
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("seed=3", r"--set seed=3: seeds are 0 to --seeds - 1; give --seeds instead\."),
+        ("rounds=soon", r"with --set rounds=soon: .*rounds.*'soon'"),
+        ("data.num_clients=many", r"with --set data\.num_clients=many: .*num_clients.*'many'"),
+        ("defence=median", r"with --set defence=median: .*Did you mean 'defense'"),
+        ("rounds", "must look like key.path=value"),
+    ],
+)
+def test_overrides_that_cannot_be_say_why(paper, override, message):
+    with pytest.raises(ConfigError, match=message) as error:
+        cells_of(paper, (override,))
+    assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("paper", "override", "need"),
+    [
+        ("alie", "attack=sign_flip", "table3, No Defense: its numbers need an attack with a b"),
+        ("fat", "evaluation.evasions=[fgsm]", "table1, centralised: its numbers need pgd as the"),
+        ("rlr", "evaluation.backdoor=null", "FedAvg-No Attack: its numbers need a backdoor"),
+    ],
+)
+def test_what_an_item_needs_is_not_set_away(paper, override, need):
+    with pytest.raises(ConfigError, match=need) as error:
+        cells_of(paper, (override,))
+    assert "do not --set that away" in str(error.value)
+
+
+def test_figures_that_need_more_say_so_before_they_run():
+    for item, override, need in (
+        ("figure4-iid", "evaluation.influence=null", "need evaluation.influence"),
+        ("figure5-iid", "checkpoint.keep_params=false", "need checkpoint.keep_params"),
+    ):
+        with pytest.raises(ConfigError, match=need):
+            rlr.make_cells(rlr.Plan("smoke", overrides=(override,)), [item], BASES)
+    plan = fltrust.Plan("cifar10", "smoke", 1, ("evaluation.diagnostics=false",))
+    with pytest.raises(ConfigError, match="norms, No attack / FedAvg: .* evaluation.diagnostics"):
+        fltrust.make_cells(plan, ["norms"], fltrust_base("cifar10"))
+
+
+def test_alies_rows_lose_to_what_is_set():
+    base, items = alie_base("mnist"), ["table2"]
+    plan = alie.Plan("mnist", "smoke", 3, overrides=("threat.num_malicious=5",))
+    found = alie.make_cells(plan, ["table1", "table2"], base)
+    assert {c.experiment.threat.num_malicious for cells in found.values() for c in cells} == {5}
+    both = {"name": "alie_backdoor", "backdoor": {"name": "sample", "index": 2}}
+    plan = alie.Plan("mnist", "smoke", 3, overrides=(f"attack={both}",))
+    for cells in alie.make_cells(plan, items, base).values():
+        assert [cell.experiment.attack.backdoor.index for cell in cells] == [2, 2, 2]
+
+
+def fake_run(diverged=()):
+    """Stands in for `sweep.run_cells`: made-up metrics; runs of seeds in `diverged` have none."""
+
+    def run(cells, folder):
+        found = []
+        for number, cell in enumerate(cells):
+            values = np.array([0.2, 0.3, 0.3 + 0.001 * number])
+            metrics = {"round": np.array([0.0, 1.0, 2.0]), "loss": np.ones(3)}
+            names = ("accuracy", "attack_success_rate", "base_class_accuracy", fat.ROBUST)
+            for name in (*names, "robust_accuracy/pgd_2"):
+                metrics[name] = metrics[f"local_{name}"] = values
+                metrics[f"per_client_{name}"] = np.tile(values[:, None], 4)
+            failed = cell.experiment.seed in diverged
+            if failed:
+                metrics["loss"] = np.array([1.0, np.nan, np.nan])
+            for whose in ("honest", "malicious"):
+                metrics[f"kept_{whose}"] = values
+            summary = {"data": {"label": "digits (subset)"}, "diverged": failed}
+            found.append(Result(cell.experiment, metrics, summary, None))
+        return found
+
+    return run
+
+
+def written_by(paper, out, monkeypatch, overrides=(), seeds=1, diverged=()):
+    """The Markdown tables, and the titles of the figures, of one paper's items."""
+    titles, save = [], plotting.save
+    monkeypatch.setattr(
+        plotting, "save",
+        lambda figure, path: titles.append(figure.get_suptitle()) or save(figure, path),
+    )  # fmt: skip
+    run = fake_run(diverged)
+    if paper == "alie":
+        for data, items in (("mnist", ["table1", "table2", "figure2"]), ("cifar10", ["figure4"])):
+            plan = alie.Plan(data, "smoke", seeds, overrides=overrides)
+            alie.regenerate(plan, items, alie_base(data), out, run)
+    elif paper == "fat":
+        plan = fat.Plan("smoke", seeds, ("mnist",), overrides=overrides)
+        items = ["table1", "table2", "curves", "figure1", "figure2"]
+        fat.regenerate(plan, items, FAT_BASES, out, run)
+    elif paper == "rlr":
+        plan = rlr.Plan("smoke", seeds, overrides=overrides)
+        rlr.regenerate(plan, ["table1-iid", "removal"], BASES, out, run)
+    else:
+        for data, items in (("har_windows", ["table3", "malicious"]), ("cifar10", ["norms"])):
+            plan = fltrust.Plan(data, "smoke", seeds, overrides)
+            fltrust.regenerate(plan, items, fltrust_base(data), out, run)
+    texts = {path.name: path.read_text() for path in sorted(out.glob("*.md"))}
+    return texts, [" ".join(title.split()) for title in titles]
+
+
+PAPERS = ["alie", "fat", "fltrust", "rlr"]
+
+
+@pytest.mark.parametrize("paper", PAPERS)
+def test_captions_say_what_was_set(paper, tmp_path, monkeypatch):
+    texts, titles = written_by(paper, tmp_path, monkeypatch, ("defense=median",))
+    said = re.compile(
+        r"--set defense=median replaces (every row's|the file's and the scale's)\. "
+        r"Published numbers are of the paper's settings\."
+    )
+    whose = [said.search(text.replace("`", ""))[1] for text in (*texts.values(), *titles)]
+    assert texts and titles
+    # Of these items of FAT only the curves of Table 3 have rows with rules of their own.
+    assert whose.count("every row's") == (1 if paper == "fat" else len(whose))
+
+
+@pytest.mark.parametrize("paper", PAPERS)
+def test_captions_tell_rows_from_what_all_share(paper, tmp_path, monkeypatch):
+    texts, titles = written_by(paper, tmp_path, monkeypatch, ("checkpoint.every=3",))
+    said = "--set checkpoint.every=3{} replaces the file's and the scale's. Published numbers"
+    assert all(said.format("`") in text for text in texts.values())
+    assert all(said.format("") in title for title in titles)
+
+
+@pytest.mark.parametrize("paper", PAPERS)
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_captions_say_over_how_many_seeds(paper, seeds, tmp_path, monkeypatch):
+    texts, titles = written_by(paper, tmp_path, monkeypatch, seeds=seeds)
+    table = "one seed" if seeds == 1 else "mean and standard deviation over 3 seeds"
+    assert all(table in text for text in texts.values())
+    assert all(("±" in text or "spread" in text) == (seeds > 1) for text in texts.values())
+    assert all("--set" not in text for text in (*texts.values(), *titles))
+    for title in titles:
+        assert "digits (subset)" in title
+        if seeds > 1 and "One point a user" not in title:
+            assert "standard deviation" in title and "3 seeds" in title
+        else:
+            assert "one seed" in title or "seed 0" in title
+
+
+@pytest.mark.parametrize("paper", PAPERS)
+def test_tables_and_figures_mark_what_diverged(paper, tmp_path, monkeypatch):
+    legends = []
+    cross = plotting.crosses
+    monkeypatch.setattr(
+        plotting, "crosses", lambda *args: legends.append(args[1:3]) or cross(*args)
+    )
+    texts, _ = written_by(paper, tmp_path, monkeypatch, seeds=2, diverged={1})
+    assert all("diverged" in text and "1 of 2 seeds" in text for text in texts.values())
+    assert legends, "no line is marked"
+    texts, _ = written_by(paper, tmp_path, monkeypatch, seeds=2)
+    assert not any("diverged" in text for text in texts.values())
+
+
+def test_a_figures_band_is_the_standard_deviation(tmp_path):
+    experiment, values = config.from_mapping({"rounds": 1}), np.array([[0.1, 0.2], [0.3, 0.8]])
+    results = [
+        Result(experiment, {"round": np.array([0, 1]), "accuracy": one, "loss": one}, {}, None)
+        for one in values
+    ]
+    _, axes = plotting.subplots(figsize=(3, 3))
+    plotting.curves(axes, {"krum": results})
+    (band,) = axes.collections
+    drawn = band.get_paths()[0].vertices
+    spread = 100 * values.std(0, ddof=1)
+    assert drawn[:, 1].max() == pytest.approx(50 + spread[1])
+    assert drawn[:, 1].min() == pytest.approx(min(20 - spread[0], 50 - spread[1]))
+    (line,) = axes.lines
+    assert line.get_alpha() == 1.0 and "diverged" not in str(axes.get_legend_handles_labels()[1])
+
+
+def test_alies_title_has_the_settings_that_were_run():
+    found = alie.make_cells(
+        alie.Plan("mnist", overrides=("threat.num_malicious=5",)), ["figure2"], alie_base("mnist")
+    )
+    attacked = found["figure2", "Krum"][0].experiment
+    assert alie._setting("figure2", attacked) == "m = 10%, z = 1.5"
+    before = alie.make_cells(alie.Plan("mnist"), ["figure2"], alie_base("mnist"))
+    assert alie._setting("figure2", before["figure2", "Krum"][0].experiment) == "m = 24%, z = 1.5"
+
+
+def test_the_best_evaluation_is_a_finite_one():
+    nan = np.nan
+    metrics = {"accuracy": np.array([0.1, 0.5, 0.9]), "loss": np.array([2.0, 1.0, nan])}
+    assert best_evaluation(metrics) == 1
+    assert best_evaluation(metrics, among=np.array([True, False, True])) == 0
+    metrics["robust"] = np.full(3, nan)
+    assert best_evaluation(metrics, "robust") == 0
+    assert best_evaluation({"accuracy": np.array([nan, 0.2])}) == 1

@@ -128,6 +128,15 @@ def test_attackers_are_drawn_anew_in_every_round():
     }
 
 
+def test_redrawn_attackers_are_marked_in_each_evaluated_round():
+    spec = federation(threat={"redraw": True}, server={"clients_per_round": None}, rounds=8)
+    result = fedjax_sec.run(spec)
+    marks, norms = (result.metrics[name][1:] for name in ("malicious", "update_norm"))
+    same_bits(marks == 1, norms > 20)
+    assert result.summary["malicious_clients"] is None and not (marks[0] == marks[1]).all()
+    assert len(fedjax_sec.run(federation()).summary["malicious_clients"]) == 5
+
+
 def test_clients_drop_out_with_their_probability():
     spec = federation(server={"clients_per_round": None, "dropout": 0.3})
     records, malicious = rounds_of(spec, range(40))

@@ -1,5 +1,6 @@
 """Sweeps: grids and labels, what is run and what is kept, groups, tables."""
 
+import dataclasses
 import json
 import threading
 
@@ -9,7 +10,7 @@ import pandas as pd
 import pytest
 from helpers import same_bits, small
 
-from fedjax_sec import config, experiment, sweep
+from fedjax_sec import config, experiment, registry, sweep
 from fedjax_sec import program as program_lib
 from fedjax_sec.schema import ConfigError
 
@@ -254,42 +255,219 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path, programs):
 # --- Tables -------------------------------------------------------------------------------------
 
 
-def fake_results(cells, values):
-    """Results with given final accuracies, twice as high at best."""
+def fake_results(cells, values, **summary):
+    """Results with given final accuracies, twice as high at best; `summary` is the same for all."""
     found = []
     for cell, value in zip(cells, values, strict=True):
-        summary = {"final": {"accuracy": value}, "best": {"accuracy": 2 * value}}
-        metrics = {"attack_success_rate": np.array([0.0, value / 2])}
-        found.append(experiment.Result(cell.experiment, metrics, summary, None))
+        final = {"round": 2.0, "accuracy": value, "loss": 1.0}
+        if cell.experiment.backdoor is not None:
+            final["attack_success_rate"] = value / 2
+        one = {"final": final, "best": {"accuracy": 2 * value, "round": 1.0}, "diverged": False}
+        one |= {"excluded_updates": 0, "malicious_clients": [3, 1], "data": {"label": "digits"}}
+        found.append(experiment.Result(cell.experiment, {}, one | summary, None))
     return found
+
+
+def test_runs_are_one_row_each_with_fractions_and_the_names_of_the_metrics():
+    cells = sweep.make_cells(BASE, GRID, seeds=(0, 1, 2))
+    values = np.random.default_rng(0).random(len(cells))
+    frame = sweep.to_frame(cells, fake_results(cells, values))
+    assert list(frame.columns) == [
+        "attack", "defense", "seed", "rounds", "accuracy", "loss", "best_accuracy", "best_round",
+        "diverged", "excluded_updates", "malicious_clients",
+    ]  # fmt: skip
+    np.testing.assert_allclose(frame["accuracy"], values)
+    np.testing.assert_allclose(frame["best_accuracy"], 2 * values)
+    assert set(frame["malicious_clients"]) == {"3 1"} and set(frame["rounds"]) == {2}
 
 
 def test_table_values_are_means_and_deviations_over_seeds():
     cells = sweep.make_cells(BASE, GRID, seeds=(0, 1, 2))
     values = np.random.default_rng(0).random(len(cells))
     frame = sweep.to_frame(cells, fake_results(cells, values))
-    assert list(frame.columns) == [
-        "attack", "defense", "seed", "final accuracy", "best accuracy", "attack success rate",
-    ]  # fmt: skip
-    np.testing.assert_allclose(frame["best accuracy"], 200 * values)
-    np.testing.assert_allclose(frame["attack success rate"], 50 * values)
-    table = sweep.pivot(frame, "final accuracy")
-    assert list(table.index) == ["clean", "flip", "flip more"]
+    table = sweep.pivot(frame, ["attack", "defense"], "accuracy")
+    assert list(table.index) == ["clean", "flip", "flip more"] and table.index.name == "attack"
     assert list(table.columns) == ["mean", "median"]
     grouped = pd.DataFrame(
-        {"value": 100 * values, "row": frame["attack"], "column": frame["defense"]}
+        {"value": values, "row": frame["attack"], "column": frame["defense"]}
     ).groupby(["row", "column"])["value"]
+    long = sweep.summarized(frame, ["attack", "defense"]).set_index(["metric", "attack", "defense"])
     for (row, column), mean in grouped.mean().items():
         spread = grouped.std().loc[(row, column)]
-        assert table.loc[row, column] == f"{mean:.1f} ± {spread:.1f}"
+        assert table.loc[row, column] == f"{100 * mean:.1f} ± {100 * spread:.1f}"
+        one = long.loc["accuracy", row, column]
+        np.testing.assert_allclose([one["mean"], one["std"]], [mean, spread])
+        assert (one["seeds"], one["diverged"]) == (3, 0)
+    heading, said, _ = sweep.tables(cells, fake_results(cells, values))["best_accuracy"]
+    assert heading == "best_accuracy (%), digits, mean ± standard deviation over 3 seeds"
+    assert said == "At each run's best evaluation (`best_round` in `runs.csv`)."
 
 
 def test_table_of_one_axis_and_of_one_seed():
     cells = sweep.make_cells(BASE, {"defense": ["median", "mean"]})
-    frame = sweep.to_frame(cells, fake_results(cells, [0.5, 0.25]))
-    table = sweep.pivot(frame, "final accuracy")
-    assert table["final accuracy"].tolist() == ["50.0", "25.0"]
+    found = fake_results(cells, [0.5, 0.25])
+    heading, _, table = sweep.tables(cells, found)["accuracy"]
+    assert heading == "accuracy (%), digits, one seed"
+    assert table["accuracy"].tolist() == ["50.0", "25.0"]
     assert list(table.index) == ["median", "mean"]
     alone = sweep.make_cells(BASE, {})
-    table = sweep.pivot(sweep.to_frame(alone, fake_results(alone, [0.125])), "best accuracy")
+    found = fake_results(alone, [0.125])
+    table = sweep.tables(alone, found)["best_accuracy"][2]
     assert table.to_numpy().tolist() == [["25.0"]]
+
+
+def test_labels_of_several_axes_can_be_read_alone():
+    grid = {"defense": ["mean"], "client.l2": [0.0, 0.5], "attack": [None, "sign_flip"]}
+    cells = sweep.make_cells(BASE, grid)
+    table = sweep.tables(cells, fake_results(cells, [0.1, 0.2, 0.3, 0.4]))["accuracy"][2]
+    assert list(table.columns) == [
+        "l2 = 0.0 / attack = none", "l2 = 0.0 / sign_flip", "l2 = 0.5 / attack = none",
+        "l2 = 0.5 / sign_flip",
+    ]  # fmt: skip
+    assert cells[0].title == "mean / l2 = 0.0 / attack = none"
+
+
+def test_an_axis_may_have_the_name_of_a_column():
+    cells = sweep.make_cells(BASE, {"rounds": {"short": 2, "long": 4}}, seeds=(0, 1))
+    found = fake_results(cells, [0.1, 0.2, 0.3, 0.4])
+    frame = sweep.to_frame(cells, found)
+    assert frame["grid.rounds"].tolist() == ["short", "short", "long", "long"]
+    assert frame["rounds"].tolist() == [2, 2, 4, 4]
+    assert sweep.tables(cells, found)["accuracy"][2]["accuracy"].tolist() == [
+        "15.0 ± 7.1", "35.0 ± 7.1",
+    ]  # fmt: skip
+
+
+def test_cells_say_what_diverged_and_how_many_seeds_they_are_of():
+    cells = sweep.make_cells(BASE, {"defense": ["mean", "median"]}, seeds=(0, 1))
+    found = fake_results(cells, [0.1, 0.2, 0.3, 0.4])
+    for number in (0, 1, 2):
+        found[number].summary["diverged"] = True
+    assert sweep.tables(cells, found)["accuracy"][2]["accuracy"].tolist() == [
+        "15.0 ± 7.1 (2 of 2 diverged)", "35.0 ± 7.1 (1 of 2 diverged)",
+    ]  # fmt: skip
+    found[3].summary["diverged"] = True
+    heading, _, table = sweep.tables(cells[1:], found[1:])["accuracy"]
+    assert heading == "accuracy (%), digits, mean ± standard deviation over 1 to 2 seeds"
+    assert table["accuracy"].tolist() == [
+        "20.0 (one seed, diverged)", "35.0 ± 7.1 (2 of 2 diverged)",
+    ]  # fmt: skip
+    assert sweep.to_frame(cells, found)["diverged"].tolist() == [True] * 4
+
+
+def test_every_warning_names_its_runs():
+    cells = sweep.make_cells(BASE, GRID, seeds=(0, 1))
+    found = fake_results(cells, [0.5] * len(cells))
+    for result in found:
+        result.summary["warnings"] = ["a part of the data"]
+    for number in (0, 1, 5):
+        found[number].summary["warnings"] = ["the loss is not finite", "a part of the data"]
+    assert sweep.warnings_of(cells, found) == [
+        "clean / mean, seeds 0, 1; flip / mean, seed 1: the loss is not finite",
+        "all 12 runs: a part of the data",
+    ]
+    for result in found[1:]:
+        result.summary["warnings"] = ["a part of the data"] * (result is not found[1])
+    found[0].summary["warnings"] = []
+    assert sweep.warnings_of(cells[:1], found[:1]) == []
+    assert sweep._named_runs(cells[:11], 12, most=2) == (
+        "clean / mean, seeds 0, 1; clean / median, seeds 0, 1; and 4 more"
+    )
+
+
+def test_tables_name_every_data_set_of_a_sweep():
+    cells = sweep.make_cells(BASE, {"data.max_train": [43, 60]})
+    found = fake_results(cells, [0.1, 0.2])
+    found[1] = found[1]._replace(summary=found[1].summary | {"data": {"label": "other"}})
+    assert sweep.tables(cells, found)["accuracy"][0] == "accuracy (%), digits / other, one seed"
+
+
+# --- The base rate of a backdoor -----------------------------------------------------------------
+
+TROJAN = {"name": "trojan", "base": 5, "target": 7}
+
+
+@pytest.mark.parametrize("name", [n for n in registry.attacks.names()
+                                  if registry.attacks.get(n).stage == "data"])  # fmt: skip
+def test_cells_without_an_attack_measure_the_attacks_backdoor(name):
+    fields = {"trojan": TROJAN, "label_flip": {"name": name, "base": 5, "target": 7},
+              "feature_trigger": {"name": name, "target": 1}}  # fmt: skip
+    grid = {"attack": {"clean": None, "backdoor": fields.get(name, name)},
+            "defense": ["mean", "median"]}  # fmt: skip
+    cells = sweep.make_cells(BASE, grid, seeds=(0, 1))
+    alone = sweep.make_cells(BASE, {"defense": ["mean", "median"]}, seeds=(0, 1))
+    for cell, own in zip(cells[:4], alone, strict=True):
+        assert cell.experiment.evaluation.backdoor == cells[-1].experiment.attack.backdoor
+        rest = dataclasses.replace(cell.experiment.evaluation, backdoor=None)
+        assert dataclasses.replace(cell.experiment, evaluation=rest) == own.experiment
+    assert all(cell.experiment.evaluation.backdoor is None for cell in cells[4:])
+    found = fake_results(cells, [0.5] * 8)
+    _, said, table = sweep.tables(cells, found)["attack_success_rate"]
+    assert said.endswith(
+        "Without an attack it is the base rate: of the backdoor that nobody taught."
+    )
+    assert table.loc["clean", "mean"] == "25.0 ± 0.0"
+
+
+def test_the_base_rate_changes_no_other_number(tmp_path):
+    grid = {"attack": {"clean": None, "trojan": TROJAN}}
+    base = BASE | {"data": BASE["data"] | {"max_train": 100}}
+    both, alone = sweep.make_cells(base, grid), sweep.make_cells(base, {})
+    with_rate = experiment.train([both[0].experiment])[0].metrics
+    without = experiment.train([alone[0].experiment])[0].metrics
+    assert 0 <= with_rate["attack_success_rate"][-1] <= 1
+    assert set(with_rate) - set(without) == {
+        "attack_success_rate", "base_class_accuracy", "backdoor_loss",
+    }  # fmt: skip
+    same_bits({name: with_rate[name] for name in without}, without)
+
+
+@pytest.mark.parametrize(
+    ("base", "grid", "overrides"),
+    [
+        ({}, {"attack": {"clean": None, "a": TROJAN, "b": TROJAN | {"target": 1}}}, {}),
+        ({}, {"attack": {"clean": None, "a": TROJAN}}, {"evaluation.backdoor": None}),
+        ({}, {"(a)": {"clean": {"evaluation.backdoor": None}, "a": {"attack": TROJAN}}}, {}),
+        ({"evaluation": {"backdoor": TROJAN | {"target": 1}}},
+         {"attack": {"clean": None, "a": TROJAN}}, {}),
+    ],
+)  # fmt: skip
+def test_what_is_ambiguous_or_given_is_left_alone(base, grid, overrides):
+    cells = sweep.make_cells(BASE | base, grid, overrides=overrides)
+    given = config.from_mapping(BASE | base).evaluation.backdoor
+    assert all(cell.experiment.evaluation.backdoor == given for cell in cells)
+    if given is None:
+        said = sweep.about_backdoor(cells)
+        assert "have no base rate" in said and "evaluation.backdoor names one" in said
+
+
+# --- Nothing that is set is lost -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("grid", "overrides", "part"),
+    [
+        ({"defense": ["mean"]}, {"defense": "median"},
+         "overrides.defense would do nothing: grid.defense replaces it in every cell"),
+        ({"defense": ["mean"]}, {"defense.num_byzantine": 1}, "overrides.defense.num_byzantine w"),
+        ({"(x)": {"a": {"client.l2": 0.1}, "b": {"client.l2": 0.2}}}, {"client.l2": 0.5},
+         "overrides.client.l2 would do nothing: grid.(x) replaces it"),
+        ({"seed": [0, 1]}, {}, "grid.seed: seeds are no axis or override; give seeds: [0, 1]."),
+        ({}, {"seed": 3}, "overrides.seed: seeds are no axis"),
+        ({"(x)": {"a": {"defense": "krum"}, "b": {}}, "defense": ["mean", "median"]}, {},
+         "grid.defense sets 'defense' and replaces 'defense' of grid.(x)"),
+        ({"client.l2": [0.1], "client": [{"name": "sgd", "batch_size": 9, "steps": 1}]}, {},
+         "grid.client sets 'client' and replaces 'client.l2' of grid.client.l2"),
+    ],
+)  # fmt: skip
+def test_what_would_be_replaced_in_every_cell_is_refused(grid, overrides, part, programs):
+    with pytest.raises(ConfigError) as error:
+        sweep.make_cells(BASE, grid, overrides=overrides)
+    assert part in str(error.value) and not programs
+
+
+def test_an_override_of_the_other_cells_is_none_that_is_lost():
+    grid = {"(x)": {"a": {"client.l2": 0.1}, "b": {}}, "defense": ["krum"],
+            "defense.convention": ["paper", "author"]}  # fmt: skip
+    cells = sweep.make_cells(BASE, grid, overrides={"client.l2": 0.5})
+    assert [cell.experiment.client.l2 for cell in cells] == [0.1, 0.1, 0.5, 0.5]

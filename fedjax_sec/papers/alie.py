@@ -13,10 +13,20 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fedjax_sec import config as config_lib
 from fedjax_sec import plotting
-from fedjax_sec.experiment import Result
-from fedjax_sec.papers._runs import Shared, finish
+from fedjax_sec.config import Experiment
+from fedjax_sec.experiment import Result, best_evaluation
+from fedjax_sec.papers._runs import (
+    Shared,
+    computed_from,
+    demand,
+    diverged,
+    finish,
+    foundation,
+    over,
+    said_of,
+    settled,
+)
 
 ITEMS = ("table1", "table2", "table3", "figure2", "figure3", "figure4")
 DATASETS = ("mnist", "cifar10")
@@ -62,13 +72,18 @@ FIGURE4_SHARES = (0.05, 0.10, 0.15, 0.20, 0.24)
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What to regenerate and how."""
+    """What to regenerate and how.
+
+    `overrides` win over the file, the scale and the row; `note` is what captions say of them, which
+    `regenerate` fills in.
+    """
 
     dataset: str = "mnist"
     scale: str = "paper"
     seeds: int = 3
     convention: str = "paper"
     overrides: tuple[str, ...] = ()
+    note: str = ""
 
 
 def published(item: str, dataset: str) -> dict[tuple[str, str], float]:
@@ -124,32 +139,35 @@ def changes(item: str, convention: str = "paper") -> dict[str, dict]:
 
 def make_cells(plan: Plan, items: Sequence[str], base: Mapping) -> dict:
     """(item, row) -> that row's cells, one a seed; rows with equal experiments share theirs."""
-    scale = dict(SCALE_CHANGES.get((plan.scale, plan.dataset), {}))
+    base = foundation(base, SCALE_CHANGES.get((plan.scale, plan.dataset), {}), plan.overrides)
     shared, found = Shared(), {}
     for item in items:
         for row, change in changes(item, plan.convention).items():
             found[item, row] = []
+            where = f"{item}, {row}"
             for seed in range(plan.seeds):
-                spec = config_lib.apply_overrides(base, {**scale, **change, "seed": seed})
-                spec = config_lib.apply_overrides(spec, plan.overrides)
-                experiment = config_lib.from_mapping(_settle(spec, item, seed))
+                with computed_from(plan.overrides, where):
+                    own = _settle(base, change, item, seed)
+                experiment = settled(base, own, seed, plan.overrides, where)
+                if item in ("table2", "table3") and row != "No Attack":
+                    demand(experiment.backdoor is not None, where, "an attack with a backdoor")
                 label = f"{item} {row}" if change["attack"] else "No Attack"
                 found[item, row].append(shared.cell({"run": label}, experiment))
     return found
 
 
-def _settle(spec: dict, item: str, seed: int) -> dict:
-    """Turns shares of malicious clients into numbers, and gives each seed its backdoor sample."""
-    clients, malicious = spec["data"]["num_clients"], spec["threat"]["num_malicious"]
-    if malicious == "all":
-        malicious = clients
-    elif isinstance(malicious, float):
-        malicious = int(malicious * clients)
-    spec["threat"]["num_malicious"] = malicious
-    if item == "table2" and spec.get("attack"):
+def _settle(base: Mapping, row: Mapping, item: str, seed: int) -> dict:
+    """The row with its share of malicious clients as a number, and each seed's backdoor sample."""
+    row = dict(row)
+    malicious = row.get("threat.num_malicious", base["threat"]["num_malicious"])
+    share = 1.0 if malicious == "all" else malicious
+    if isinstance(share, float):
+        row["threat.num_malicious"] = int(share * base["data"]["num_clients"])
+    if item == "table2" and row["attack"]:
         # "we chose each time one of the first 3 images from each training set"
-        spec["attack"]["backdoor"]["index"] = seed % 3
-    return spec
+        backdoor = row["attack"]["backdoor"] | {"index": seed % 3}
+        row["attack"] = row["attack"] | {"backdoor": backdoor}
+    return row
 
 
 def regenerate(
@@ -164,7 +182,8 @@ def regenerate(
     for item in items:
         rows = {row: results for (name, row), results in found.items() if name == item}
         writer = _write_table if item.startswith("table") else _write_figure
-        written += writer(plan, item, rows, out)
+        note = said_of(plan.overrides, changes(item, plan.convention).values())
+        written += writer(dataclasses.replace(plan, note=note), item, rows, out)
     return written
 
 
@@ -181,12 +200,15 @@ def _write_table(plan: Plan, item: str, rows: Mapping[str, list[Result]], out: P
             number = paper.get((row, metric))
             line[f"{metric}: paper"] = number
             line[f"{metric}: ours"] = values.mean()
-            line[f"{metric}: spread"] = values.std(ddof=1) if len(values) > 1 else None
+            if len(values) > 1:
+                line[f"{metric}: spread"] = values.std(ddof=1)
             line[f"{metric}: difference"] = None if number is None else values.mean() - number
         rounds = AUTHOR_ROUNDS[plan.dataset]
         if results[0].experiment.rounds > rounds:
             early = np.array([_value(result, "accuracy", item, rounds) for result in results])
             line[f"accuracy: ours, best of {rounds} rounds"] = early.mean()
+        if failed := diverged(results):
+            line["diverged"] = failed
         lines.append(line)
     frame = pd.DataFrame(lines)
     path = out / f"{item}.csv"
@@ -194,9 +216,9 @@ def _write_table(plan: Plan, item: str, rows: Mapping[str, list[Result]], out: P
     label = next(iter(rows.values()))[0].summary["data"]["label"]
     head = (
         f"# A Little Is Enough, {item.replace('table', 'Table ')}: {label}\n\n"
-        f"Percent; mean, spread (standard deviation) and difference over {plan.seeds} seeds; "
+        f"Percent, {over(plan.seeds)}{' (spread)' * (plan.seeds > 1)}; difference to the paper; "
         f"scale `{plan.scale}` ({next(iter(rows.values()))[0].experiment.rounds} rounds), "
-        f"convention `{plan.convention}`. {_CAPTIONS[item]}\n\n"
+        f"convention `{plan.convention}`. {_CAPTIONS[item]}{plan.note}\n\n"
     )
     markdown = path.with_suffix(".md")
     shown = frame.astype(object).where(frame.notna(), None)  # an empty field, not `nan`
@@ -222,7 +244,7 @@ def _value(result: Result, metric: str, item: str, rounds: int | None = None) ->
     """
     metrics = result.metrics
     within = metrics["round"] <= (rounds or np.inf)
-    best = int(np.argmax(np.where(within, metrics["accuracy"], -1.0)))
+    best = best_evaluation(metrics, among=within)
     if metric == "accuracy":
         return 100 * metrics["accuracy"][best]
     success = metrics["attack_success_rate"]
@@ -230,7 +252,7 @@ def _value(result: Result, metric: str, item: str, rounds: int | None = None) ->
 
 
 def _write_figure(plan: Plan, item: str, rows: Mapping[str, list[Result]], out: Path) -> list[Path]:
-    figure, axes = plotting.plt.subplots(figsize=(6, 4.2))
+    figure, axes = plotting.subplots(figsize=(6, 4.2), layout="constrained")
     label = next(iter(rows.values()))[0].summary["data"]["label"]
     if item == "figure4":
         _plot_shares(axes, rows)
@@ -238,29 +260,32 @@ def _write_figure(plan: Plan, item: str, rows: Mapping[str, list[Result]], out: 
     else:
         plotting.curves(axes, rows)
         axes.set(xlabel="round", ylabel="test accuracy (%)")
-    setting = {
-        "figure2": "m = 24%, z = 1.5",
-        "figure3": "m = 20%, z = 1",
-        "figure4": "z = 1",
-    }[item]
+    setting = _setting(item, list(rows.values())[-1][0].experiment)
     formulas = ", author code's formulas" if plan.convention == "author" else ""
-    seeds = f"{plan.seeds} seed{'s' if plan.seeds > 1 else ''}"
-    axes.set_title(f"{label}: {setting} ({plan.scale} scale, {seeds}{formulas})", fontsize=10)
     axes.set_ylim(0, 100)
     axes.grid(alpha=0.3)
     axes.legend()
+    title = f"{label}: {setting} ({plan.scale} scale{formulas}), {plotting.band_of(plan.seeds)}"
+    plotting.titled(figure, f"{title}.{plan.note}")
     return plotting.save(figure, out / item)
 
 
+def _setting(item: str, attacked: Experiment) -> str:
+    """The attacked rows' share of malicious workers, where it is one, and ALIE's z."""
+    share = attacked.threat.num_malicious / attacked.data.num_clients
+    parts = [f"m = {share:.0%}"] if item != "figure4" else []
+    parts += [f"z = {stage.z:g}" for stage in attacked.attack.stages if hasattr(stage, "z")]
+    return ", ".join(parts)
+
+
 def _plot_shares(axes, rows: Mapping[str, list[Result]]) -> None:
-    clean = np.mean([_value(result, "accuracy", "figure4") for result in rows["No Attack"]])
+    shares = [0.0, *(100 * share for share in FIGURE4_SHARES)]
     for name in DEFENSES:
-        means, low, high = [clean], [clean], [clean]
-        for share in FIGURE4_SHARES:
-            values = [_value(r, "accuracy", "figure4") for r in rows[f"{name} {share:.0%}"]]
-            means.append(np.mean(values))
-            low.append(np.min(values))
-            high.append(np.max(values))
-        shares = [0.0, *(100 * share for share in FIGURE4_SHARES)]
-        (line,) = axes.plot(shares, means, "o-", label=name)
-        axes.fill_between(shares, low, high, alpha=0.15, color=line.get_color(), linewidth=0)
+        points = [rows["No Attack"], *(rows[f"{name} {share:.0%}"] for share in FIGURE4_SHARES)]
+        values = np.array([[_value(r, "accuracy", "figure4") for r in point] for point in points])
+        (line,) = axes.plot(shares, values.mean(1), "o-", label=name)
+        if values.shape[1] > 1:
+            plotting.spread_of(axes, shares, values.T, line)
+        for share, point, value in zip(shares, points, values.mean(1), strict=True):
+            if diverged(point):
+                plotting.crosses(axes, share, value, line.get_color())

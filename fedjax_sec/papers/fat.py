@@ -19,8 +19,20 @@ from fedjax_sec import config as config_lib
 from fedjax_sec import plotting
 from fedjax_sec import results as results_lib
 from fedjax_sec.audit import Audit, audit
-from fedjax_sec.experiment import Result
-from fedjax_sec.papers._runs import Shared, finish, folder_of
+from fedjax_sec.experiment import Result, best_evaluation
+from fedjax_sec.papers._runs import (
+    Shared,
+    computed_from,
+    demand,
+    diverged,
+    finish,
+    folder_of,
+    foundation,
+    over,
+    percent,
+    said_of,
+    settled,
+)
 
 SCALES = ("smoke", "small", "paper")
 DATASETS = ("mnist", "fashion_mnist", "cifar10")
@@ -71,13 +83,18 @@ SCALE_CHANGES: Mapping[tuple[str, str], Mapping] = {
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What to regenerate and how. `users` is the data set of Table 2."""
+    """What to regenerate and how. `users` is the data set of Table 2.
+
+    `overrides` win over the file, the scale and the row; `note` is what captions say of them, which
+    `regenerate` fills in.
+    """
 
     scale: str = "paper"
     seeds: int = 1
     datasets: tuple[str, ...] = ("mnist", "fashion_mnist")
     users: str = "mnist_by_writer"
     overrides: tuple[str, ...] = ()
+    note: str = ""
 
 
 def published(item: str, dataset: str) -> dict[tuple[str, str], float]:
@@ -141,9 +158,16 @@ def _table3(base: Mapping) -> dict[str, dict]:
             "defense": rule, "attack": attacks[name], "threat.num_malicious": f[name],
             "threat.start": begins.get(name, 0),
         }  # fmt: skip
-    (pgd,) = base["evaluation"]["evasions"]
+    pgd = _pgd(base)
     rows["Krum, distillation"]["evaluation.evasions"] = [pgd, pgd | {"logit_scale": 0.01}]
     return rows
+
+
+def _pgd(base: Mapping) -> dict:
+    """The attack that robustness is measured by."""
+    given = base["evaluation"].get("evasions")
+    first = given[0] if isinstance(given, list) and given else given
+    return first if isinstance(first, dict) else {"name": first}
 
 
 def _plain(base: Mapping) -> dict:
@@ -204,7 +228,20 @@ def _base(plan: Plan, file: Mapping, *names: str) -> dict:
         found = config_lib.apply_overrides(found, SCALE_CHANGES.get((plan.scale, name), {}))
     way = file["client"]["step_size"] * file["client"]["pgd_steps"]
     change = {"client.step_size": way / found["client"]["pgd_steps"]}
-    return config_lib.apply_overrides(config_lib.apply_overrides(found, change), plan.overrides)
+    return foundation(found, change, plan.overrides)
+
+
+def _rows(plan: Plan, item: str, bases: Mapping) -> dict[tuple[str, str], tuple[dict, dict]]:
+    """(data set, row) -> what the row builds on, and what it changes."""
+    kind, found = "users" if item in OF_USERS else "idealised", {}
+    with computed_from(plan.overrides, item):
+        for dataset in (plan.users,) if kind == "users" else plan.datasets:
+            if item in ("table3", "curves") and dataset == "cifar10":
+                continue  # "due to computational constraints [...] on MNIST and Fashion-MNIST"
+            for row in _ROWS[item](_base(plan, bases[dataset], kind)):
+                base = _base(plan, bases[dataset], kind, row)
+                found[dataset, row] = base, _ROWS[item](base)[row]
+    return found
 
 
 def make_cells(plan: Plan, items: Sequence[str], bases: Mapping[str, Mapping]) -> dict:
@@ -214,18 +251,19 @@ def make_cells(plan: Plan, items: Sequence[str], bases: Mapping[str, Mapping]) -
     """
     shared, found = Shared(), {}
     for item in items:
-        kind = "users" if item in OF_USERS else "idealised"
-        for dataset in (plan.users,) if kind == "users" else plan.datasets:
-            if item in ("table3", "curves") and dataset == "cifar10":
-                continue  # "due to computational constraints [...] on MNIST and Fashion-MNIST"
-            for row in _ROWS[item](_base(plan, bases[dataset], kind)):
-                base = _base(plan, bases[dataset], kind, row)
-                key, change = (item, dataset, row), _ROWS[item](base)[row]
-                found[key] = []
-                for seed in range(plan.seeds):
-                    experiment = config_lib.from_mapping(base, {**change, "seed": seed})
-                    axes = {"data": dataset, "run": f"{item} {row}"}
-                    found[key].append(shared.cell(axes, experiment))
+        for (dataset, row), (base, change) in _rows(plan, item, bases).items():
+            found[item, dataset, row] = []
+            for seed in range(plan.seeds):
+                where = f"{item}, {row}"
+                experiment = settled(base, change, seed, plan.overrides, where)
+                names = [one.registered_name for one in experiment.evaluation.evasions]
+                demand(names[:1] == ["pgd"], where, "pgd as the first of evaluation.evasions")
+                if row == "Krum, distillation":
+                    demand(names == ["pgd", "pgd"], where, "both of the row's evaluation.evasions")
+                if item in OF_USERS:
+                    demand(experiment.data.local_test is not None, where, "data.local_test")
+                axes = {"data": dataset, "run": f"{item} {row}"}
+                found[item, dataset, row].append(shared.cell(axes, experiment))
     return found
 
 
@@ -244,30 +282,27 @@ def regenerate(
         "curves": _write_curves, "figure1": _write_curves, "figure2": _write_scatter,
     }  # fmt: skip
     written = []
+    noted = {}
     for item in items:
+        changes = [change for _, change in _rows(plan, item, bases).values()]
+        noted[item] = dataclasses.replace(plan, note=said_of(plan.overrides, changes))
         for dataset in dict.fromkeys(data for owner, data, _ in done if owner == item):
             rows = {
                 row: r for (owner, data, row), r in done.items() if (owner, data) == (item, dataset)
             }
             folders = {row: folder_of(by_key[item, dataset, row][0], out) for row in rows}
-            written += writers[item](plan, item, dataset, rows, folders, out)
+            written += writers[item](noted[item], item, dataset, rows, folders, out)
     if "table1" in items:
-        written += _join_table1(plan, out)
+        written += _join_table1(noted["table1"], out)
     return written
 
 
 ROBUST = "robust_accuracy/pgd"
 
 
-def _percent(results: Sequence[Result], metric: str, at=-1) -> float:
-    """Mean over seeds; `at` is an evaluation, or a function of a result that picks one."""
-    pick = at if callable(at) else lambda result: at
-    return float(np.mean([100 * result.metrics[metric][pick(result)] for result in results]))
-
-
 def best_robust(result: Result) -> int:
     """The evaluation "when the maximum adversarial accuracy was achieved" (caption of Table 3)."""
-    return int(np.nanargmax(result.metrics[ROBUST]))
+    return best_evaluation(result.metrics, ROBUST)
 
 
 def _stable_from(dataset: str, result: Result) -> int:
@@ -288,9 +323,16 @@ def _describe(plan: Plan, result: Result) -> str:
         f"({e.clients_per_round} a round), {e.rounds} rounds, {work} of batch "
         f"{e.client.batch_size} with PGD of {e.client.pgd_steps} steps of "
         f"{e.client.step_size:g}, evaluated with PGD of radius {pgd.eps:g}, {pgd.steps} steps of "
-        f"{pgd.step_size:g}, on {images}, scale `{plan.scale}`, "
-        f"{plan.seeds} seed{'s' if plan.seeds > 1 else ''}"
+        f"{pgd.step_size:g}, on {images}, scale `{plan.scale}`"
     )
+
+
+def _numbers(name: str, paper: float | None, values: np.ndarray | None) -> dict:
+    """A quantity's columns: the paper's, our mean, and the spread where there are several seeds."""
+    if values is None:
+        return {f"{name}: paper": paper, f"{name}: ours": None}
+    found = {f"{name}: paper": paper, f"{name}: ours": values.mean()}
+    return found | ({f"{name}: spread": values.std(ddof=1)} if len(values) > 1 else {})
 
 
 def _write(frame: pd.DataFrame, head: str, path: Path) -> list[Path]:
@@ -306,19 +348,23 @@ def _write_table1(plan, item, dataset, rows, folders, out) -> list[Path]:
     line: dict = {"data": dataset}
     for column, results in rows.items():
         for title, metric in (("robust", ROBUST), ("accuracy", "accuracy")):
-            line[f"{column}, {title}: paper"] = paper.get((column, title))
-            line[f"{column}, {title}: ours"] = _percent(results, metric, best_robust)
+            values = percent(results, metric, best_robust)
+            line |= _numbers(f"{column}, {title}", paper.get((column, title)), values)
+        if failed := diverged(results):
+            line[f"{column}: diverged"] = failed
     described = _describe(plan, rows["federated"][0])
-    return _write(
-        pd.DataFrame([line]), f"# FAT, Table 1\n\n{described}.", out / f"table1-{dataset}"
-    )
+    head = f"# FAT, Table 1\n\n{described}. Percent, {over(plan.seeds)}, {_AT_BEST}.{plan.note}"
+    return _write(pd.DataFrame([line]), head, out / f"table1-{dataset}")
+
+
+_AT_BEST = "at the evaluation with the highest robust accuracy"
 
 
 def _join_table1(plan, out: Path) -> list[Path]:
     parts = [pd.read_csv(out / f"table1-{dataset}.csv") for dataset in plan.datasets]
     head = (
-        "# FAT, Table 1\n\nPercent, at the evaluation with the highest robust accuracy. Settings: "
-        "the files of each data set."
+        f"# FAT, Table 1\n\nPercent, {over(plan.seeds)}, {_AT_BEST}. Settings and parts of data "
+        f"sets: the files of each data set.{plan.note}"
     )
     return _write(pd.concat(parts), head, out / "table1")
 
@@ -329,13 +375,15 @@ def _write_table2(plan, item, dataset, rows, folders, out) -> list[Path]:
     for row, results in rows.items():
         line = {"method": row}
         for title, metric in (("robust", f"local_{ROBUST}"), ("accuracy", "local_accuracy")):
-            if paper:
-                line[f"{title}: paper"] = paper.get((row, title))
-            line[f"{title}: ours"] = _percent(results, metric)
+            columns = _numbers(title, paper.get((row, title)), percent(results, metric))
+            line |= columns if paper else {k: v for k, v in columns.items() if "paper" not in k}
+        if failed := diverged(results):
+            line["diverged"] = failed
         lines.append(line)
     head = (
         f"# FAT, Table 2\n\n{_describe(plan, rows['FAT-0.8'][0])}. Percent after the last round, "
-        f"on the users' own test examples, weighted by their numbers."
+        f"on the users' own test examples, weighted by their numbers; {over(plan.seeds)}."
+        f"{plan.note}"
     )
     return _write(pd.DataFrame(lines), head, out / f"table2-{dataset}")
 
@@ -347,23 +395,21 @@ def _write_table3(plan, item, dataset, rows, folders, out) -> list[Path]:
         distilled = row == "Krum, distillation"
         at = -1 if distilled else best_robust
         values = {
-            "robust": _percent(results, ROBUST, at), "accuracy": _percent(results, "accuracy", at),
+            "robust": percent(results, ROBUST, at), "accuracy": percent(results, "accuracy", at),
             "scaled": None, "transfer": None,
         }  # fmt: skip
         if distilled:
             since = _stable_from(dataset, results[0])
             stable = [r.metrics["round"] >= since for r in results]
-            values["scaled"] = float(
-                np.mean(
-                    [
-                        100 * r.metrics["robust_accuracy/pgd_2"][late].mean()
-                        for r, late in zip(results, stable, strict=True)
-                    ]
-                )
+            values["scaled"] = np.array(
+                [
+                    100 * r.metrics["robust_accuracy/pgd_2"][late].mean()
+                    for r, late in zip(results, stable, strict=True)
+                ]
             )
         if row in ("None", "Krum", "Krum, distillation"):
             # Transfer is from the model trained without a defence; that one is its own surrogate.
-            other = folders["None"] if row != "None" else None
+            other = folders["None"] if folders[row] != folders["None"] else None
             experiment = results[0].experiment
             pgd = experiment.evaluation.evasions[0]
             found = _audited(
@@ -372,23 +418,26 @@ def _write_table3(plan, item, dataset, rows, folders, out) -> list[Path]:
             )  # fmt: skip
             said.append(f"## Audit: {row}\n\n{found.to_markdown()}")
             if other is not None:
-                values["transfer"] = 100 * found.shares["transfer"]
+                values["transfer"] = np.array([100 * found.shares["transfer"]])
         line = {"defence, attack": row}
         for title, value in values.items():
-            line |= {f"{title}: paper": paper.get((row, title)), f"{title}: ours": value}
+            line |= _numbers(title, paper.get((row, title)), value)
+        if failed := diverged(results):
+            line["diverged"] = failed
         lines.append(line)
     attacked = rows["Krum, distillation"][0]
     head = (
-        f"# FAT, Table 3\n\n{_describe(plan, rows['None'][0])}. Percent at the evaluation with the "
-        f"highest robust accuracy. The distillation attack begins in round "
+        f"# FAT, Table 3\n\n{_describe(plan, rows['None'][0])}. Percent, {over(plan.seeds)}, "
+        f"{_AT_BEST}. The distillation attack begins in round "
         f"{attacked.experiment.threat.start}; its row is after the last round (robust is what it "
         f"*appears* to be), scaled logits on average from round "
-        f"{_stable_from(dataset, attacked)} on. Transfer: PGD on the final model without a "
-        f"defence."
+        f"{_stable_from(dataset, attacked)} on. Transfer, of seed 0: PGD on the final model "
+        f"without a defence.{plan.note}"
     )
     written = _write(pd.DataFrame(lines), head, out / f"table3-{dataset}")
     path = out / f"table3-{dataset}-audit.md"
-    path.write_text("\n".join(["# FAT, Table 3: is the robustness believable?\n", *said]))
+    title = f"# FAT, Table 3: is the robustness believable?\n\nOf seed 0.{plan.note}\n"
+    path.write_text("\n".join([title, *said]))
     return [*written, path]
 
 
@@ -412,18 +461,15 @@ def _write_curves(plan, item, dataset, rows, folders, out) -> list[Path]:
     metrics = {"accuracy": "accuracy", "robust accuracy": ROBUST}
     if of_users:
         metrics = {title: f"local_{metric}" for title, metric in metrics.items()}
-    figure, panels = plotting.plt.subplots(
-        1, 2, figsize=(9.5, 4.8), sharey=True, layout="constrained"
-    )
+    figure, panels = plotting.subplots(1, 2, figsize=(9.5, 4.8), sharey=True, layout="constrained")
     for panel, (title, metric) in zip(panels, metrics.items(), strict=True):
         plotting.curves(panel, rows, metric)
         panel.set(title=title, xlabel="round", ylim=(-1, 101))
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("users' own test examples (%)" if of_users else "test examples (%)")
-    lines = panels[0].get_legend_handles_labels()
-    figure.legend(*lines, loc="outside lower center", ncols=4, fontsize=8)
-    described = _describe(plan, next(iter(rows.values()))[0]).replace("`", "")
-    figure.suptitle(described.replace(", evaluated", "\nevaluated"), size=9)
+    plotting.legend_below(figure)
+    described = _describe(plan, next(iter(rows.values()))[0])
+    plotting.titled(figure, f"{described}; {plotting.band_of(plan.seeds)}.{plan.note}", size=9)
     return plotting.save(figure, out / f"{item}-{dataset}")
 
 
@@ -431,7 +477,7 @@ def _write_scatter(plan, item, dataset, rows, folders, out) -> list[Path]:
     ((row, results),) = rows.items()
     metrics = results[0].metrics
     accuracy, robust = (100 * metrics[f"per_client_{name}"][-1] for name in ("accuracy", ROBUST))
-    figure, axes = plotting.plt.subplots(figsize=(5, 4.4), layout="constrained")
+    figure, axes = plotting.subplots(figsize=(5, 4.4), layout="constrained")
     axes.scatter(accuracy, robust, s=9, alpha=0.4)
     known = np.isfinite(accuracy) & np.isfinite(robust)
     varies = min(accuracy[known].std(), robust[known].std()) > 0
@@ -441,6 +487,6 @@ def _write_scatter(plan, item, dataset, rows, folders, out) -> list[Path]:
         title=f"{row}: {known.sum()} users, correlation {r}",
     )  # fmt: skip
     axes.grid(alpha=0.3)
-    described = _describe(plan, results[0]).replace("`", "")
-    figure.suptitle(described.replace(", evaluated", "\nevaluated"), size=7)
+    described = f"{_describe(plan, results[0])}. One point a user, seed 0, after the last round."
+    plotting.titled(figure, described + plan.note, size=7)
     return plotting.save(figure, out / f"{item}-{dataset}")

@@ -18,8 +18,19 @@ import pandas as pd
 from fedjax_sec import config as config_lib
 from fedjax_sec import plotting, schema
 from fedjax_sec.attacks.update.scaling import CORNER
-from fedjax_sec.experiment import Result
-from fedjax_sec.papers._runs import Shared, finish
+from fedjax_sec.config import Experiment
+from fedjax_sec.experiment import Result, best_evaluation
+from fedjax_sec.papers._runs import (
+    Shared,
+    computed_from,
+    demand,
+    diverged,
+    finish,
+    foundation,
+    over,
+    said_of,
+    settled,
+)
 
 SCALES = ("smoke", "small", "paper")
 DATASETS = (
@@ -115,6 +126,8 @@ class Plan:
     """What to regenerate and how.
 
     `only` picks cells: each of its patterns is `ATTACK / DEFENSE`, `*` stands for any; none is all.
+    `overrides` win over the file, the scale and the row; `note` is what captions say of them, which
+    `regenerate` fills in.
     """
 
     dataset: str = "har_windows"
@@ -122,6 +135,7 @@ class Plan:
     seeds: int = 3
     overrides: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
+    note: str = ""
 
     @property
     def kind(self) -> str:
@@ -162,22 +176,27 @@ def defense(column: str, base: Mapping, bound: int | None = None) -> dict:
         "FLTrust": {"name": "fltrust"},
         LONG_STEPS: {"name": "fltrust"},
     }
-    change = {"defense": rules[column]}
-    if column == LONG_STEPS:
-        root = base["server"]["root"]
-        longer = (root.get("batch_size") or root["size"]) / base["client"]["batch_size"]
-        given = base["server"].get("optimizer") or {}
-        given = {"name": given} if isinstance(given, str) else given
-        step = {"name": "sgd", "learning_rate": 1.0} | dict(given)
-        if not isinstance(step["learning_rate"], int | float):
-            raise schema.ConfigError(
-                f"server.optimizer.learning_rate: the column {LONG_STEPS!r} multiplies it, so it "
-                f"must be a number, got {step['learning_rate']!r}."
-            )
-        # FLTrust's aggregate is as long as the server's own update, so both can be stretched here.
-        step["learning_rate"] *= longer
-        change["server.optimizer"] = step
-    return change
+    return {"defense": rules[column]}
+
+
+def stretched(experiment: Experiment) -> Experiment:
+    """The experiment with the server's own rate, wherever it is from, times root / batch.
+
+    FLTrust's aggregate is as long as the server's own update, so both can be stretched here.
+
+    Raises: `ConfigError` for a rate that is no number.
+    """
+    if experiment.trainer is None:  # no rule here trains on the server
+        return experiment
+    spec = experiment.to_dict()
+    step = spec["server"]["optimizer"]
+    if not isinstance(step["learning_rate"], int | float):
+        raise schema.ConfigError(
+            f"server.optimizer.learning_rate: the column {LONG_STEPS!r} multiplies it, so it "
+            f"must be a number, got {step['learning_rate']!r}."
+        )
+    step["learning_rate"] *= experiment.trainer.batch_size / experiment.client.batch_size
+    return config_lib.from_mapping(spec)
 
 
 def attacks(dataset: str) -> dict[str, dict]:
@@ -281,23 +300,36 @@ def picked(plan: Plan, named: Mapping[tuple[str, str, str, str], dict]) -> dict:
     return {key: change for key, change in named.items() if names[key] in fits}
 
 
+def _rows(plan: Plan, items: Sequence[str], base: Mapping) -> tuple[dict, dict]:
+    """What rows build on, and (item, row, column, x) -> what that cell changes."""
+    scale: dict = {}
+    for owner in (plan.kind, plan.dataset):
+        scale |= SCALE_CHANGES.get((plan.scale, owner), {})
+    base = foundation(base, scale, plan.overrides)
+    with computed_from(plan.overrides, ", ".join(items)):
+        named = {
+            (item, *key): change for item in items for key, change in rows(item, plan, base).items()
+        }
+    return base, picked(plan, named)
+
+
 def make_cells(plan: Plan, items: Sequence[str], base: Mapping) -> dict:
     """(item, row, column, x) -> that cell's experiments, one a seed; equal ones are shared.
 
     Raises `ConfigError` where a pattern of `plan.only` fits no cell.
     """
-    for owner in (plan.kind, plan.dataset):
-        base = config_lib.apply_overrides(base, SCALE_CHANGES.get((plan.scale, owner), {}))
-    base = config_lib.apply_overrides(base, plan.overrides)
-    named = {
-        (item, *key): change for item in items for key, change in rows(item, plan, base).items()
-    }
+    base, named = _rows(plan, items, base)
     shared, found = Shared(), {}
-    for (item, row, column, x), change in picked(plan, named).items():
+    for (item, row, column, x), change in named.items():
         name = " ".join(filter(None, (item if x else "", row, column, x)))
         found[item, row, column, x] = []
         for seed in range(plan.seeds):
-            experiment = config_lib.from_mapping(base, {**change, "seed": seed})
+            experiment = settled(base, change, seed, plan.overrides, f"{item}, {row} / {column}")
+            if column == LONG_STEPS:
+                experiment = stretched(experiment)
+            if item == "norms":
+                given = experiment.evaluation.diagnostics
+                demand(given, f"{item}, {row} / {column}", "evaluation.diagnostics")
             found[item, row, column, x].append(shared.cell({"run": name}, experiment))
     return found
 
@@ -310,12 +342,15 @@ def regenerate(
     `run(cells, folder)` runs cells (default: `sweep.run_cells`).
     """
     done = finish(make_cells(plan, items, base), out, run)
+    _, named = _rows(plan, items, base)
     written = []
     for item in items:
+        changes = [change for (owner, *_), change in named.items() if owner == item]
+        noted = dataclasses.replace(plan, note=said_of(plan.overrides, changes))
         results = {tuple(key): found for (owner, *key), found in done.items() if owner == item}
         if results:
             write = dict.fromkeys(TABLES, _write_table) | {"norms": _write_norms}
-            written += write.get(item, _write_curves)(plan, item, results, out)
+            written += write.get(item, _write_curves)(noted, item, results, out)
     return written
 
 
@@ -327,7 +362,7 @@ def measured(results: Sequence[Result], which: int = -1) -> dict[str, np.ndarray
     found: dict[str, list] = {}
     for result in results:
         error = 1 - result.metrics["accuracy"]
-        at = int(np.nanargmin(error)) if which is None else which
+        at = best_evaluation(result.metrics) if which is None else which
         found.setdefault("error", []).append(error[at])
         names = [stage.registered_name for stage in result.experiment.attack.stages]
         if "attack_success_rate" in result.metrics and names in ([], ["scaling"]):
@@ -344,18 +379,20 @@ def _describe(plan: Plan, result: Result, item: str) -> str:
         f"{result.summary['data']['label']}, `{experiment.model.registered_name}`, "
         f"{experiment.data.num_clients} clients, "
         f"{experiment.rounds} rounds of one batch of {experiment.client.batch_size}, {root}"
-        f"{adaptive}scale `{plan.scale}`, {plan.seeds} seed{'s' if plan.seeds > 1 else ''}"
+        f"{adaptive}scale `{plan.scale}`, {over(plan.seeds)}"
     )
 
 
-def _cell(values: Mapping[str, np.ndarray]) -> str:
-    """`0.03 ± 0.01`, and for a backdoor `error / success`."""
+def _cell(results: Sequence[Result]) -> str:
+    """`0.03 ± 0.01`, and for a backdoor `error / success`; says how many seeds diverged."""
+    values = measured(results)
     parts = []
     for name in ("error", "success"):
         if name in values:
             spread = f" ± {values[name].std(ddof=1):.2f}" if len(values[name]) > 1 else ""
             parts.append(f"{values[name].mean():.2f}{spread}")
-    return " / ".join(parts)
+    failed = diverged(results)
+    return " / ".join(parts) + (f" ({failed} diverged)" if failed else "")
 
 
 def _write_table(plan, item, results: Mapping, out: Path) -> list[Path]:
@@ -367,13 +404,15 @@ def _write_table(plan, item, results: Mapping, out: Path) -> list[Path]:
         theirs = [paper.get((row, column, name)) for name in ("error", "success")]
         text = " / ".join(f"{value:.2f}" for value in theirs if value is not None)
         shown.setdefault(row, {"attack": row})
-        shown[row] |= {f"{column}: paper": text, f"{column}: ours": _cell(last)}
+        shown[row] |= {f"{column}: paper": text, f"{column}: ours": _cell(found)}
         line = {"attack": row, "defense": column}
         for name, values in last.items():
             line |= {f"{name}: mean": values.mean(), f"{name}: best": best[name].mean()}
             line[f"{name}: paper"] = paper.get((row, column, name))
             if len(values) > 1:
                 line[f"{name}: spread"] = values.std(ddof=1)
+        if failed := diverged(found):
+            line["diverged"] = failed
         lines.append(line)
     path = out / f"{item}.csv"
     pd.DataFrame(lines).to_csv(path, index=False, float_format="%.4f")
@@ -381,8 +420,9 @@ def _write_table(plan, item, results: Mapping, out: Path) -> list[Path]:
     described = _describe(plan, one, item)
     head = (
         f"# FLTrust, {TABLES[item]}\n\n{described}. "
-        f"Testing error rate after the last round / success rate of the Scaling attack's trigger; "
-        f"± standard deviation over seeds. Empty: not in the text at hand.\n\n"
+        f"Testing error rate after the last round / success rate of the Scaling attack's trigger"
+        f"{', ± standard deviation' * (plan.seeds > 1)}. Empty: not in the text at hand. "
+        f"`{LONG_STEPS}` multiplies the server's rate.{plan.note}\n\n"
     )
     order = ["attack", *(f"{one}: {whose}" for one in COLUMNS for whose in ("paper", "ours"))]
     frame = pd.DataFrame(shown.values(), columns=order).replace("", None)
@@ -396,12 +436,17 @@ def _write_norms(plan, item, results: Mapping, out: Path) -> list[Path]:
     lines = []
     for (row, column, norm), found in results.items():
         line = {"attack": row, "defense": column, "norm": norm}
-        line["error"] = measured(found)["error"].mean()
+        error = measured(found)["error"]
+        line["error"] = error.mean()
+        if len(error) > 1:
+            line["error: spread"] = error.std(ddof=1)
         if column == "FLTrust":
             for whose in ("honest", "malicious"):
                 scores = np.array([result.metrics[f"kept_{whose}"] for result in found])
                 line[f"trust, {whose}: first"] = scores[:, 0].mean()
                 line[f"trust, {whose}: mean"] = scores.mean()
+        if failed := diverged(found):
+            line["diverged"] = failed
         lines.append(line)
     frame = pd.DataFrame(lines)
     path = out / f"{item}.csv"
@@ -410,7 +455,8 @@ def _write_norms(plan, item, results: Mapping, out: Path) -> list[Path]:
     described = _describe(plan, one, item)
     head = (
         f"# FLTrust, what normalises in ResNet20\n\n{described}. Testing error rate after "
-        f"the last round; trust scores in the first round and on average over evaluated rounds.\n\n"
+        f"the last round; trust scores in the first round and on average over evaluated rounds."
+        f"{plan.note}\n\n"
     )
     shown = frame.astype(object).where(frame.notna(), None)
     markdown = path.with_suffix(".md")
@@ -420,24 +466,40 @@ def _write_norms(plan, item, results: Mapping, out: Path) -> list[Path]:
 
 def _write_curves(plan, item, results: Mapping, out: Path) -> list[Path]:
     panels = list(dict.fromkeys(row for row, _, _ in results))
-    figure, axes = plotting.plt.subplots(
+    figure, axes = plotting.subplots(
         1, len(panels), figsize=(3.6 * len(panels), 3.3), squeeze=False, sharey=True,
         layout="constrained",
     )  # fmt: skip
     lines = []
     for panel, row in zip(axes[0], panels, strict=True):
         for column in dict.fromkeys(c for r, c, _ in results if r == row):
-            points = {
-                float(x): measured(f) for (r, c, x), f in results.items() if (r, c) == (row, column)
-            }
-            means = {x: {m: v.mean() for m, v in values.items()} for x, values in points.items()}
-            lines += [{"attack": row, "defense": column, "x": x} | m for x, m in means.items()]
+            found = {float(x): f for (r, c, x), f in results.items() if (r, c) == (row, column)}
+            points = {x: measured(several) for x, several in found.items()}
+            for x, values in points.items():
+                line = {"attack": row, "defense": column, "x": x}
+                for metric, each in values.items():
+                    line[metric] = each.mean()
+                    if len(each) > 1:
+                        line[f"{metric}: spread"] = each.std(ddof=1)
+                if failed := diverged(found[x]):
+                    line["diverged"] = failed
+                lines.append(line)
             metrics = ("error", "success") if row.startswith("Scaling") else ("error",)
             for metric, style in zip(metrics, ("-o", "--^"), strict=False):
-                known = {x: values[metric] for x, values in means.items() if metric in values}
+                known = {x: values[metric] for x, values in points.items() if metric in values}
+                if not known:  # no backdoor any more
+                    continue
                 label = column if metric == "error" else None
+                values = np.stack(list(known.values()), axis=1)
                 color = f"C{DEFENSES.index(column)}"
-                panel.plot(*zip(*known.items(), strict=True), style, color=color, label=label, ms=4)
+                (drawn,) = panel.plot(
+                    list(known), values.mean(0), style, color=color, label=label, ms=4
+                )
+                if plan.seeds > 1:
+                    plotting.spread_of(panel, list(known), values, drawn)
+                for x in known:
+                    if diverged(found[x]):
+                        plotting.crosses(panel, x, known[x].mean(), color)
         panel.set(title=row, xlabel=CURVES[item], ylim=(-0.02, 1.02))
         panel.grid(alpha=0.3)
     if item == "root_size":
@@ -446,10 +508,11 @@ def _write_curves(plan, item, results: Mapping, out: Path) -> list[Path]:
             panel.set_xticks(SIZES, labels=SIZES)
             panel.minorticks_off()
     axes[0, 0].set_ylabel("testing error rate (dashed: attack success)")
-    axes[0, 0].legend(fontsize=8)
+    plotting.legend_below(figure)
     one = list(results.values())[-1][0]
     described = _describe(plan, one, item)
-    figure.suptitle(described.replace("`", ""), size=9)
+    band = ", band: ± one standard deviation" if plan.seeds > 1 else ""
+    plotting.titled(figure, f"{described}{band}. After the last round.{plan.note}", size=9)
     path = out / f"{item}.csv"
     pd.DataFrame(lines).to_csv(path, index=False, float_format="%.4g")
     return [*plotting.save(figure, out / item), path]

@@ -15,12 +15,23 @@ import jax
 import numpy as np
 import pandas as pd
 
-from fedjax_sec import config as config_lib
 from fedjax_sec import plotting, preparation, trained
 from fedjax_sec.config import Experiment
 from fedjax_sec.evaluation import attribution
 from fedjax_sec.experiment import Result
-from fedjax_sec.papers._runs import Shared, finish, folder_of
+from fedjax_sec.papers._runs import (
+    Shared,
+    computed_from,
+    demand,
+    diverged,
+    finish,
+    folder_of,
+    foundation,
+    over,
+    percent,
+    said_of,
+    settled,
+)
 
 SCALES = ("smoke", "small", "paper")
 NON_IID = ("mnist_by_writer", "femnist_digits")
@@ -69,12 +80,17 @@ SCALE_CHANGES: Mapping[tuple[str, str], Mapping] = {
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What to regenerate and how. `non_iid` is the data set of the bottom half of Table 1."""
+    """What to regenerate and how. `non_iid` is the data set of the bottom half of Table 1.
+
+    `overrides` win over the file, the scale and the row; `note` is what captions say of them, which
+    `regenerate` fills in.
+    """
 
     scale: str = "paper"
     seeds: int = 1
     non_iid: str = "mnist_by_writer"
     overrides: tuple[str, ...] = ()
+    note: str = ""
 
     def config(self, setting: str) -> str:
         """The file of `configs/rlr/`, without suffix, for `iid`, `noniid` or `cifar10`."""
@@ -229,6 +245,15 @@ def _cifar10(split):
     return rows
 
 
+def _rows(plan: Plan, name: str, bases: Mapping[str, Mapping]) -> tuple[dict, dict[str, dict]]:
+    """What an item's rows build on, and what each changes."""
+    item = ITEMS[name]
+    scale = SCALE_CHANGES.get((plan.scale, item.setting), {})
+    base = foundation(bases[item.setting], scale, plan.overrides)
+    with computed_from(plan.overrides, name):
+        return base, item.rows(item.setting, base["rounds"])
+
+
 def make_cells(plan: Plan, items: Sequence[str], bases: Mapping[str, Mapping]) -> dict:
     """(item, row) -> that row's cells, one a seed; rows with equal experiments share theirs.
 
@@ -236,17 +261,26 @@ def make_cells(plan: Plan, items: Sequence[str], bases: Mapping[str, Mapping]) -
     """
     shared, found = Shared(), {}
     for name in items:
-        item = ITEMS[name]
-        scale = SCALE_CHANGES.get((plan.scale, item.setting), {})
-        base = config_lib.apply_overrides(bases[item.setting], scale)
-        base = config_lib.apply_overrides(base, plan.overrides)
-        for row, change in item.rows(item.setting, base["rounds"]).items():
+        base, rows = _rows(plan, name, bases)
+        for row, change in rows.items():
             found[name, row] = []
             for seed in range(plan.seeds):
-                experiment = config_lib.from_mapping(base, {**change, "seed": seed})
-                axes = {"setting": item.setting, "run": f"{name} {row}"}
+                where = f"{name}, {row}"
+                experiment = settled(base, change, seed, plan.overrides, where)
+                _check(name, experiment, where)
+                axes = {"setting": ITEMS[name].setting, "run": f"{name} {row}"}
                 found[name, row].append(shared.cell(axes, experiment))
     return found
+
+
+def _check(name: str, experiment: Experiment, where: str) -> None:
+    write, backdoor = ITEMS[name].write, experiment.backdoor
+    demand(backdoor is not None, where, "a backdoor (evaluation.backdoor)")
+    if write is _write_influence:
+        demand(experiment.evaluation.influence is not None, where, "evaluation.influence")
+    if write is _write_features:
+        demand(backdoor.base is not None, where, "a backdoor with a base class")
+        demand(experiment.checkpoint.keep_params, where, "checkpoint.keep_params")
 
 
 def regenerate(
@@ -264,7 +298,9 @@ def regenerate(
         rows = {row: cells for (item, row), cells in by_row.items() if item == name}
         results = {row: done[name, row] for row in rows}
         folders = {row: folder_of(found[0], out) for row, found in rows.items()}
-        written += ITEMS[name].write(plan, name, results, folders, out)
+        note = said_of(plan.overrides, _rows(plan, name, bases)[1].values())
+        noted = dataclasses.replace(plan, note=note)
+        written += ITEMS[name].write(noted, name, results, folders, out)
     return written
 
 
@@ -288,13 +324,15 @@ def _write_table(plan, name, rows: Mapping[str, list[Result]], folders, out: Pat
     for row, results in rows.items():
         line = {"aggregation": row}
         for title, metric in _METRICS.items():
-            values = 100 * np.array([result.metrics[metric][-1] for result in results])
+            values = percent(results, metric)
             number = paper.get((row, title))
             if paper:
                 line[f"{title}: paper"] = number
             line[f"{title}: ours"] = values.mean()
             if plan.seeds > 1:
                 line[f"{title}: spread"] = values.std(ddof=1)
+        if failed := diverged(results):
+            line["diverged"] = failed
         lines.append(line)
     frame = pd.DataFrame(lines)
     path = out / f"{name}.csv"
@@ -303,8 +341,7 @@ def _write_table(plan, name, rows: Mapping[str, list[Result]], folders, out: Pat
     head = (
         f"# Robust learning rate, {ITEMS[name].title}\n\n"
         f"{_describe(plan, attacked.experiment, attacked.summary['data']['label'])}. Percent after "
-        f"the last round, mean over {plan.seeds} seed{'s' if plan.seeds > 1 else ''}"
-        f"{' and standard deviation' if plan.seeds > 1 else ''}.\n\n"
+        f"the last round, {over(plan.seeds)}.{plan.note}\n\n"
     )
     markdown = path.with_suffix(".md")
     shown = frame.astype(object).where(frame.notna(), None)
@@ -313,7 +350,7 @@ def _write_table(plan, name, rows: Mapping[str, list[Result]], folders, out: Pat
 
 
 def _write_curves(plan, name, rows: Mapping[str, list[Result]], folders, out: Path) -> list[Path]:
-    figure, panels = plotting.plt.subplots(
+    figure, panels = plotting.subplots(
         1, len(rows), figsize=(3.4 * len(rows), 3.3), sharey=True, layout="constrained"
     )
     for panel, (row, results) in zip(panels, rows.items(), strict=True):
@@ -322,23 +359,22 @@ def _write_curves(plan, name, rows: Mapping[str, list[Result]], folders, out: Pa
         panel.set(title=row.replace(", ", ",\n"), xlabel="round", ylim=(-1, 101))
         panel.title.set_size(9)
         panel.grid(alpha=0.3)
-    panels[0].set_ylabel("accuracy (%)")
-    panels[0].legend(fontsize=8)
-    return _titled(plan, name, rows, figure, out)
+    panels[0].set_ylabel("test examples (%)")
+    plotting.legend_below(figure)
+    return _titled(plan, name, rows, figure, out, plotting.band_of(plan.seeds))
 
 
-def _titled(plan, name, rows, figure, out) -> list[Path]:
+def _titled(plan, name, rows, figure, out, seeds: str) -> list[Path]:
     one = list(rows.values())[-1][0]
-    figure.suptitle(
-        _describe(plan, one.experiment, one.summary["data"]["label"]).replace("`", ""), size=9
-    )
+    described = _describe(plan, one.experiment, one.summary["data"]["label"])
+    plotting.titled(figure, f"{described}; {seeds}.{plan.note}", size=9)
     return plotting.save(figure, out / name)
 
 
 def _write_influence(
     plan, name, rows: Mapping[str, list[Result]], folders, out: Path
 ) -> list[Path]:
-    figure, panels = plotting.plt.subplots(
+    figure, panels = plotting.subplots(
         1, len(rows), figsize=(4.4 * len(rows), 3.3), layout="constrained"
     )
     for panel, (row, results) in zip(panels, rows.items(), strict=True):
@@ -352,7 +388,7 @@ def _write_influence(
         loss.set_ylabel("backdoor loss", color="C1")
         loss.set_ylim(bottom=0)
         panel.legend([left, right], ["net influence", "backdoor loss"], fontsize=8)
-    return _titled(plan, name, rows, figure, out)
+    return _titled(plan, name, rows, figure, out, "seed 0")
 
 
 def _write_features(
@@ -384,8 +420,10 @@ def _write_features(
             ("attack, RLR", "FedAvg with RLR"),
         )
     }  # fmt: skip
+    label = rows["FedAvg"][0].summary["data"]["label"]
+    said = f"{_describe(plan, experiment, label)}. Gradient SHAP, seed 0.{plan.note}"
     return plotting.feature_maps(
-        np.asarray(x[order]), maps, out / name, labels=source.y_test[of_base][order]
+        np.asarray(x[order]), maps, out / name, labels=source.y_test[of_base][order], said=said
     )
 
 
