@@ -274,7 +274,8 @@ def as_weights(value: Any, stack: Stack) -> Float[Array, "K"]:
             f"weights have the sum {weights.sum():.3g}, beyond float32's {most:.2g}; scale them "
             f"down, only their ratios count."
         )
-    if weights.sum() > float(jnp.finfo(dtype).max):  # float16 ends at 65504
+    # Only ratios count. float16 ends at 65504, and beyond any count quotients may overflow.
+    if weights.sum() > min(float(jnp.finfo(dtype).max), 2.0**64):
         weights = np.ldexp(weights, -int(np.frexp(weights.sum())[1]))
     return jnp.asarray(weights.astype(np.float32)).astype(dtype)
 

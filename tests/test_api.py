@@ -256,6 +256,10 @@ def test_weights_that_cannot_be_used_are_refused(weights, parts):
 def test_weights_are_counts_of_any_size():
     counts = np.array([2**33, 2**33, 2**34])
     assert aggregate(STACK, "mean", weights=counts).tolist() == [5.0, 4.5]
+    near = 0.01 * np.array(STACK)
+    huge = aggregate(near, "geometric_median", weights=[1e38, 1e-30, 1e38])
+    expected = aggregate(near, "geometric_median", weights=[1, 0, 1])
+    np.testing.assert_allclose(huge, expected, rtol=1e-5)
     half = jnp.asarray(STACK, jnp.float16)  # whose own range ends at 65504
     assert aggregate(half, "mean", weights=[100_000, 100_000, 200_000]).tolist() == [5.0, 4.5]
 

@@ -270,6 +270,16 @@ def test_bulyan_with_a_rule_that_averages():
     np.testing.assert_allclose(got, expected, rtol=1e-5)
 
 
+def test_clipping_in_half_precision():
+    """There 65504 is the largest number, for norms and for `max_norm`."""
+    rows = np.array([[3.0, 4.0], [6e4, 6e4]], np.float16)
+    for norm in (7e4, 1e18):
+        got = fedjax_sec.aggregate(rows[:1], [{"name": "clip_norm", "max_norm": norm}, "mean"])
+        assert got.dtype == np.float16 and got.tolist() == [3.0, 4.0]
+    got = fedjax_sec.aggregate(rows[1:], [{"name": "clip_norm", "max_norm": 10.0}, "mean"])
+    np.testing.assert_allclose(got, [50**0.5] * 2, rtol=1e-3)
+
+
 def test_nobody_left_gives_zero():
     """In a round; `fedjax_sec.aggregate` refuses such a stack."""
     view = ServerView(

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 
 from fedjax_sec import registry
 from fedjax_sec.ops.moments import row_norms
+from fedjax_sec.ops.precision import wide
 from fedjax_sec.schema import ANY_SCALE, numeric
 
 
@@ -34,7 +35,8 @@ class ClipNorm:
         return ()
 
     def apply(self, key, updates, state, view):
-        norms = row_norms(updates)
+        # In float16 a norm, or `max_norm`, may be infinite.
+        norms = row_norms(updates.astype(wide(updates.dtype)))
         scale = jnp.minimum(1.0, self.max_norm / jnp.maximum(norms, self.max_norm * 1e-6))
         clipped = jnp.mean((scale < 1.0) & view.valid)
-        return updates * scale[:, None], view, state, {"clipped": clipped}
+        return updates * scale[:, None].astype(updates.dtype), view, state, {"clipped": clipped}
