@@ -4,7 +4,9 @@ import contextlib
 import dataclasses
 import inspect
 import shlex
+import signal
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +16,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from fedjax_sec import registry, schema
+from fedjax_sec import files, registry, schema
 from fedjax_sec.schema import ConfigError
 
 app = typer.Typer(
@@ -36,12 +38,36 @@ DataDir = Annotated[
 
 @contextlib.contextmanager
 def reported():
-    """Prints a bad configuration or missing data as one message instead of a traceback."""
+    """Prints a bad configuration, or a file that cannot be used, as a message, not a traceback."""
     try:
         yield
-    except (ValueError, FileNotFoundError) as error:
-        errors.print(f"[bold red]Error:[/] {escape(str(error))}", soft_wrap=True)
+    except (ValueError, OSError) as error:
+        text = files.describe(error) if isinstance(error, OSError) else str(error)
+        errors.print(f"[bold red]Error:[/] {escape(text)}", soft_wrap=True)
         raise typer.Exit(2) from None
+
+
+class _Terminated(BaseException):
+    """SIGTERM, to be passed through as KeyboardInterrupt is."""
+
+
+@contextlib.contextmanager
+def interruptible(command: Sequence[str]) -> Iterator[None]:
+    """Ends on SIGINT and SIGTERM with the command that goes on; exit status 130 and 143."""
+
+    def terminate(number, frame):
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    except (KeyboardInterrupt, _Terminated) as reason:
+        number = signal.SIGTERM if isinstance(reason, _Terminated) else signal.SIGINT
+        text = f"Stopped by {number.name}; what is done is kept. To go on: {shlex.join(command)}"
+        errors.print(text, markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(128 + number) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _progress() -> Progress:
@@ -62,6 +88,10 @@ def data_overrides(data_dir: Path | None) -> dict:
     return {} if data_dir is None else {"data.data_dir": str(data_dir)}
 
 
+def _data_option(data_dir: Path | None) -> list[str]:
+    return [] if data_dir is None else ["--data-dir", str(data_dir)]
+
+
 @app.command()
 def run(
     config: Config,
@@ -69,7 +99,9 @@ def run(
     *,
     out: Out,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in OUT.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in OUT.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the run in OUT: removes our files only.")
+    ] = False,
     data_dir: DataDir = None,
     profile: Annotated[
         Path | None, typer.Option(help="Folder for a JAX profiler trace of some rounds.")
@@ -79,7 +111,9 @@ def run(
     from fedjax_sec import config as config_lib
     from fedjax_sec import experiment as experiment_lib
 
-    with reported():
+    out = out.absolute()
+    again = ["fedjax-sec", "run", str(config), *(overrides or ()), "--out", str(out), "--resume"]
+    with reported(), interruptible([*again, *_data_option(data_dir)]):
         if resume and overwrite:
             raise ConfigError("Give --resume or --overwrite, not both.")
         spec = config_lib.apply_overrides(config_lib.read_yaml(config), overrides or ())
@@ -132,32 +166,34 @@ def sweep(
     from fedjax_sec import plotting
     from fedjax_sec import sweep as sweep_lib
 
-    with reported():
+    out = out.absolute()
+    again = ["fedjax-sec", "sweep", str(config), *(overrides or ()), "--out", str(out)]
+    with reported(), interruptible([*again, *_data_option(data_dir)]):
         settings, cells = sweep_lib.load(config, overrides or (), data_overrides(data_dir))
         found = run_with_progress(cells, out, at_once=settings.at_once)
-    frame = sweep_lib.to_frame(cells, found)
-    frame.to_csv(out / "runs.csv", index=False)
-    metrics = ["final accuracy", "best accuracy"]
-    metrics += [m for m in ("attack success rate", "base class accuracy") if m in frame]
-    label = found[0].summary["data"]["label"]
-    parts = []
-    for metric in metrics:
-        table = sweep_lib.pivot(frame, metric)
-        table.to_csv(out / f"{metric.replace(' ', '_')}.csv")
-        seeds = f"{frame['seed'].nunique()} seed(s)"
-        parts.append(
-            f"### {metric} (%), {label}, mean ± std over {seeds}\n\n{table.to_markdown()}\n"
-        )
-    (out / "table.md").write_text("\n".join(parts))
-    _print_table(sweep_lib.pivot(frame, metrics[0]), parts[0].splitlines()[0].lstrip("# "))
-    for warning in sorted({w for r in found for w in r.summary.get("warnings", ())}):
-        console.print(f"[bold yellow]Warning:[/] {escape(warning)}")
-    groups: dict = {}
-    for cell, result in zip(cells, found, strict=True):
-        first, *rest = cell.labels.values() or ["run"]
-        groups.setdefault(first, {}).setdefault(" ".join(rest) or "run", []).append(result)
-    paths = plotting.grid_of_curves(groups, settings.title or label, out / "accuracy")
-    console.print(f"Tables: {out / 'table.md'}\nFigure: {paths[0]}", soft_wrap=True)
+        frame = sweep_lib.to_frame(cells, found)
+        frame.to_csv(out / "runs.csv", index=False)
+        metrics = ["final accuracy", "best accuracy"]
+        metrics += [m for m in ("attack success rate", "base class accuracy") if m in frame]
+        label = found[0].summary["data"]["label"]
+        parts = []
+        for metric in metrics:
+            table = sweep_lib.pivot(frame, metric)
+            table.to_csv(out / f"{metric.replace(' ', '_')}.csv")
+            seeds = f"{frame['seed'].nunique()} seed(s)"
+            parts.append(
+                f"### {metric} (%), {label}, mean ± std over {seeds}\n\n{table.to_markdown()}\n"
+            )
+        (out / "table.md").write_text("\n".join(parts))
+        _print_table(sweep_lib.pivot(frame, metrics[0]), parts[0].splitlines()[0].lstrip("# "))
+        for warning in sorted({w for r in found for w in r.summary.get("warnings", ())}):
+            console.print(f"[bold yellow]Warning:[/] {escape(warning)}")
+        groups: dict = {}
+        for cell, result in zip(cells, found, strict=True):
+            first, *rest = cell.labels.values() or ["run"]
+            groups.setdefault(first, {}).setdefault(" ".join(rest) or "run", []).append(result)
+        paths = plotting.grid_of_curves(groups, settings.title or label, out / "accuracy")
+        console.print(f"Tables: {out / 'table.md'}\nFigure: {paths[0]}", soft_wrap=True)
 
 
 def run_with_progress(cells, out: Path, at_once: int | None = None):
@@ -262,9 +298,10 @@ def trigger(
     with reported():
         spec = config_lib.apply_overrides(config_lib.read_yaml(config), overrides or ())
         experiment = config_lib.from_mapping(spec, data_overrides(data_dir))
+        files.check_writable(out.absolute().parent)
         pictures = inspection.backdoor_pictures(experiment, count)
-    title = f"{experiment.backdoor.registered_name}, {experiment.data.name}"
-    paths = plotting.trigger_pictures(pictures, title, out)
+        title = f"{experiment.backdoor.registered_name}, {experiment.data.name}"
+        paths = plotting.trigger_pictures(pictures, title, out)
     console.print(f"Picture: {paths[0]}", soft_wrap=True)
 
 
@@ -283,10 +320,11 @@ def partition(
     with reported():
         spec = config_lib.apply_overrides(config_lib.read_yaml(config), overrides or ())
         experiment = config_lib.from_mapping(spec, data_overrides(data_dir))
+        files.check_writable(out.absolute().parent)
         holdings = inspection.class_table(experiment)
-    kind = experiment.data.partition.registered_name
-    title = f"{kind}, {experiment.data.name}, seed {experiment.seed}"
-    paths = plotting.class_table(holdings, title, out)
+        kind = experiment.data.partition.registered_name
+        title = f"{kind}, {experiment.data.name}, seed {experiment.seed}"
+        paths = plotting.class_table(holdings, title, out)
     console.print(f"Picture: {paths[0]}", soft_wrap=True)
 
 
@@ -308,14 +346,15 @@ def audit(
     from fedjax_sec.audit import audit as look
 
     with reported():
+        if out is not None:
+            files.check_writable(out.absolute().parent)
         found = look(
             run_dir, surrogate=surrogate, eps=eps, images=images, steps=steps, restarts=restarts
         )
-    text = found.to_markdown()
-    print(text, end="")
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(f"# Audit of {run_dir.name}\n\n{text}")
+        text = found.to_markdown()
+        print(text, end="")
+        if out is not None:
+            files.write_atomically(out, f"# Audit of {run_dir.name}\n\n{text}")
 
 
 @app.command()
@@ -362,6 +401,7 @@ def bench(
                 )
         if with_peers and (absent := peers.missing()):
             errors.print(f"Not installed, so not compared with: {', '.join(absent)}.")
+        files.check_writable(out.absolute().parent)
         rates = timing.measure_machine()
         folder = None if data_dir is None else str(data_dir)
         rows = []

@@ -9,6 +9,8 @@ import numpy as np
 matplotlib.use("Agg")  # figures go to files; a display may be missing
 from matplotlib import pyplot as plt
 
+from fedjax_sec import files
+
 _STYLES = ("-", "--", "-.", ":")
 
 
@@ -20,7 +22,8 @@ def save(figure, path: Path) -> list[Path]:
         written.append(path.with_suffix(suffix))
         # No date in the PDF: the same results give the same file.
         metadata = {"CreationDate": None} if suffix == ".pdf" else None
-        figure.savefig(written[-1], dpi=150, bbox_inches="tight", metadata=metadata)
+        with files.replacing(written[-1]) as file:
+            figure.savefig(file, format=suffix[1:], dpi=150, bbox_inches="tight", metadata=metadata)
     plt.close(figure)
     return written
 
