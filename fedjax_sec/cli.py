@@ -99,9 +99,7 @@ def run(
     *,
     out: Out,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in OUT.")] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the run in OUT: removes our files only.")
-    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in OUT.")] = False,
     data_dir: DataDir = None,
     profile: Annotated[
         Path | None, typer.Option(help="Folder for a JAX profiler trace of some rounds.")
@@ -155,6 +153,7 @@ def _print_summary(result, out) -> None:
 
 
 @app.command()
+@reported()
 def sweep(
     config: Annotated[Path, typer.Argument(metavar="SWEEP.yaml", help="The sweep.")],
     overrides: Overrides = None,
@@ -168,39 +167,44 @@ def sweep(
 
     out = out.absolute()
     again = ["fedjax-sec", "sweep", str(config), *(overrides or ()), "--out", str(out)]
-    with reported(), interruptible([*again, *_data_option(data_dir)]):
-        settings, cells = sweep_lib.load(config, overrides or (), data_overrides(data_dir))
-        found = run_with_progress(cells, out, at_once=settings.at_once)
-        frame = sweep_lib.to_frame(cells, found)
-        frame.to_csv(out / "runs.csv", index=False)
-        metrics = ["final accuracy", "best accuracy"]
-        metrics += [m for m in ("attack success rate", "base class accuracy") if m in frame]
-        label = found[0].summary["data"]["label"]
-        parts = []
-        for metric in metrics:
-            table = sweep_lib.pivot(frame, metric)
-            table.to_csv(out / f"{metric.replace(' ', '_')}.csv")
-            seeds = f"{frame['seed'].nunique()} seed(s)"
-            parts.append(
-                f"### {metric} (%), {label}, mean ± std over {seeds}\n\n{table.to_markdown()}\n"
-            )
-        (out / "table.md").write_text("\n".join(parts))
-        _print_table(sweep_lib.pivot(frame, metrics[0]), parts[0].splitlines()[0].lstrip("# "))
-        for warning in sorted({w for r in found for w in r.summary.get("warnings", ())}):
-            console.print(f"[bold yellow]Warning:[/] {escape(warning)}")
-        groups: dict = {}
-        for cell, result in zip(cells, found, strict=True):
-            first, *rest = cell.labels.values() or ["run"]
-            groups.setdefault(first, {}).setdefault(" ".join(rest) or "run", []).append(result)
-        paths = plotting.grid_of_curves(groups, settings.title or label, out / "accuracy")
-        console.print(f"Tables: {out / 'table.md'}\nFigure: {paths[0]}", soft_wrap=True)
+    again += _data_option(data_dir)
+    settings, cells = sweep_lib.load(config, overrides or (), data_overrides(data_dir))
+    found = run_with_progress(cells, out, at_once=settings.at_once, again=again)
+    frame = sweep_lib.to_frame(cells, found)
+    frame.to_csv(out / "runs.csv", index=False)
+    metrics = ["final accuracy", "best accuracy"]
+    metrics += [m for m in ("attack success rate", "base class accuracy") if m in frame]
+    label = found[0].summary["data"]["label"]
+    parts = []
+    for metric in metrics:
+        table = sweep_lib.pivot(frame, metric)
+        table.to_csv(out / f"{metric.replace(' ', '_')}.csv")
+        seeds = f"{frame['seed'].nunique()} seed(s)"
+        parts.append(
+            f"### {metric} (%), {label}, mean ± std over {seeds}\n\n{table.to_markdown()}\n"
+        )
+    (out / "table.md").write_text("\n".join(parts))
+    _print_table(sweep_lib.pivot(frame, metrics[0]), parts[0].splitlines()[0].lstrip("# "))
+    for warning in sorted({w for r in found for w in r.summary.get("warnings", ())}):
+        console.print(f"[bold yellow]Warning:[/] {escape(warning)}")
+    groups: dict = {}
+    for cell, result in zip(cells, found, strict=True):
+        first, *rest = cell.labels.values() or ["run"]
+        groups.setdefault(first, {}).setdefault(" ".join(rest) or "run", []).append(result)
+    paths = plotting.grid_of_curves(groups, settings.title or label, out / "accuracy")
+    console.print(f"Tables: {out / 'table.md'}\nFigure: {paths[0]}", soft_wrap=True)
 
 
-def run_with_progress(cells, out: Path, at_once: int | None = None):
-    """`sweep.run_cells` with a progress bar on stderr (plain lines when it is no terminal)."""
+def run_with_progress(
+    cells, out: Path, at_once: int | None = None, again: Sequence[str] | None = None
+):
+    """`sweep.run_cells` with a progress bar on stderr (plain lines when it is no terminal).
+
+    `again` is the command that goes on after an interruption (None: this one).
+    """
     from fedjax_sec import sweep as sweep_lib
 
-    with _progress() as progress:
+    with interruptible(again or ["python", *sys.argv]), _progress() as progress:
 
         def on_group(number, total, members):
             rounds = members[0].experiment.rounds

@@ -66,9 +66,9 @@ def naming(path: Path, temporary: Path | None = None) -> Iterator[None]:
 
 def check_writable(folder: Path) -> None:
     """Makes a folder. Raises `ConfigError` where no file can be written in it."""
-    missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
-    probe = folder / f".{PROBE}.{os.getpid()}.tmp"
+    missing, probe = [], folder / f".{PROBE}.{os.getpid()}.tmp"
     try:
+        missing += [parent for parent in (folder, *folder.parents) if not parent.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         with naming(folder), open(probe, "wb") as file:
             file.write(b"can this be written?")
@@ -76,9 +76,16 @@ def check_writable(folder: Path) -> None:
             os.fsync(file.fileno())
         probe.unlink(missing_ok=True)
     except OSError as error:
-        remove_files([probe])
+        with contextlib.suppress(OSError):
+            probe.unlink()
         remove_empty(missing)
-        raise ConfigError(f"Output folder {str(folder)!r}: {describe(error)}") from error
+        raise refusal(folder, error) from error
+
+
+def refusal(folder: Path, error: OSError) -> ConfigError:
+    """What to raise where a folder cannot be used."""
+    path = str(folder) if error.filename is None else error.filename
+    return ConfigError(f"Output folder {describe(OSError(error.errno, error.strerror, path))}")
 
 
 # --- Writing ------------------------------------------------------------------------------------

@@ -43,19 +43,22 @@ class Mark(NamedTuple):
 
 def read_mark(folder: Path) -> Mark:
     """What a folder is by its mark; `free` or `other` where it has none."""
-    with contextlib.suppress(FileNotFoundError):
+    try:
         names = {path.name for path in folder.iterdir()}
-        if MARK in names:
-            try:
-                content = files.read_json(folder / MARK)
-            except ConfigError as error:
-                return Mark("other", f" {error}")
-            if content.get("format") == "fedjax_sec" and content.get("version") == _VERSION:
-                return Mark(str(content.get("kind")))
-            return Mark("other", f" {str(folder / MARK)!r} is of another version.")
+    except FileNotFoundError:
+        return Mark("free")
+    except OSError as error:
+        raise files.refusal(folder, error) from error
+    if MARK not in names:
         waste = {path.name for path in files.leftovers(folder, rf"{re.escape(MARK)}|{files.PROBE}")}
         return Mark("free" if names <= {LOCK} | waste else "other")
-    return Mark("free")
+    try:
+        content = files.read_json(folder / MARK)
+    except ConfigError as error:
+        return Mark("other", f" {error}")
+    if (content.get("format"), content.get("version")) != ("fedjax_sec", _VERSION):
+        return Mark("other", f" {str(folder / MARK)!r} is of another version.")
+    return Mark(str(content.get("kind")))
 
 
 def write_mark(folder: Path, kind: str) -> None:

@@ -287,7 +287,7 @@ def _claim(groups: Sequence[_Group], on_wait: Callable | None) -> _Group:
 
 def _check_folder(out: Path) -> None:
     """Raises `ConfigError` for a folder that is neither free nor a sweep's."""
-    mark = results.read_mark(out) if out.is_dir() else results.Mark("free")
+    mark = results.read_mark(out)
     if mark.kind in ("run", "cell"):
         raise ConfigError(
             f"Output folder {str(out)!r} holds a run, not a sweep. Choose another folder."
