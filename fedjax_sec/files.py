@@ -163,10 +163,10 @@ def leftovers(folder: Path, name: str = r".+") -> list[Path]:
     return sorted(path for path in folder.iterdir() if pattern.fullmatch(path.name))
 
 
-def remove_stale(folder: Path) -> None:
-    """Removes temporary files of dead processes from a folder that has no lock: those a day old."""
+def remove_stale(folder: Path, name: str = r".+") -> None:
+    """Removes what writers of `name` left in a folder that has no lock: what is a day old."""
     with contextlib.suppress(OSError):
-        for path in leftovers(folder):
+        for path in leftovers(folder, name):
             if time.time() - path.stat().st_mtime > _STALE:
                 path.unlink(missing_ok=True)
 

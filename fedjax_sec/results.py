@@ -168,10 +168,10 @@ class RunFolder:
 
     def _is_begun_only(self) -> bool:
         """Whether a kill came before the configuration was written, so that nothing can be lost."""
-        kept = (CONFIG, METRICS, SUMMARY, PARAMS, CHECKPOINTS)
-        return self.mark().kind in ("run", "cell") and not any(
-            (self.path / name).exists() for name in kept
-        )
+        kept = (CONFIG, METRICS, SUMMARY, PARAMS)
+        if self.mark().kind not in ("run", "cell") or self._states():
+            return False
+        return not any((self.path / name).exists() for name in kept)
 
     def open(
         self, config: dict, *, resume: bool = False, overwrite: bool = False, kind: str = "run"

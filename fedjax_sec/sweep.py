@@ -317,9 +317,8 @@ def _groups(cells: Sequence[Cell], folders: Mapping, out: Path) -> list[_Group]:
     for folder in sorted((out / "groups").glob("*/")):
         if not (folder / MEMBERS).exists():
             group = _group(out, folder, [])
-            if group.is_free:  # a kill came before its members were written down
-                files.remove_files(_leftovers(folder))
-                files.remove_empty([folder])
+            if group.is_free and not Checkpoints(folder / "state", ()).rounds():
+                group.remove()  # a kill came before its members were written, or after it was done
             continue
         names = _members(folder)
         group = _group(out, folder, [by_name.get(name) for name in names])

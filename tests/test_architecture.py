@@ -14,7 +14,7 @@ import fedjax_sec
 PACKAGE = Path(fedjax_sec.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 COMPONENTS = ("datasets", "partitions", "models", "clients", "attacks", "defenses")
-BASE = {"types", "registry", "schema", "caching"}
+BASE = {"types", "registry", "schema", "caching", "files"}
 
 
 def module_of(path: Path) -> str:
@@ -65,6 +65,10 @@ def test_there_is_something_to_look_at():
 @pytest.mark.parametrize("name", ["types", "schema", "caching"])
 def test_the_base_imports_nothing_of_ours(name):
     assert ours(GRAPH[name]) == set() and "fedjax_sec" not in GRAPH[name]
+
+
+def test_files_import_the_error_only():
+    assert ours(GRAPH["files"]) == {"schema"}
 
 
 def test_registry_imports_no_component():

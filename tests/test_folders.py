@@ -4,11 +4,13 @@ import builtins
 import contextlib
 import errno
 import functools
+import hashlib
 import io
 import json
 import os
 import shutil
 import signal
+import tarfile
 from pathlib import Path
 
 import filelock
@@ -18,8 +20,10 @@ from helpers import same_bits, small
 from typer.testing import CliRunner
 
 import fedjax_sec
-from fedjax_sec import cli, config, experiment, files, results, sweep, trained
+from fedjax_sec import cli, config, experiment, files, results, sweep, trained, tuning
 from fedjax_sec.checkpoints import Checkpoints
+from fedjax_sec.datasets import _femnist
+from fedjax_sec.datasets._files import store_cache
 from fedjax_sec.results import LOCK, MARK
 from fedjax_sec.schema import ConfigError
 
@@ -321,7 +325,6 @@ def test_damaged_metrics_of_a_finished_run_are_named(name, done):
 
 
 def test_damage_after_the_older_state_is_measured_again(half, whole, caplog):
-    edit(lambda rows: [*rows[:3], rows[3].replace('"round": 3', '"round": 3.5'), *rows[4:]])
     path = half / "metrics.jsonl"
     rows = path.read_text().splitlines()
     rows[3] = rows[3].replace('"loss": 2', '"loss": 1')  # of round 3
@@ -468,6 +471,52 @@ def test_temporary_files_of_dead_processes_are_removed(half):
         (half / name).write_text("x")
     fedjax_sec.run(RUN, out=half, resume=True)
     assert [path.name for path in half.rglob("*.tmp")] == [".thesis.1.tmp"]
+
+
+def make_old(path, days):
+    path.write_text("x")
+    then = path.stat().st_mtime - days * 86400
+    os.utime(path, (then, then))
+
+
+def test_temporary_files_in_caches_are_removed_when_nobody_can_be_writing(tmp_path, monkeypatch):
+    monkeypatch.setenv("FEDJAX_SEC_CACHE", str(tmp_path))
+    monkeypatch.delenv("FEDJAX_SEC_TUNING")
+    monkeypatch.setattr(tuning, "_found", {})
+    (tmp_path / "tuning").mkdir()
+    for folder in (tmp_path, tmp_path / "tuning"):
+        make_old(folder / ".a.1.tmp", 2)
+        make_old(folder / ".b.1.tmp", 0)
+    store_cache(tmp_path / "arrays.npz", {"x": np.zeros(2)})
+    tuning.tune([tuning.Choice("vmap"), tuning.Choice("map")], {}, lambda choice: lambda: None)
+    for folder in (tmp_path, tmp_path / "tuning"):
+        names = {path.name for path in folder.iterdir() if path.suffix == ".tmp"}
+        assert names == {".b.1.tmp"}
+
+
+def test_a_download_replaces_and_removes_nothing_of_the_users(tmp_path, monkeypatch):
+    archive = _femnist.Archive("fed_emnist", "", 62, (0, 0))
+    mine, whole = tmp_path / "fed_emnist.tar.bz2", True
+
+    def fetch(url, sha256, target):
+        with tarfile.open(target, "w:bz2") as tar:
+            for split in ("train", "test")[: 1 + whole]:
+                member = tarfile.TarInfo(f"fed_emnist_{split}.h5")
+                member.size = 5
+                tar.addfile(member, io.BytesIO(split.ljust(5).encode()))
+
+    monkeypatch.setattr(_femnist, "fetch", fetch)
+    mine.write_text("mine")
+    make_old(tmp_path / ".fed_emnist.tar.bz2.1.tmp", 2)
+    make_old(tmp_path / ".thesis.1.tmp", 2)
+    whole = False
+    with pytest.raises(tarfile.TarError, match=r"holds no fed_emnist_test.h5"):
+        _femnist._download(archive, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {mine.name, ".thesis.1.tmp"}
+    whole = True
+    _femnist._download(archive, tmp_path)
+    assert (tmp_path / "fed_emnist_test.h5").read_text() == "test "
+    assert mine.read_text() == "mine" and len(list(tmp_path.iterdir())) == 4
 
 
 # --- Errors of the operating system -------------------------------------------------------------
@@ -660,7 +709,7 @@ def test_start_from_a_finished_run(whole, tmp_path, monkeypatch):
     assert first != fedjax_sec.run(RUN, seed=3).metrics["loss"][0]
     parameters = np.load(whole / "params.npy")
     written = json.loads((tmp_path / "next" / "summary.json").read_text())["start_from"]
-    digest = __import__("hashlib").sha256(parameters.tobytes()).hexdigest()
+    digest = hashlib.sha256(parameters.tobytes()).hexdigest()
     assert written == {"run": str(whole), "parameters": digest}
     assert config.load(tmp_path / "next" / "config.yaml").start_from == str(whole)
     with pytest.raises(Stop):

@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import os
+import re
 import urllib.request
 import zipfile
 import zlib
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fedjax_sec import files
 from fedjax_sec.caching import cache_folder
 
 _log = logging.getLogger(__name__)
@@ -26,6 +28,7 @@ _BLOCK = 1 << 20
 def fetch(url: str, sha256: str, target: Path) -> None:
     """Downloads `url` to `target` in one step. Raises `OSError`, also when the content is wrong."""
     target.parent.mkdir(parents=True, exist_ok=True)
+    files.remove_stale(target.parent, re.escape(target.name))
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     digest = hashlib.sha256()
     try:
@@ -92,15 +95,11 @@ def load_cache(path: Path, keys: Iterable[str]) -> dict[str, np.ndarray] | None:
 
 def store_cache(path: Path, arrays: dict[str, np.ndarray]) -> None:
     """Writes the cache in one step, so that parallel runs never see half a file."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(temporary, "wb") as file:
-                np.savez(file, **arrays)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        files.remove_stale(path.parent)
+        with files.replacing(path) as file:
+            np.savez(file, **arrays)
     except OSError as error:
         _log.warning(
             "Cannot keep decoded data in %s (%s): it will be decoded again next time. "
