@@ -181,6 +181,7 @@ class RunFolder:
         A run that shall have more rounds than it had is no longer finished.
         """
         self.check(config, resume=resume, overwrite=overwrite, kind=kind)
+        self.path.mkdir(parents=True, exist_ok=True)
         if read_mark(self.path).kind not in ("run", "cell"):
             write_mark(self.path, kind)
         if kind == "run":  # a sweep's cells may be written to by who runs their group
