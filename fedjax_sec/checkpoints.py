@@ -160,7 +160,7 @@ def _digest(about: dict, leaves: dict[str, np.ndarray]) -> str:
     for name in sorted(leaves):
         leaf = np.ascontiguousarray(leaves[name])
         digest.update(f"{name} {leaf.dtype.str} {leaves[name].shape}".encode())
-        digest.update(leaf.tobytes())
+        digest.update(leaf.reshape(-1).view(np.uint8))
     return digest.hexdigest()
 
 

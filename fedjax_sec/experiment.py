@@ -15,6 +15,7 @@ from fedjax_sec import config as config_lib
 from fedjax_sec import files, results
 from fedjax_sec.checkpoints import Checkpoints, Saved
 from fedjax_sec.config import Experiment
+from fedjax_sec.evaluation.robustness import surrogates_of
 from fedjax_sec.preparation import (
     check_bases,
     check_on_data,
@@ -343,7 +344,10 @@ def run(
     folder, profile = results.RunFolder(out), profile and Path(profile).absolute()
     spec, how = experiment.to_dict(), {"resume": resume, "overwrite": overwrite}
     folder.check(spec, **how)
-    files.check_writable(folder.path)
+    if overwrite:
+        _check_not_needed(experiment, folder)
+    for place in filter(None, (folder.path, profile)):
+        files.check_writable(place)
     verify(experiment)  # before the folder is claimed
     with folder.locked():
         if folder.finished and not overwrite:
@@ -366,6 +370,17 @@ def run(
 
             plotting.accuracy_curve(result, folder.path / "figures")
     return result
+
+
+def _check_not_needed(experiment: Experiment, folder: results.RunFolder) -> None:
+    """Raises where the run that is to be replaced is one that the new run reads."""
+    surrogates = surrogates_of(experiment.evaluation.evasions, "evaluation.evasions")
+    for key, other in {"start_from": experiment.start_from, **surrogates}.items():
+        if other is not None and Path(other).resolve() == folder.path.resolve():
+            raise ConfigError(
+                f"{key}: the run in {str(folder.path)!r} is needed by this one, so it cannot be "
+                f"replaced by it. Choose another folder."
+            )
 
 
 def _check_continuing(experiment: Experiment, folder: results.RunFolder, how: Mapping) -> None:

@@ -191,7 +191,7 @@ class RunFolder:
         elif self.finished:
             if self.summary()["final"]["round"] == config["rounds"]:
                 return
-            (self.path / SUMMARY).unlink()
+            files.remove_files([self.path / SUMMARY])
         files.write_atomically(self.path / CONFIG, config_lib.dump_yaml(config))
 
     def remove(self) -> None:

@@ -71,6 +71,26 @@ def test_files_import_the_error_only():
     assert ours(GRAPH["files"]) == {"schema"}
 
 
+REMOVING = {"rmtree", "unlink", "rmdir", "remove", "rename", "mkdtemp"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_of)
+def test_only_files_removes(path):
+    """`files.py` removes by name; elsewhere a folder that is not ours could be meant."""
+    called = [
+        node.func
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+    ]
+    names = {f.attr for f in called if f.attr in REMOVING and ast.unparse(f.value) != "files"}
+    names |= {ast.unparse(f) for f in called} & {"os.replace", "shutil.move", "Path.replace"}
+    if module_of(path) == "files":
+        assert names == {"unlink", "rmdir", "os.replace"}
+    else:
+        assert names - {"remove"} == set()
+        assert "remove" not in names or module_of(path) in ("results", "sweep")  # of our classes
+
+
 def test_registry_imports_no_component():
     at_import_time = ours(imports_of(PACKAGE / "registry.py", at_import_time=True))
     assert at_import_time == {"schema"}

@@ -720,6 +720,21 @@ def test_start_from_a_finished_run(whole, tmp_path, monkeypatch):
     assert content(tmp_path / "cut") == content(tmp_path / "next")
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"start_from": "done"},
+        {"evaluation.evasions": {"name": "transfer", "surrogate": "done", "attack": "fgsm"}},
+    ],
+)
+def test_a_run_that_is_needed_is_not_replaced(changes, done, monkeypatch):
+    monkeypatch.chdir(done.parent)
+    before = content(done)
+    with pytest.raises(ConfigError, match="is needed by this one, so it cannot be replaced"):
+        fedjax_sec.run(RUN, out=done, overwrite=True, **changes)
+    assert content(done) == before
+
+
 def test_replicas_of_one_program_may_start_from_different_runs(whole, tmp_path):
     cells = sweep.make_cells(RUN, {"start_from": {"initial": None, "trained": str(whole)}})
     assert len({cell.experiment.structure() for cell in cells}) == 1

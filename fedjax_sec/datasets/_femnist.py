@@ -145,7 +145,7 @@ def _download(archive: Archive, folder: Path) -> None:
                 file = both.enter_context(files.replacing(folder / wanted))
                 shutil.copyfileobj(tar.extractfile(member), file)
     finally:
-        packed.unlink(missing_ok=True)
+        files.remove_files([packed])
 
 
 # --- Decoding ---------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 import hashlib
 import logging
-import os
 import re
 import urllib.request
 import zipfile
@@ -29,25 +28,20 @@ def fetch(url: str, sha256: str, target: Path) -> None:
     """Downloads `url` to `target` in one step. Raises `OSError`, also when the content is wrong."""
     target.parent.mkdir(parents=True, exist_ok=True)
     files.remove_stale(target.parent, re.escape(target.name))
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     digest = hashlib.sha256()
-    try:
-        with (
-            urllib.request.urlopen(url, timeout=_TIMEOUT) as answer,
-            open(temporary, "wb") as file,
-            progress_bar() as bar,
-        ):
-            total = answer.headers.get("Content-Length")
-            task = bar.add_task(f"Downloading {target.name}", total=int(total) if total else None)
-            while block := answer.read(_BLOCK):
-                digest.update(block)
-                file.write(block)
-                bar.advance(task, len(block))
+    with (
+        urllib.request.urlopen(url, timeout=_TIMEOUT) as answer,
+        files.replacing(target) as file,
+        progress_bar() as bar,
+    ):
+        total = answer.headers.get("Content-Length")
+        task = bar.add_task(f"Downloading {target.name}", total=int(total) if total else None)
+        while block := answer.read(_BLOCK):
+            digest.update(block)
+            file.write(block)
+            bar.advance(task, len(block))
         if digest.hexdigest() != sha256:
             raise OSError(f"{url} is not the expected file: SHA-256 {digest.hexdigest()}")
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def progress_bar():
