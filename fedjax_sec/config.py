@@ -200,6 +200,11 @@ class Experiment:
     evaluation: Evaluation = section(Evaluation, "Metrics.")
     checkpoint: Checkpoint = section(Checkpoint, "Resuming.")
     execution: Execution = section(Execution, "Layout of the work on the device.")
+    start_from: str | None = static(
+        None,
+        "Folder of a finished run whose final parameters this one starts from (null: the model's "
+        "initial ones, by the seed).",
+    )
     rounds: int = static(100, "Federated rounds.", low=1, high=COUNT)
     seed: int = static(0, "Seed of everything random.", low=0, high=SEED)
 
@@ -236,14 +241,16 @@ class Experiment:
     def structure(self):
         """A hashable key; experiments with equal keys run in one compiled program.
 
-        Everything except the seed, the malicious clients' number and placement, in which rounds
-        they attack unless in all, how likely clients drop out, and the values of numeric fields.
+        Everything except the seed, the run that it starts from, the malicious clients' number and
+        placement, in which rounds they attack unless in all, how likely clients drop out, and the
+        values of numeric fields.
         """
         sometimes = self.threat.start > 0 or self.threat.every > 1
         leaves = (self.model, self.client, self.server.optimizer, self.attack, self.defense)
         rest = dataclasses.replace(
             self,
             seed=0,
+            start_from=None,
             model=None,
             client=None,
             attack=None,
@@ -426,6 +433,9 @@ def from_mapping(mapping: Mapping, overrides: Mapping | Iterable[str] = ()) -> E
         experiment = dataclasses.replace(experiment, defense=Defense(stages))
     if hasattr(experiment.client, "settled"):
         experiment = dataclasses.replace(experiment, client=experiment.client.settled())
+    if experiment.start_from is not None:  # the same run wherever this one is taken up again
+        start = str(Path(experiment.start_from).expanduser().absolute())
+        experiment = dataclasses.replace(experiment, start_from=start)
     experiment.check()
     return experiment
 

@@ -12,7 +12,6 @@ import itertools
 import json
 import math
 import re
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,8 +22,9 @@ import filelock
 import pandas as pd
 
 from fedjax_sec import config as config_lib
-from fedjax_sec import results, schema
+from fedjax_sec import files, results, schema
 from fedjax_sec.advice import shown
+from fedjax_sec.checkpoints import Checkpoints
 from fedjax_sec.config import Experiment
 from fedjax_sec.experiment import Result, read_result, settle, train, verify
 from fedjax_sec.host import undisturbed
@@ -34,6 +34,9 @@ from fedjax_sec.tuning import Tuning
 
 #: Cells of a sweep, each of which has a folder: more are a mistake in the grid.
 MOST_CELLS = 100_000
+
+#: The file that says which cells a group's state is of.
+MEMBERS = "members.json"
 
 
 class Cell(NamedTuple):
@@ -242,7 +245,8 @@ def _slug(label: str) -> str:
     return re.sub(r"[^A-Za-z0-9.=+-]+", "-", label).strip("-") or "none"
 
 
-class _Group(NamedTuple):
+@dataclasses.dataclass
+class _Group:
     """Cells that are replicas of one program, and the folder of their common state.
 
     The lock is held by the process that runs them. It lies outside the folder, which is removed
@@ -251,16 +255,38 @@ class _Group(NamedTuple):
 
     folder: Path
     cells: list[Cell]
-    lock: filelock.FileLock
+    lock_file: Path
+    lock: filelock.BaseFileLock | None = None
+
+    def take(self) -> bool:
+        """Takes the lock; False where another process runs the group now."""
+        lock = files.acquire(self.lock_file)
+        self.lock = lock or self.lock
+        return lock is not None
+
+    def release(self) -> None:
+        """Lets go of the lock."""
+        self.lock.release()
 
     @property
     def is_free(self) -> bool:
         """Whether no other process runs the group now."""
-        try:
-            with self.lock.acquire(blocking=False):
-                return True
-        except filelock.Timeout:
-            return False
+        if free := self.take():
+            self.release()
+        return free
+
+    def remove(self) -> None:
+        """Removes the state of a group that is done, file by file; whose it was, at last."""
+        state = self.folder / "state"
+        files.remove_files(Checkpoints(state, ()).files())
+        known = [self.folder / name for name in (results.EXECUTION, MEMBERS)]
+        files.remove_files([*_leftovers(self.folder), *known])
+        files.remove_empty((state, self.folder))
+        files.mention_rest(self.folder)
+
+
+def _leftovers(folder: Path) -> list[Path]:
+    return files.leftovers(folder, "|".join(map(re.escape, (results.EXECUTION, MEMBERS))))
 
 
 @undisturbed
@@ -282,19 +308,24 @@ def run_cells(
     every evaluation with the rounds done and the new rows. `on_wait(cells)` is called once when
     all that is left, these cells, is being run by others.
     """
-    out = Path(out)
-    if out.exists() and any(out.iterdir()) and not (out / "cells").exists():
-        raise ConfigError(
-            f"Output folder {str(out)!r} is in use by something else: it holds files but no sweep. "
-            f"Choose another folder."
-        )
+    out = Path(out).absolute()
+    _check_folder(out)
     folders = {cell.name: results.RunFolder(out / "cells" / cell.name) for cell in cells}
     for cell in cells:
+        folders[cell.name].check(cell.experiment.to_dict(), resume=True, kind="cell")
+    files.check_writable(out)
+    for cell in cells:
         verify(cell.experiment)  # before anything is written or run
-    (out / "cells").mkdir(parents=True, exist_ok=True)
-    with _lock(out, "groups"):  # whoever comes next finds these groups and makes no others
+    with filelock.FileLock(out / results.LOCK):
+        files.remove_files(files.leftovers(out, re.escape(results.MARK)))
+        if results.read_mark(out).kind != "sweep":
+            results.write_mark(out, "sweep")
+    (out / "cells").mkdir(exist_ok=True)
+    (out / "locks").mkdir(exist_ok=True)
+    with _making_groups(out):  # whoever comes next finds these groups and makes no others
         for cell in cells:
-            folders[cell.name].open(cell.experiment.to_dict(), resume=True)
+            with folders[cell.name].locked():
+                folders[cell.name].open(cell.experiment.to_dict(), resume=True, kind="cell")
         groups = _groups(cells, folders, out)
         # Settled beforehand: what is measured must not be disturbed by a compilation.
         tuned = {group.folder: settle(group.cells[0].experiment, group.folder / "state")
@@ -302,7 +333,8 @@ def run_cells(
     fresh: dict[str, Result] = {}
     left, ahead = list(groups), {}
     # One program is compiled while the one before it runs: XLA compiles on one core.
-    with ThreadPoolExecutor(max_workers=1) as compiler:
+    compiler = ThreadPoolExecutor(max_workers=1)
+    try:
 
         def prepare(group):
             return compiler.submit(_prepare, group.cells, at_once, tuned[group.folder])
@@ -313,6 +345,9 @@ def run_cells(
             try:
                 if all(folders[cell.name].finished for cell in group.cells):
                     continue  # another process has run it
+                for cell in group.cells:
+                    folders[cell.name].tidy()
+                files.remove_files(_leftovers(group.folder))
                 callback = None
                 if on_group:
                     callback = on_group(groups.index(group), len(groups), group.cells)
@@ -328,10 +363,12 @@ def run_cells(
                     program=program,
                 )
                 fresh |= {cell.name: one for cell, one in zip(group.cells, found, strict=True)}
-                with _lock(out, "groups"):
-                    shutil.rmtree(group.folder)
+                with _making_groups(out):
+                    group.remove()
             finally:
-                group.lock.release()
+                group.release()
+    finally:
+        compiler.shutdown(wait=False, cancel_futures=True)
     return [
         fresh.get(cell.name) or read_result(cell.experiment, folders[cell.name]) for cell in cells
     ]
@@ -342,20 +379,28 @@ def _claim(groups: Sequence[_Group], on_wait: Callable | None) -> _Group:
     waits = False
     while True:
         for group in groups:
-            try:
-                group.lock.acquire(blocking=False)
-            except filelock.Timeout:
-                continue
-            return group
+            if group.take():
+                return group
         if on_wait and not waits:
             on_wait([cell for group in groups for cell in group.cells])
         waits = True
         time.sleep(1.0)
 
 
-def _lock(out: Path, name: str) -> filelock.FileLock:
-    (out / "locks").mkdir(exist_ok=True)
-    return filelock.FileLock(out / "locks" / f"{name}.lock")
+def _check_folder(out: Path) -> None:
+    """Raises `ConfigError` for a folder that is neither free nor a sweep's."""
+    mark = results.read_mark(out)
+    if mark.kind in ("run", "cell"):
+        raise ConfigError(
+            f"Output folder {str(out)!r} holds a run, not a sweep. Choose another folder."
+        )
+    older = mark.kind == "other" and (out / "cells").is_dir() and (out / "locks").is_dir()
+    if mark.kind == "other" and not older:
+        raise results.in_use(out, mark)
+
+
+def _making_groups(out: Path) -> filelock.BaseFileLock:
+    return filelock.FileLock(out / "locks" / "groups.lock")
 
 
 def _prepare(members: Sequence[Cell], at_once: int | None, tuning: Tuning) -> Program:
@@ -371,9 +416,14 @@ def _groups(cells: Sequence[Cell], folders: Mapping, out: Path) -> list[_Group]:
     """
     by_name = {cell.name: cell for cell in cells}
     groups, taken = [], set()
-    for manifest in sorted((out / "groups").glob("*/members.json")):
-        names, folder = json.loads(manifest.read_text()), manifest.parent
-        group = _Group(folder, [by_name.get(name) for name in names], _lock(out, folder.name))
+    for folder in sorted((out / "groups").glob("*/")):
+        if not (folder / MEMBERS).exists():
+            group = _group(out, folder, [])
+            if group.is_free and not Checkpoints(folder / "state", ()).rounds():
+                group.remove()  # a kill came before its members were written, or after it was done
+            continue
+        names = _members(folder)
+        group = _group(out, folder, [by_name.get(name) for name in names])
         if None in group.cells:  # of another sweep in this folder
             mine = [cell.name for cell in group.cells if cell]
             if any(not folders[name].finished for name in mine) and not group.is_free:
@@ -383,7 +433,7 @@ def _groups(cells: Sequence[Cell], folders: Mapping, out: Path) -> list[_Group]:
                 )
         elif all(folders[name].finished for name in names):
             if group.is_free:
-                shutil.rmtree(folder)
+                group.remove()
         else:
             groups.append(group)
             taken |= set(names)
@@ -392,13 +442,30 @@ def _groups(cells: Sequence[Cell], folders: Mapping, out: Path) -> list[_Group]:
         if cell.name not in taken and not folders[cell.name].finished:
             by_structure.setdefault(cell.experiment.structure(), []).append(cell)
     for members in by_structure.values():
-        names = json.dumps([cell.name for cell in members])
-        folder = out / "groups" / hashlib.sha256(names.encode()).hexdigest()[:12]
+        names = [cell.name for cell in members]
+        digest = hashlib.sha256(json.dumps(names).encode()).hexdigest()[:12]
+        folder = out / "groups" / digest
         folder.mkdir(parents=True, exist_ok=True)
-        results.write_atomically(folder / "members.json", names)
-        groups.append(_Group(folder, members, _lock(out, folder.name)))
+        files.write_json(folder / MEMBERS, {"cells": names})
+        groups.append(_group(out, folder, members))
     places = {name: place for place, name in enumerate(by_name)}
     return sorted(groups, key=lambda group: places[group.cells[0].name])
+
+
+def _group(out: Path, folder: Path, cells: list[Cell | None]) -> _Group:
+    return _Group(folder, cells, out / "locks" / f"{folder.name}.lock")
+
+
+def _members(folder: Path) -> list[str]:
+    """The names of a group's cells. Raises `ConfigError` where they cannot be trusted."""
+    remedy = f"Remove {str(folder)!r}, so that its cells begin again."
+    try:
+        names = files.read_json(folder / MEMBERS).get("cells")
+    except ConfigError as error:
+        raise ConfigError(f"{error} {remedy}") from None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"{str(folder / MEMBERS)!r} names no cells. {remedy}")
+    return names
 
 
 #: What `to_frame` tells of a run beside its labels and metrics.

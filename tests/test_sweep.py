@@ -209,7 +209,7 @@ def test_a_group_whose_process_died_goes_on_in_another(tmp_path):
     with pytest.raises(Stop):
         sweep.run_cells(cells, tmp_path / "cut", on_group=stop_at_three)
     groups = {
-        json.loads(path.read_text())[0]: path.parent.name
+        json.loads(path.read_text())["cells"][0]: path.parent.name
         for path in (tmp_path / "cut" / "groups").glob("*/members.json")
     }
     # The process that dies is not dead yet: it still holds its lock, until somebody waits for it.
