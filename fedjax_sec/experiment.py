@@ -423,9 +423,10 @@ def run(
     folder.check(spec, **how)
     if overwrite:
         _check_not_needed(experiment, folder)
-    for place in filter(None, (folder.path, profile)):
-        files.check_writable(place)
-    verify(experiment)  # before the folder is claimed
+    with contextlib.ExitStack() as places:
+        for place in filter(None, (folder.path, profile)):
+            places.enter_context(files.trying(place))
+        verify(experiment)  # before the folder is claimed
     with folder.locked():
         if folder.finished and not overwrite:
             _check_continuing(experiment, folder, how)

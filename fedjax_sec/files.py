@@ -64,8 +64,11 @@ def naming(path: Path, temporary: Path | None = None) -> Iterator[None]:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
-def check_writable(folder: Path) -> None:
-    """Makes a folder. Raises `ConfigError` where no file can be written in it."""
+def check_writable(folder: Path) -> list[Path]:
+    """Makes a folder; gives what it made, the innermost first.
+
+    Raises: `ConfigError` where no file can be written in it.
+    """
     missing, probe = [], folder / f".{PROBE}.{os.getpid()}.tmp"
     try:
         missing += [parent for parent in (folder, *folder.parents) if not parent.exists()]
@@ -80,6 +83,18 @@ def check_writable(folder: Path) -> None:
             probe.unlink()
         remove_empty(missing)
         raise refusal(folder, error) from error
+    return missing
+
+
+@contextlib.contextmanager
+def trying(folder: Path) -> Iterator[None]:
+    """`check_writable`, taken back where what follows fails."""
+    made = check_writable(folder)
+    try:
+        yield
+    except BaseException:
+        remove_empty(made)
+        raise
 
 
 def refusal(folder: Path, error: OSError) -> ConfigError:

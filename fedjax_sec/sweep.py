@@ -313,9 +313,9 @@ def run_cells(
     folders = {cell.name: results.RunFolder(out / "cells" / cell.name) for cell in cells}
     for cell in cells:
         folders[cell.name].check(cell.experiment.to_dict(), resume=True, kind="cell")
-    files.check_writable(out)
-    for cell in cells:
-        verify(cell.experiment)  # before anything is written or run
+    with files.trying(out):
+        for cell in cells:
+            verify(cell.experiment)  # before anything is written or run
     with filelock.FileLock(out / results.LOCK):
         files.remove_files(files.leftovers(out, re.escape(results.MARK)))
         if results.read_mark(out).kind != "sweep":

@@ -4,7 +4,7 @@ import pytest
 from helpers import small
 
 import fedjax_sec
-from fedjax_sec import config
+from fedjax_sec import config, results
 from fedjax_sec.datasets import MissingDataError
 from fedjax_sec.program import Program
 from fedjax_sec.schema import ConfigError
@@ -145,6 +145,7 @@ def test_folder_in_use(nothing_compiles, tmp_path):
         fedjax_sec.run(small(), out=tmp_path / "out")
     config.from_mapping(small())
     (tmp_path / "run").mkdir()
+    results.write_mark(tmp_path / "run", "run")
     (tmp_path / "run" / "config.yaml").write_text(config.dump_yaml(small()))
     with pytest.raises(ConfigError, match=r"already holds a run.*--resume"):
         fedjax_sec.run(small(), out=tmp_path / "run")
