@@ -160,8 +160,9 @@ def build(cls, spec: Mapping | None, path: str, builders: Mapping[str, Any] | No
     spec = {} if spec is None else spec
     if not isinstance(spec, Mapping):
         at = path or f"The {cls.__name__.lower()}"
-        names = [field.name for field in dataclasses.fields(cls)]
-        such = f", such as {{name: {spec}}}" if isinstance(spec, str) and "name" in names else ""
+        named = isinstance(spec, str) and spec.isidentifier() and len(spec) <= 40
+        named = named and "name" in {field.name for field in dataclasses.fields(cls)}
+        such = f", such as {{name: {spec}}}" if named else ""
         raise ConfigError(f"{at}: expected a mapping of fields{such}, got {shown(spec)}.")
     fields = {f.name: f for f in dataclasses.fields(cls)}
     for key in spec:

@@ -79,23 +79,39 @@ def load(
     own = [text for text in overrides if not str(text).startswith("overrides.")]
     dotted = [text.removeprefix("overrides.") for text in overrides if text not in own]
     spec = config_lib.apply_overrides(config_lib.read_yaml(path), own)
+    changes = dict(config_lib.parse_override(text) for text in dotted) | dict(cell_overrides or {})
+    return from_mapping(spec, changes, Path(path))
+
+
+def from_mapping(
+    mapping: Mapping, cell_overrides: Mapping | None = None, path: Path | None = None
+) -> tuple[Sweep, list[Cell]]:
+    """A sweep from a plain mapping and its cells; `path`, its file, is where others are beside.
+
+    >>> from_mapping({"experiment": {"rounds": 3}, "seeds": [4, 5]})[1][1].name
+    'run/seed5'
+    """
+    spec = config_lib.apply_overrides(mapping, ())
     try:
         sweep = schema.build(Sweep, spec, "")
     except schema.UnknownKey as error:
         keys = {field.name for field in dataclasses.fields(Experiment)}
         if error.key not in keys or {"grid", "experiment"} & spec.keys():
             raise
+        file = path or "FILE"
         raise ConfigError(
-            f"{path} is an experiment, not a sweep: it has the key {error.key!r}. Run it with "
-            f"`fedjax-sec run {path} --out DIR`, or name it in a sweep file, experiment: {path}."
+            f"{path or 'This'} is an experiment, not a sweep: it has the key {error.key!r}. Run it "
+            f"with `fedjax-sec run {file} --out DIR`, or name it in a sweep file, experiment: "
+            f"{file}."
         ) from None
-    changes = dict(config_lib.parse_override(text) for text in dotted)
     base = sweep.experiment
     if isinstance(base, str):
-        base = config_lib.read_yaml(Path(path).parent / base)
-    return sweep, make_cells(
-        base, sweep.grid, sweep.seeds, {**sweep.overrides, **changes, **(cell_overrides or {})}
-    )
+        try:
+            base = config_lib.read_yaml((path or Path()).parent / base)
+        except ConfigError as error:
+            raise ConfigError(f"experiment: {error}") from error
+    changes = {**sweep.overrides, **(cell_overrides or {})}
+    return sweep, make_cells(base, sweep.grid, sweep.seeds, changes)
 
 
 def make_cells(
