@@ -127,11 +127,14 @@ def make_cells(
     ['mean/seed0', 'mean/seed1']
     """
     seeds = schema.plain(seeds)
+    seeds = list(seeds) if isinstance(seeds, tuple) else seeds
     if isinstance(seeds, str) or not isinstance(seeds, Sequence) or not seeds:
         raise ConfigError(f"seeds must be a list of one or more integers, got {shown(seeds)}.")
     for name, given in (("grid", grid), ("overrides", overrides or {})):
         if not isinstance(given, Mapping):
             raise ConfigError(f"{name} must be a mapping of dotted keys, got {shown(given)}.")
+    if len(set(map(repr, seeds))) < len(seeds):
+        raise ConfigError(f"seeds must differ, got {shown(seeds)}.")
     axes = {axis: _labelled(axis, values) for axis, values in grid.items()}
     number = math.prod(map(len, axes.values())) * len(seeds)
     if number > MOST_CELLS:
@@ -149,13 +152,21 @@ def make_cells(
                 changes |= value
             else:
                 changes[axis] = value
+        if "seed" in changes:
+            raise ConfigError(
+                f"seed is set for each cell by the sweep's seeds, so {shown(changes['seed'])} "
+                f"would be ignored; give seeds: [{shown(changes['seed'])}] instead."
+            )
         labels = {axis: label for axis, (label, _) in zip(axes, choice, strict=True)}
         for seed in seeds:
             experiment = config_lib.from_mapping(base, changes | {"seed": seed})
             cells.append(Cell(labels, experiment))
     names = [cell.name for cell in cells]
     if twice := {name for name in names if names.count(name) > 1}:
-        raise ConfigError(f"grid: two cells have the same name {sorted(twice)[0]!r}; label them.")
+        raise ConfigError(
+            f"grid: two cells have the same name {sorted(twice)[0]!r}; give labels, "
+            f"{{label: value}}, that differ in letters or digits."
+        )
     return cells
 
 

@@ -224,7 +224,7 @@ def test_odd_overrides_are_refused_in_a_line_or_can_be_written(mapping, key, val
 SWEEPS = [
     {"experiment": small(), "grid": {"client.l2": [0.0, 1e-4]}, "seeds": [0, 1], "at_once": 1},
     {"experiment": small(defense=["clip_norm", "mean"]), "overrides": {"rounds": 2},
-     "grid": {"(setting)": {"a": {"rounds": 4}, "b": {"seed": 3}}, "defense.0.max_norm": [1, 2]}},
+     "grid": {"(setting)": {"a": {"rounds": 4}, "b": {"rounds": 5}}, "defense.0.max_norm": [1, 2]}},
 ]  # fmt: skip
 
 

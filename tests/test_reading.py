@@ -172,7 +172,7 @@ def test_odd_sweeps(tmp_path):
         ("grid: {seed: 3}", "grid.seed: expected a list or {label: value}, got 3."),
         ("grid: {defense: []}", "grid.defense is empty."),
         ("grid: [1]", "grid: expected a mapping, got [1] (list)."),
-        ("seeds: []", "seeds must be a list of one or more integers, got ()."),
+        ("seeds: []", "seeds must be a list of one or more integers, got []."),
         ("seeds: 3", "seeds: expected a list (an integer each), got 3 (int)."),
         ("seeds: [4294967296]", "seeds[0] must be >= 0 and <= 4294967295, got 4294967296."),
         ("experiment: 3", "experiment: expected a string or a mapping, got 3 (int)."),

@@ -74,7 +74,7 @@ class LocalTest:
             if size < num_clients:
                 raise ConfigError(
                     f"data.local_test: {size} test examples cannot be dealt to {num_clients} "
-                    f"clients."
+                    f"clients; lower data.num_clients, or use 'held_out'."
                 )
             return _padded(np.array_split(rng.permutation(size), num_clients))
         if owners is None or users is None:
