@@ -28,6 +28,7 @@ class Registry:
 
     def __init__(self, kind: str, *packages: str):
         self.kind = kind
+        self._one = f"an {kind}" if kind[0] in "aeiou" else f"a {kind}"
         self._packages = packages
         self._entries: dict[str, type] = {}
         self._discovered = False
@@ -71,7 +72,7 @@ class Registry:
         """The class registered as `name`, or a `ConfigError` that suggests the nearest name."""
         at = f"{path}: " if path else ""
         if not isinstance(name, str):
-            raise ConfigError(f"{at}the name of a {self.kind} is text, got {shown(name)}.")
+            raise ConfigError(f"{at}the name of {self._one} is text, got {shown(name)}.")
         if name not in self.names():
             advice = _NOTHING.get(self.kind, "") if name.lower() in ("none", "null", "no") else ""
             raise ConfigError(
@@ -96,7 +97,7 @@ class Registry:
         if not isinstance(spec, Mapping):
             advice = _NOTHING.get(self.kind, "") if not spec else ""
             raise ConfigError(
-                f"{path}: expected the name of a {self.kind} or a mapping with 'name', "
+                f"{path}: expected the name of {self._one} or a mapping with 'name', "
                 f"got {shown(spec)}.{advice}"
             )
         if "name" not in spec:

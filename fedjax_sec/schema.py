@@ -224,7 +224,7 @@ def _build_value(field, hint, value, path, builders):
                 for i, item in enumerate(items)
             )
         if isinstance(value, Mapping) and "name" not in value:
-            value = {**_default_spec(field, value), **value}
+            value = {**default_spec(field, value), **value}
         return None if value is None and meta["optional"] else builder(value, path)
     if isinstance(value, (Schedule, Mapping)):
         if not meta.get("static"):
@@ -237,8 +237,11 @@ def _build_value(field, hint, value, path, builders):
     return admit(value, hint, meta, path)
 
 
-def _default_spec(field, given: Mapping) -> Mapping:
-    """The specification of a component that is not given, which a mapping without name changes."""
+def default_spec(field, given: Mapping = types.MappingProxyType({})) -> dict:
+    """The specification of a component that is not given, which a mapping without name changes.
+
+    Of the fields that exclude one another, those that yield to `given` are left out.
+    """
     default = field.default
     if default is dataclasses.MISSING:
         default = field.default_factory()
