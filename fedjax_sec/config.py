@@ -19,8 +19,6 @@ from fedjax_sec.pipeline import Defense, Setting, check_components, fill_num_byz
 from fedjax_sec.reading import LEVELS, parse, read_text
 from fedjax_sec.schema import COUNT, SEED, ConfigError, component, section, static
 
-_MISSING = dataclasses.MISSING
-
 
 @dataclasses.dataclass(frozen=True)
 class Data:
@@ -497,8 +495,9 @@ def _places_inside(path: str, field, given) -> Iterator[str]:
         yield from (f"{path}.{name}" for name in ("learning_rate", "momentum"))
     if kind not in registry.KINDS:
         return
-    given = field.default_factory() if given is None and field.default is _MISSING else given
-    name = given.get("name", "sgd") if isinstance(given, Mapping) else given or field.default
+    name = schema.default_spec(field).get("name") if given is None else given
+    if isinstance(given, Mapping):
+        name = (schema.default_spec(field) | given).get("name")
     known = registry.KINDS[kind]
     if isinstance(name, str) and name in known.names():
         for inner in dataclasses.fields(known.get(name)):
@@ -544,7 +543,7 @@ def parse_override(text: str) -> tuple[str, object]:
         raise ConfigError(f"An override must look like key.path=value, got {shown(text)}.")
     where = f"Override {shown(text)}"
     # As an entry of a list, so that a line break cannot begin another key.
-    parsed = parse(f"- {value}", where)
+    parsed = parse(f"- {value}", where, with_references=False)
     if not isinstance(parsed, list) or len(parsed) != 1:
         raise ConfigError(f"{where}: more than one value.")
     return key.strip(), parsed[0]

@@ -148,7 +148,7 @@ def build(spec, path: str = "optimizer") -> Optimizer:
 def _known(name, functions: Mapping, kind: str, path: str) -> str:
     name = schema.plain(name)
     if not isinstance(name, str):
-        raise ConfigError(f"{path}.name: the name of an {kind} is text, got {shown(name)}.")
+        raise ConfigError(f"{path}.name: the name of optax's {kind} is text, got {shown(name)}.")
     if name in functions:
         return name
     if name.startswith("scale_by_") and hasattr(optax, name):

@@ -80,7 +80,8 @@ def check_bases(experiment: Experiment, source, population: Population) -> None:
     if base is not None and base not in np.asarray(source.y_test):
         raise ConfigError(
             f"attack: {source.label} has no test example of base class {base}, so the backdoor's "
-            f"success cannot be measured."
+            f"success cannot be measured; choose a base that is among "
+            f"{', '.join(map(str, np.unique(source.y_test)[:20]))}."
         )
     malicious = population.malicious
     if experiment.threat.redraw:  # it is every client's turn
@@ -91,8 +92,8 @@ def check_bases(experiment: Experiment, source, population: Population) -> None:
         if stage.base is not None and stage.base not in held:
             raise ConfigError(
                 f"attack: no malicious client holds an example of base class {stage.base}, so "
-                f"{stage.registered_name!r} would do nothing; change the seed, data.partition or "
-                f"threat.num_malicious."
+                f"{stage.registered_name!r} would do nothing; choose another base, or change the "
+                f"seed, data.partition or threat.num_malicious."
             )
 
 
@@ -137,8 +138,14 @@ def check_trigger(experiment: Experiment, source) -> None:
         raise ConfigError(
             f"attack: {experiment.model.registered_name!r} sees none of the {found[1]} pixels of "
             f"{experiment.backdoor.registered_name!r}, since strides or poolings drop them, so the "
-            f"backdoor could not be learned; move it away from the edges."
+            f"backdoor could not be learned; {_away_from_edges(experiment.backdoor)}."
         )
+
+
+def _away_from_edges(backdoor) -> str:
+    if hasattr(backdoor, "place"):
+        return "set attack.place (with size), or attack.pixels, further inside"
+    return "take a larger attack.size, or 'trojan', which has a place"
 
 
 def make_population(experiment: Experiment, source) -> tuple[Population, int]:
@@ -262,14 +269,15 @@ def probe_positions(experiment: Experiment, source) -> np.ndarray | None:
     if jax.eval_shape(probes, pool, *pair)[0].shape[0] != 2:
         raise ConfigError(
             f"evaluation.influence needs probes with true labels; those of attack "
-            f"{backdoor.registered_name!r} are not the test images."
+            f"{backdoor.registered_name!r} are not the test images. Choose another backdoor, such "
+            f"as 'trojan', or set evaluation.influence to null."
         )
     found = np.flatnonzero(np.asarray(jax.jit(counted)(pool, *test)))[: options.max_images]
     if not len(found):
         raise ConfigError(
             f"evaluation.influence has nothing to measure on: attack {backdoor.registered_name!r} "
             f"has no probe among the {len(source.y_test)} test images that is not truly of its "
-            f"target class."
+            f"target class; choose another base or target."
         )
     return found
 

@@ -93,23 +93,39 @@ def load(
     own = [text for text in overrides if not str(text).startswith("overrides.")]
     dotted = [text.removeprefix("overrides.") for text in overrides if text not in own]
     spec = config_lib.apply_overrides(config_lib.read_yaml(path), own)
+    changes = dict(config_lib.parse_override(text) for text in dotted) | dict(cell_overrides or {})
+    return from_mapping(spec, changes, Path(path))
+
+
+def from_mapping(
+    mapping: Mapping, cell_overrides: Mapping | None = None, path: Path | None = None
+) -> tuple[Sweep, list[Cell]]:
+    """A sweep from a plain mapping and its cells; `path`, its file, is where others are beside.
+
+    >>> from_mapping({"experiment": {"rounds": 3}, "seeds": [4, 5]})[1][1].name
+    'run/seed5'
+    """
+    spec = config_lib.apply_overrides(mapping, ())
     try:
         sweep = schema.build(Sweep, spec, "")
     except schema.UnknownKey as error:
         keys = {field.name for field in dataclasses.fields(Experiment)}
         if error.key not in keys or {"grid", "experiment"} & spec.keys():
             raise
+        file = path or "FILE"
         raise ConfigError(
-            f"{path} is an experiment, not a sweep: it has the key {error.key!r}. Run it with "
-            f"`fedjax-sec run {path} --out DIR`, or name it in a sweep file, experiment: {path}."
+            f"{path or 'This'} is an experiment, not a sweep: it has the key {error.key!r}. Run it "
+            f"with `fedjax-sec run {file} --out DIR`, or name it in a sweep file, experiment: "
+            f"{file}."
         ) from None
-    changes = dict(config_lib.parse_override(text) for text in dotted)
     base = sweep.experiment
     if isinstance(base, str):
-        base = config_lib.read_yaml(Path(path).parent / base)
-    return sweep, make_cells(
-        base, sweep.grid, sweep.seeds, {**sweep.overrides, **changes, **(cell_overrides or {})}
-    )
+        try:
+            base = config_lib.read_yaml((path or Path()).parent / base)
+        except ConfigError as error:
+            raise ConfigError(f"experiment: {error}") from error
+    changes = {**sweep.overrides, **(cell_overrides or {})}
+    return sweep, make_cells(base, sweep.grid, sweep.seeds, changes)
 
 
 def make_cells(
@@ -125,11 +141,14 @@ def make_cells(
     ['mean/seed0', 'mean/seed1']
     """
     seeds = schema.plain(seeds)
+    seeds = list(seeds) if isinstance(seeds, tuple) else seeds
     if isinstance(seeds, str) or not isinstance(seeds, Sequence) or not seeds:
         raise ConfigError(f"seeds must be a list of one or more integers, got {shown(seeds)}.")
     for name, given in (("grid", grid), ("overrides", overrides or {})):
         if not isinstance(given, Mapping):
             raise ConfigError(f"{name} must be a mapping of dotted keys, got {shown(given)}.")
+    if len(set(map(repr, seeds))) < len(seeds):
+        raise ConfigError(f"seeds must differ, got {shown(seeds)}.")
     axes = {axis: _labelled(axis, values) for axis, values in grid.items()}
     _check_nothing_is_lost(axes, overrides or {})
     number = math.prod(map(len, axes.values())) * len(seeds)
@@ -140,6 +159,11 @@ def make_cells(
         changes = dict(overrides or {})
         for axis, (_, value) in zip(axes, choice, strict=True):
             changes |= _changes(axis, value)
+        if "seed" in changes:
+            raise ConfigError(
+                f"seed is set for each cell by the sweep's seeds, so {shown(changes['seed'])} "
+                f"would be ignored; give seeds: [{shown(changes['seed'])}] instead."
+            )
         labels = {axis: label for axis, (label, _) in zip(axes, choice, strict=True)}
         for seed in seeds:
             experiment = config_lib.from_mapping(base, changes | {"seed": seed})
@@ -153,7 +177,10 @@ def make_cells(
         ]
     names = [cell.name for cell in cells]
     if twice := {name for name in names if names.count(name) > 1}:
-        raise ConfigError(f"grid: two cells have the same name {sorted(twice)[0]!r}; label them.")
+        raise ConfigError(
+            f"grid: two cells have the same name {sorted(twice)[0]!r}; give labels, "
+            f"{{label: value}}, that differ in letters or digits."
+        )
     return cells
 
 
@@ -164,10 +191,6 @@ def _changes(axis: str, value) -> dict:
 
 def _check_nothing_is_lost(axes: Mapping[str, Mapping], overrides: Mapping) -> None:
     """Raises where a key is set that an axis replaces in every cell."""
-    for name in ("seed", *axes):
-        where = "overrides" if name == "seed" and "seed" in overrides else "grid"
-        if name == "seed" and (name in overrides or name in axes):
-            raise ConfigError(f"{where}.seed: seeds are no axis or override; give seeds: [0, 1].")
     set_by: dict[str, set] = {}
     for axis, values in axes.items():
         for label, value in values.items():

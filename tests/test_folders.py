@@ -408,7 +408,10 @@ def rewrite(name, change):
         (lambda f: (f / "config.yaml").unlink(), "config.yaml"),
         (lambda f: (f / "config.yaml").write_text("rounds: six\n"), "config.yaml"),
         (lambda f: (f / "config.yaml").write_text("a: [1"), "not readable YAML"),
-        (lambda f: (f / "config.yaml").write_text("thesis"), "must hold keys and values, got 'thesis'"),
+        (
+            lambda f: (f / "config.yaml").write_text("thesis"),
+            "must hold keys and values, got 'thesis'",
+        ),
     ],
 )
 def test_damage_to_a_finished_run_is_named(damage, message, done):
