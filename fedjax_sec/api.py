@@ -9,11 +9,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_sec import schema
+from fedjax_sec.advice import one_line, shown, suggestion
 from fedjax_sec.ops.moments import finite_rows
-from fedjax_sec.pipeline import Attack, Defense, Setting, check_components, fill_num_byzantine
+from fedjax_sec.pipeline import (
+    Attack,
+    Defense,
+    Setting,
+    check_components,
+    fill_num_byzantine,
+    usable_rows,
+)
 from fedjax_sec.round import known_defense
 from fedjax_sec.schema import ConfigError
-from fedjax_sec.stacks import Stack, as_key, as_mask, as_stack, as_vector, as_weights, describe
+from fedjax_sec.stacks import Stack, as_key, as_mask, as_stack, as_vector, as_weights
 from fedjax_sec.types import AttackerView, ServerData, ServerView
 
 
@@ -120,8 +128,9 @@ def attack(
       **fields: fields of the attack when it is given by its name alone.
 
     Returns: what all clients send, [K, D] or a list of K pytrees; honest clients' updates are as
-    they were. A row with NaN or infinity shows the adversary nothing, with a Python warning. So
-    does an attack that changes no row.
+    they were. A Python warning names rows with NaN or infinity, which show the adversary nothing,
+    and rows with numbers beyond 1e18, which are in none of its statistics. An attack that changes
+    no row warns, too.
 
     Raises: `ConfigError` (a `ValueError`) for wrong shapes and values, unknown names or fields, no
     malicious client, no finite row that the adversary sees, and attacks that need a model and data
@@ -137,8 +146,8 @@ def attack(
     known = ("corrupted", "omniscient")
     if not isinstance(knowledge, str) or knowledge not in known:
         raise ConfigError(
-            f"knowledge must be one of {known}, got {describe(knowledge)}."
-            f"{schema.suggestion(knowledge, known) if isinstance(knowledge, str) else ''}"
+            f"knowledge must be one of {known}, got {shown(knowledge)}."
+            f"{suggestion(knowledge, known) if isinstance(knowledge, str) else ''}"
         )
     pipeline = Attack.build(_with_fields(attack, fields, "attack"))
     if not pipeline.stages:
@@ -159,6 +168,8 @@ def attack(
     key = as_key(key)
     visible = np.ones(clients, bool) if knowledge == "omniscient" else np.asarray(mask)
     finite = _finite_rows(stack.rows, visible, "show the adversary nothing")
+    huge = finite & ~np.asarray(usable_rows(stack.rows))
+    _warn_of(huge, visible, "numbers too large to square and are in none of its statistics", 3)
     run = functools.partial(_attack if loss is None else _anew(_attack, loss=loss), pipeline, rule)
     everything = knowledge == "omniscient"
     sent = run(stack.rows, mask, jnp.asarray(finite), key, params, own, everything=everything)
@@ -271,7 +282,7 @@ def _scalar_loss(loss, stack: Stack, params):
     if not callable(loss):
         raise ConfigError(
             f"server_loss must be a function of parameters, {stack.one}, that returns a number, "
-            f"got {describe(loss)}."
+            f"got {shown(loss)}."
         )
 
     def of_vector(vector):
@@ -280,10 +291,9 @@ def _scalar_loss(loss, stack: Stack, params):
     try:
         shape = jax.eval_shape(of_vector, params)
     except Exception as error:  # the caller's own function
-        reason = " ".join(str(error).split())[:200]
         raise ConfigError(
             f"server_loss fails on parameters that are {stack.one} ({type(error).__name__}: "
-            f"{reason})."
+            f"{one_line(error, 200)})."
         ) from error
     if shape.shape != () or not jnp.issubdtype(shape.dtype, jnp.floating):
         raise ConfigError(
@@ -365,21 +375,25 @@ def _server_view(updates, weights, params, root):
 def _finite_rows(rows, asked, consequence) -> np.ndarray:
     """Which of the rows `asked` for are finite [K]; a warning where some are not, else an error."""
     finite = np.asarray(finite_rows(rows))
-    bad = np.flatnonzero(asked & ~finite)
-    if len(bad) == asked.sum():
+    bad = asked & ~finite
+    if bad.sum() == asked.sum():
         whose = "every row" if asked.all() else "every row that the adversary sees"
         raise ConfigError(
-            f"updates: {whose} holds NaN or infinity ({len(bad)} of {len(bad)}), so nothing is "
+            f"updates: {whose} holds NaN or infinity ({bad.sum()} of {bad.sum()}), so nothing is "
             f"left to work with."
         )
-    if len(bad):
-        some = ", ".join(map(str, bad[:5])) + (", ..." if len(bad) > 5 else "")
-        warnings.warn(
-            f"updates: {len(bad)} of {int(asked.sum())} rows hold NaN or infinity and "
-            f"{consequence}: {some}",
-            stacklevel=3,
-        )
+    _warn_of(bad, asked, f"NaN or infinity and {consequence}")
     return asked & finite
+
+
+def _warn_of(bad, asked, what, level=4) -> None:
+    """A warning at the caller of `aggregate` or `attack` that names the rows `bad` [K]."""
+    if bad.any():
+        numbers = np.flatnonzero(bad)
+        some = ", ".join(map(str, numbers[:5])) + (", ..." if len(numbers) > 5 else "")
+        warnings.warn(
+            f"updates: {len(numbers)} of {asked.sum()} rows hold {what}: {some}", stacklevel=level
+        )
 
 
 def _is_traced(array) -> bool:

@@ -205,7 +205,7 @@ def _poisonings_in(stage, malicious) -> Iterator[tuple[Any, bool, Any]]:
             yield from _poisonings_in(part, shares.get(field.name, malicious))
 
 
-def _usable(updates):
+def usable_rows(updates):
     """[K]: rows whose squares are finite, with room for a sum over all rows.
 
     One client with NaN, infinity or numbers beyond 1e18 would otherwise spoil every statistic that
@@ -310,11 +310,11 @@ class Attack:
     def apply(self, key, updates, state, view: AttackerView) -> tuple[Any, Any, Metrics]:
         """[K, D] -> [K, D]: every stage sees visible rows only and writes malicious rows only.
 
-        Rows that would spoil a sum of squares (`_usable`) are not visible.
+        Rows that would spoil a sum of squares (`usable_rows`) are not visible.
         """
         new_state, metrics = [], {}
         for i, stage in enumerate(self.update_stages):
-            known = view._replace(visible=view.visible & _usable(updates))
+            known = view._replace(visible=view.visible & usable_rows(updates))
             # A huge update of its client's own is in no statistic, but may be flipped or scaled.
             rows = known.visible | (view.malicious & finite_rows(updates))
             seen = jnp.where(rows[:, None], updates, 0.0)

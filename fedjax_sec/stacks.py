@@ -5,7 +5,6 @@ Errors are one line, name the argument, and never print an array.
 # ruff: noqa: F821
 
 import numbers
-import reprlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -15,6 +14,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float
 
+from fedjax_sec.advice import one_line, shown
 from fedjax_sec.schema import ConfigError
 
 _KEPT = (jnp.float16, jnp.bfloat16, jnp.float32)
@@ -41,16 +41,8 @@ class Stack(NamedTuple):
         return "a pytree like one client's"
 
 
-def describe(value: Any) -> str:
-    """A value in a message: one line, and no array.
-
-    >>> describe([1, 2]), describe(np.zeros((2, 3)))
-    ('[1, 2]', 'an array of float64 with shape (2, 3)')
-    """
-    if hasattr(value, "dtype") and hasattr(value, "shape"):
-        return f"an array of {value.dtype} with shape {tuple(value.shape)}"
-    text = " ".join(reprlib.repr(value).split())
-    return text if len(text) <= 80 else f"{text[:77]}..."
+def _typed(array) -> str:
+    return f"{array.dtype} with shape {tuple(array.shape)}"
 
 
 def floats(value: Any, name: str) -> Array:
@@ -75,7 +67,7 @@ def floats(value: Any, name: str) -> Array:
     if value.dtype == object:
         value = _unboxed(value, name)
     if not (jnp.issubdtype(value.dtype, jnp.floating) or jnp.issubdtype(value.dtype, jnp.integer)):
-        raise ConfigError(f"{name} must hold real numbers, got {describe(value)}.")
+        raise ConfigError(f"{name} must hold real numbers, got {_typed(value)}.")
     target = jax.dtypes.canonicalize_dtype(np.float64)
     if value.dtype in (*_KEPT, target):
         return jnp.asarray(value)
@@ -98,9 +90,8 @@ def _array(value, name) -> np.ndarray:
     try:
         return np.asarray(value)
     except Exception as error:  # an object's own conversion raises whatever it likes
-        reason = " ".join(str(error).split())[:200]
         raise ConfigError(
-            f"{name} cannot be read as an array ({type(error).__name__}: {reason})."
+            f"{name} cannot be read as an array ({type(error).__name__}: {one_line(error, 200)})."
         ) from error
 
 
@@ -110,8 +101,7 @@ def _unboxed(array, name) -> np.ndarray:
         if not isinstance(item, numbers.Real) or isinstance(item, (bool, np.bool_)):
             hint = "; make it dense: .toarray()" if hasattr(item, "toarray") else ""
             raise ConfigError(
-                f"{name} must hold real numbers, got {describe(item)} ({type(item).__name__})"
-                f"{hint}."
+                f"{name} must hold real numbers, got {shown(item)} ({type(item).__name__}){hint}."
             )
     try:
         return array.astype(np.float64)
@@ -212,8 +202,9 @@ def _arrays(tree, name):
     try:
         paths, structure = jax.tree.flatten_with_path(tree)
     except Exception as error:  # keys that cannot be sorted, a node's own mistakes
-        reason = " ".join(str(error).split())[:200]
-        raise ConfigError(f"{name} is no pytree that JAX can flatten ({reason}).") from error
+        raise ConfigError(
+            f"{name} is no pytree that JAX can flatten ({one_line(error, 200)})."
+        ) from error
     leaves = [floats(leaf, f"{name}{jax.tree_util.keystr(path)}") for path, leaf in paths]
     if not sum(leaf.size for leaf in leaves):
         raise ConfigError(f"{name} holds no numbers.")
@@ -304,10 +295,9 @@ def as_mask(value: Any, clients: int) -> Bool[Array, "K"]:
         if mask.shape == (clients,) and host.min() >= 0 and host.max() <= 1:
             remedy = "; for zeros and ones write numpy.asarray(malicious, bool)"
         else:
-            some = reprlib.repr(host.tolist())
+            some = shown(host.tolist())
             remedy = f"; for positions write numpy.isin(numpy.arange({clients}), {some})"
-    got = f"{mask.dtype} with shape {mask.shape}"
-    raise ConfigError(f"{wanted}, got {got}{remedy}.")
+    raise ConfigError(f"{wanted}, got {_typed(mask)}{remedy}.")
 
 
 def as_key(key: Any) -> Array:
@@ -329,5 +319,5 @@ def as_key(key: Any) -> Array:
             return jax.random.wrap_key_data(jnp.asarray(key))
     raise ConfigError(
         f"key must be a seed from 0 to 2**32 - 1 or one JAX key such as jax.random.key(0), got "
-        f"{describe(key)}."
+        f"{shown(key)}."
     )

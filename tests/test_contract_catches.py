@@ -251,7 +251,7 @@ def test_sound_attack(check):
 
 def test_an_adversary_that_sees_bad_rows_is_noticed(monkeypatch):
     """As it was before `Attack.apply` hid them: the same sound attack then fails."""
-    monkeypatch.setattr(pipeline, "_usable", lambda updates: jnp.ones(len(updates), bool))
+    monkeypatch.setattr(pipeline, "usable_rows", lambda updates: jnp.ones(len(updates), bool))
     with pytest.raises(AssertionError, match="nan of client 0 reaches what the attack sends"):
         contract.check_attack_survives_bad_rows(SoundAttack())
 

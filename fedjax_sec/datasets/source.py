@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fedjax_sec.advice import one_line, shown
 from fedjax_sec.schema import ConfigError
 
 _PARTS = ("train", "test")
@@ -140,12 +141,12 @@ def checked(source: Any, name: str) -> Source:
     if source.name != name or not isinstance(source.origin, str):
         raise ConfigError(
             f"{at}: its Source must have the name under which it is registered and a text that "
-            f"says where it is from, got name={_short(source.name)}, "
-            f"origin={_short(source.origin)}."
+            f"says where it is from, got name={shown(source.name)}, "
+            f"origin={shown(source.origin)}."
         )
     classes = source.num_classes
     if not _is_whole(classes) or classes < 2:
-        raise ConfigError(f"{at}: num_classes must be an integer >= 2, got {_short(classes)}.")
+        raise ConfigError(f"{at}: num_classes must be an integer >= 2, got {shown(classes)}.")
     arrays = {}
     for part in _PARTS:
         x = _inputs(getattr(source, f"x_{part}"), f"{at}: x_{part}")
@@ -171,7 +172,7 @@ def checked(source: Any, name: str) -> Source:
     if not _is_sequence(official) or len(official) != 2 or not all(map(_is_whole, official)):
         raise ConfigError(
             f"{at}: official_sizes must be the numbers of training and test examples of the whole "
-            f"data set, such as {(len(train), len(test))}, got {_short(official)}."
+            f"data set, such as {(len(train), len(test))}, got {shown(official)}."
         )
     found = source._replace(
         **arrays, num_classes=int(classes), scale=scale, mean=mean, std=std,
@@ -185,14 +186,6 @@ def checked(source: Any, name: str) -> Source:
             f"{len(there) - 1} and set num_classes to {len(there)}."
         )
     return found
-
-
-def _short(value) -> str:
-    """A value on one short line; of an array only type and shape."""
-    if isinstance(value, np.ndarray):
-        return f"an array of {value.dtype} with shape {value.shape}"
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _is_whole(value) -> bool:
@@ -209,8 +202,7 @@ def _as_array(value, at) -> np.ndarray:
     try:
         array = np.asarray(value)
     except Exception as error:  # an object's own conversion raises whatever it likes
-        reason = " ".join(str(error).split())[:200]
-        raise ConfigError(f"{at} cannot be read as an array ({reason}).") from error
+        raise ConfigError(f"{at} cannot be read as an array ({one_line(error, 200)}).") from error
     if array.dtype.kind not in "biuf":
         kind = "text" if array.dtype.kind in "SU" else str(array.dtype)
         raise ConfigError(
@@ -288,7 +280,7 @@ def _check_scale(source, arrays: Mapping, at):
     """`scale`, `mean` and `std` as Python numbers, if they fit the inputs."""
     scale = source.scale
     if not _is_number(scale) or not 0 < scale < math.inf:
-        raise ConfigError(f"{at}: scale must be a finite number > 0, got {_short(scale)}.")
+        raise ConfigError(f"{at}: scale must be a finite number > 0, got {shown(scale)}.")
     for part in _PARTS:
         x = arrays[f"x_{part}"]
         if (x.ndim == 4 or x.dtype == np.uint8) and not (x.min() >= 0 and x.max() <= scale):
@@ -308,7 +300,7 @@ def _check_scale(source, arrays: Mapping, at):
         ):
             raise ConfigError(
                 f"{at}: {field} must be a tuple of finite numbers{' > 0' * (field == 'std')}, one "
-                f"for all or one for each of {channels} channels, got {_short(given)}."
+                f"for all or one for each of {channels} channels, got {shown(given)}."
             )
         found[field] = tuple(map(float, given))
     if len(found["mean"]) != len(found["std"]):
