@@ -68,7 +68,7 @@ class Sweep:
     at_once: int | None = static(
         None, "Replicas vmapped at a time (null: as many as fit an accelerator, 1 on a CPU).", low=1
     )
-    title: str = static("", "Title of the figure.")
+    title: str = static("", "Title of the figure; the data and the number of seeds follow below.")
 
 
 def load(
