@@ -47,7 +47,7 @@ def computed_from(overrides: Sequence[str], where: str):
         if not overrides:
             raise
         set_ = " ".join(f"--set {text}" for text in overrides)
-        raise ConfigError(f"{where} with {set_}: {error}") from error
+        raise ConfigError(f"{where} with {set_}, which is for every row: {error}") from error
 
 
 def settled(
