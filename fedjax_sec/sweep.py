@@ -79,7 +79,7 @@ class Sweep:
         low=1,
         high=COUNT,
     )
-    title: str = static("", "Title of the figure.")
+    title: str = static("", "Title of the figure; the data and the number of seeds follow below.")
 
 
 def load(
