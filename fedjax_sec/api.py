@@ -140,7 +140,7 @@ def attack(
         )
     pipeline = Attack.build(_with_fields(attack, fields, "attack"))
     _refuse_schedules(pipeline.stages, "attack")
-    setting = Setting(updates.shape[0], int(mask.sum()))
+    setting = Setting(updates.shape[0], int(mask.sum()), knowledge=knowledge)
     check_components(pipeline.stages, "attack", setting)
     for stage in pipeline.stages:
         if stage.stage != "update" or getattr(stage, "needs_task", False):

@@ -264,7 +264,7 @@ class Experiment:
         self._check_root()
         if self.data.local_test is not None:
             self.data.local_test.check("data.local_test")
-        setting = Setting(k, m, sampled=k < n, **known)
+        setting = Setting(k, m, sampled=k < n, knowledge=self.threat.knowledge, **known)
         check_components((self.client,), "client", setting)
         check_components(self.attack.stages, "attack", setting)
         check_components(self.defense.stages, "defense", setting)

@@ -23,7 +23,8 @@ class Setting(NamedTuple):
 
     `num_clients` K in a round; `num_malicious` m among the registered clients (None: unknown);
     `sampled`: only some registered clients take part in a round; `capacity` M, `example_shape` of
-    one input, `num_classes` and the names of the model's `layers` (None: unknown).
+    one input, `num_classes` and the names of the model's `layers` (None: unknown); `knowledge`,
+    which updates the adversary sees, as `threat.knowledge` (None: unknown).
     """
 
     num_clients: int
@@ -33,6 +34,7 @@ class Setting(NamedTuple):
     example_shape: tuple[int, ...] | None = None
     num_classes: int | None = None
     layers: tuple[str, ...] | None = None
+    knowledge: str | None = None
 
 
 def _as_list(spec) -> list:
@@ -53,12 +55,27 @@ def _paths(items: Sequence, path: str) -> list[str]:
 def check_components(components, path: str, setting: Setting) -> None:
     """Runs every component's own `check`; raises what the first failing one raises.
 
-    A component whose fields follow schedules is checked with each of their values.
+    A component whose fields follow schedules is checked with each of their values. One that would
+    do nothing with any of them, nested ones too, is refused: its `idle(setting)` says why, or None.
     """
-    for part, at in zip(components, _paths(components, path), strict=True):
+    for part, place in zip(components, _paths(components, path), strict=True):
         if hasattr(part, "check"):
             for one in schema.every_value(part):
-                one.check(at, setting)
+                one.check(place, setting)
+        for at, nested in _walk(part, place):
+            if hasattr(nested, "idle"):
+                reasons = [one.idle(setting) for one in schema.every_value(nested)]
+                if all(reasons):
+                    raise ConfigError(f"{at}: {reasons[0]}")
+
+
+def _walk(part, path: str):
+    """The component and all components inside it, each with its path."""
+    yield path, part
+    for field in dataclasses.fields(part):
+        value = getattr(part, field.name)
+        if dataclasses.is_dataclass(value) and hasattr(value, "registered_name"):
+            yield from _walk(value, f"{path}.{field.name}")
 
 
 def fill_num_byzantine(part, num_malicious: int | None):

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 
 from fedjax_sec import registry
 from fedjax_sec.attacks.data._choice import uniform_by_position
-from fedjax_sec.schema import numeric, static
+from fedjax_sec.schema import ConfigError, numeric, static
 
 
 @registry.attacks.register("pattern")
@@ -15,6 +15,8 @@ class Pattern:
     relabels them. Inside `alie_backdoor` the attacker trains on `num_images` stamped images, drawn
     anew every round (with replacement) from the data it sees. Success is measured on stamped test
     images. Images are [B, H, W, C] in [0, 1].
+
+    Raises: `ConfigError` for a class that does not exist.
 
     Source: Baruch et al. 2019, Section 4.2, Pattern Backdooring: 1000 images a round, upper-left
     5x5 pixels at maximal intensity, target 0.
@@ -33,6 +35,13 @@ class Pattern:
     target: int = static(0, "The attacker's label.", low=0)
     num_images: int = static(1000, "Images an `alie_backdoor` trains on in a round.", low=1)
     fraction: float = numeric(0.5, "Share of a malicious client's examples.", above=0, high=1)
+
+    def check(self, path, setting):
+        if setting.num_classes is not None and self.target >= setting.num_classes:
+            raise ConfigError(
+                f"{path}.target must be < {setting.num_classes}, the number of classes, got "
+                f"{self.target}."
+            )
 
     def trigger(self, x):
         """The images with the square stamped on."""

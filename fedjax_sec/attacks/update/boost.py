@@ -29,6 +29,15 @@ class Boost:
         None, "What updates are multiplied by (null: K, the clients of the round).", above=0
     )
 
+    def idle(self, setting):
+        if (setting.num_clients if self.factor is None else self.factor) == 1:
+            return (
+                "boost would do nothing: its factor is 1"
+                + (", the clients of a round" if self.factor is None else "")
+                + "; give another factor, or leave boost out."
+            )
+        return None
+
     def init(self, num_clients, dim):
         return ()
 
