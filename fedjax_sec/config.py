@@ -16,7 +16,7 @@ from fedjax_sec.datasets.root import build_root
 from fedjax_sec.evaluation.influence import build_influence
 from fedjax_sec.evaluation.robustness import surrogates_of
 from fedjax_sec.ops.client_axis import STRATEGIES
-from fedjax_sec.pipeline import Defense, Setting, check_components, fill_num_byzantine
+from fedjax_sec.pipeline import Defense, Setting, check_components, fill_num_byzantine, walk
 from fedjax_sec.schema import ConfigError, component, section, static
 
 
@@ -262,6 +262,7 @@ class Experiment:
                 f"got clients={self.execution.clients!r}, chunk={self.execution.chunk}."
             )
         self._check_root()
+        self._check_server_rate()
         if self.data.local_test is not None:
             self.data.local_test.check("data.local_test")
         setting = Setting(k, m, sampled=k < n, knowledge=self.threat.knowledge, **known)
@@ -304,6 +305,18 @@ class Experiment:
                 "server.root: the server trains as the clients do but keeps no state between "
                 "rounds; set client.keep_optimizer_state to false."
             )
+
+    def _check_server_rate(self) -> None:
+        optimizer = self.server.optimizer
+        for stage in self.attack.stages:
+            for _, part in walk(stage, "attack"):
+                if getattr(part, "needs_server_rate", False) and optimizer.rate is None:
+                    raise ConfigError(
+                        f"attack: {part.registered_name!r} with accounts_for 'weights_and_rate' "
+                        f"needs a server whose step is a rate times the aggregate; set "
+                        f"server.optimizer to sgd with a learning_rate alone, got "
+                        f"{optimizer.dump_spec()}, or accounts_for to clients."
+                    )
 
 
 def from_mapping(mapping: Mapping, overrides: Mapping | Iterable[str] = ()) -> Experiment:

@@ -62,20 +62,20 @@ def check_components(components, path: str, setting: Setting) -> None:
         if hasattr(part, "check"):
             for one in schema.every_value(part):
                 one.check(place, setting)
-        for at, nested in _walk(part, place):
+        for at, nested in walk(part, place):
             if hasattr(nested, "idle"):
                 reasons = [one.idle(setting) for one in schema.every_value(nested)]
                 if all(reasons):
                     raise ConfigError(f"{at}: {reasons[0]}")
 
 
-def _walk(part, path: str):
+def walk(part, path: str):
     """The component and all components inside it, each with its path."""
     yield path, part
     for field in dataclasses.fields(part):
         value = getattr(part, field.name)
         if dataclasses.is_dataclass(value) and hasattr(value, "registered_name"):
-            yield from _walk(value, f"{path}.{field.name}")
+            yield from walk(value, f"{path}.{field.name}")
 
 
 def fill_num_byzantine(part, num_malicious: int | None):
