@@ -324,9 +324,14 @@ class Experiment:
                 f"got clients={self.execution.clients!r}, chunk={self.execution.chunk}."
             )
         self._check_root()
+        self._check_server_rate()
         if self.data.local_test is not None:
             self.data.local_test.check("data.local_test")
-        setting = Setting(k, m, sampled=k < n, **known)
+        threat = {
+            "knowledge": self.threat.knowledge,
+            "malicious_per_round": self.malicious_in_each_round,
+        }
+        setting = Setting(k, m, sampled=k < n, **threat, **known)
         check_components((self.client,), "client", setting)
         check_components(self.attack.stages, "attack", setting)
         check_components(self.defense.stages, "defense", setting)
@@ -399,6 +404,16 @@ class Experiment:
             raise ConfigError(
                 "server.root: the server trains as the clients do but keeps no state between "
                 "rounds; set client.keep_optimizer_state to false."
+            )
+
+    def _check_server_rate(self) -> None:
+        needing = schema.needing(self.attack.stages, "needs_server_rate")
+        if needing and self.server.optimizer.rate is None:
+            raise ConfigError(
+                f"attack: {needing[0]!r} with accounts_for 'weights_and_rate' needs a server whose "
+                f"step is a rate times the aggregate; set server.optimizer to sgd with a "
+                f"learning_rate alone, got {self.server.optimizer.dump_spec()}, or accounts_for to "
+                f"clients."
             )
 
 

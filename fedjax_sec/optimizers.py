@@ -102,6 +102,17 @@ class Optimizer:
         fixed = {name: _thaw(value) for name, value in self.fixed}
         return OPTIMIZERS[self.registered_name](**self.traced, **fixed)
 
+    @property
+    def rate(self):
+        """The learning rate where a step is minus it times the gradient, else None.
+
+        >>> build({"name": "sgd", "learning_rate": 0.5}).rate
+        0.5
+        """
+        plain = self.registered_name == "sgd" and set(self.traced) == {"learning_rate"}
+        plain = plain and not any(value for _, value in self.fixed)  # momentum: null is none
+        return self.traced["learning_rate"] if plain else None
+
     def dump_spec(self) -> dict:
         """The name and arguments as they stand in a configuration."""
         fixed = {name: _dump(value) for name, value in self.fixed}

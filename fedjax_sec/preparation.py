@@ -75,7 +75,7 @@ def check_on_data(experiment: Experiment, source, population: Population) -> Non
 
 
 def check_bases(experiment: Experiment, source, population: Population) -> None:
-    """Raises where an attack on one class could poison nothing, or nothing be measured."""
+    """Raises where an attack on data would poison nothing, or nothing could be measured."""
     base = None if experiment.backdoor is None else experiment.backdoor.base
     if base is not None and base not in np.asarray(source.y_test):
         raise ConfigError(
@@ -95,6 +95,31 @@ def check_bases(experiment: Experiment, source, population: Population) -> None:
                 f"{stage.registered_name!r} would do nothing; choose another base, or change the "
                 f"seed, data.partition or threat.num_malicious."
             )
+    poisons = _poisons(experiment, source, population._replace(malicious=malicious))
+    for stage, something in zip(experiment.attack.data_stages, poisons, strict=True):
+        if not something:
+            raise ConfigError(
+                f"attack: {stage.registered_name!r} would poison nothing: no example of a "
+                f"malicious client falls into its share, and none of them has more than "
+                f"{counts.max()}; raise its fraction, or give clients more data."
+            )
+
+
+def _poisons(experiment: Experiment, source, population: Population) -> list[bool]:
+    """Whether each attack on data ever poisons an example, by its own choice of them."""
+    if not experiment.attack.data_stages:
+        return []
+    key = stream(jax.random.key(experiment.seed), Stream.POISON)
+    clients = np.flatnonzero(population.malicious)
+    labels = jnp.asarray(np.asarray(source.y_train)[population.index[clients]])
+    held = np.arange(labels.shape[1]) < population.counts[clients][:, None]
+
+    def choose(attack):
+        keys = jax.vmap(lambda client: jax.random.fold_in(key, client))(clients)
+        masks = jax.vmap(attack.choose)(keys, labels, held)
+        return np.array([bool(mask.any()) for mask in masks])
+
+    return list(np.any([choose(one) for one in schema.every_value(experiment.attack)], axis=0))
 
 
 @functools.lru_cache(maxsize=16)

@@ -248,13 +248,13 @@ def test_dump_and_load(changes, tmp_path):
 
 def test_structure_leaves_out_what_is_traced():
     base = config.from_mapping(
-        small(threat={"num_malicious": 1}, attack={"name": "alie", "z": 1.0})
+        small(threat={"num_malicious": 2}, attack={"name": "alie", "z": 1.0})
     )
 
     def structure(**changes):
         return config.from_mapping(base.to_dict(), changes).structure()
 
-    for same in ({"seed": 5}, {"attack.z": 2.0}, {"client.l2": 0.1}, {"threat.num_malicious": 2}):
+    for same in ({"seed": 5}, {"attack.z": 2.0}, {"client.l2": 0.1}, {"threat.num_malicious": 3}):
         assert structure(**same) == base.structure(), same
     for other in (
         {"rounds": 9},
