@@ -8,14 +8,14 @@ from typing import Any
 import jax
 from omegaconf import OmegaConf
 
-from fedjax_sec import registry, schema
+from fedjax_sec import optimizers, registry, schema
 from fedjax_sec.advice import SYNONYMS, letters, likeness, shown
 from fedjax_sec.datasets.local_test import build_local_test
 from fedjax_sec.datasets.root import build_root
 from fedjax_sec.evaluation.influence import build_influence
 from fedjax_sec.evaluation.robustness import surrogates_of
 from fedjax_sec.ops.client_axis import STRATEGIES
-from fedjax_sec.pipeline import Defense, Setting, check_components, fill_num_byzantine
+from fedjax_sec.pipeline import Attack, Defense, Setting, check_components, fill_num_byzantine
 from fedjax_sec.reading import LEVELS, parse, read_text
 from fedjax_sec.schema import COUNT, SEED, ConfigError, component, section, static
 
@@ -281,7 +281,8 @@ class Experiment:
 
         `known` are fields of `Setting` that only the data tells: capacity, shape and classes.
         """
-        schema.rebuild(self, "", _builders())  # Python code may have put anything into a field
+        # Python code may have put anything into a field, also components that have no name.
+        schema.rebuild(self, "", dict.fromkeys(_builders(), _admit_again))
         n, k, m = self.data.num_clients, self.clients_per_round, self.threat.num_malicious
         registry.datasets.get(self.data.name, "data.name")
         if (self.data.mean is None) != (self.data.std is None):
@@ -420,6 +421,19 @@ class Experiment:
 def _builders() -> dict:
     own = {"influence": build_influence, "root": build_root, "local test": build_local_test}
     return registry.builders() | own
+
+
+def _admit_again(component, path: str):
+    """The gate for a component of a built experiment, whether it is registered or not."""
+    if isinstance(component, Attack | Defense):
+        for stage in component.stages:
+            _admit_again(stage, path)
+        return component
+    if isinstance(component, optimizers.Optimizer):
+        return optimizers.build(component, path)
+    if not dataclasses.is_dataclass(component):
+        raise ConfigError(f"{path}: expected a component that is built, got {shown(component)}.")
+    return schema.rebuild(component, path, dict.fromkeys(_builders(), _admit_again))
 
 
 def from_mapping(mapping: Mapping, overrides: Mapping | Iterable[str] = ()) -> Experiment:

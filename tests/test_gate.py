@@ -195,6 +195,25 @@ def test_a_built_experiment_is_checked_again(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_component_without_a_name_is_checked_too():
+    @schema.pytree
+    class Unregistered:
+        stage = "before"
+        scale: float = schema.numeric(1.0, "A factor.", low=0, high=2)
+
+    experiment = config.from_mapping(small())
+    for scale, message in ((1.5, None), (3.0, r"defense.scale must be >= 0 and <= 2, got 3.0")):
+        stages = (Unregistered(scale), *experiment.defense.stages)
+        changed = dataclasses.replace(experiment, defense=Defense(stages))
+        if message is None:
+            changed.check()
+            continue
+        with pytest.raises(ConfigError, match=message):
+            changed.check()
+    with pytest.raises(ConfigError, match="model: expected a component that is built, got 'mlp'"):
+        dataclasses.replace(experiment, model="mlp").check()
+
+
 def test_tracers_do_not_pass_the_gate():
     @jax.jit
     def norms(stage):
