@@ -3,7 +3,9 @@
 import contextlib
 import inspect
 import shlex
+import signal
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +15,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from fedjax_sec import registry, schema
+from fedjax_sec import files, registry, schema
 from fedjax_sec.schema import ConfigError
 
 app = typer.Typer(
@@ -35,12 +37,36 @@ DataDir = Annotated[
 
 @contextlib.contextmanager
 def reported():
-    """Prints a bad configuration or missing data as one message instead of a traceback."""
+    """Prints a bad configuration, or a file that cannot be used, as a message, not a traceback."""
     try:
         yield
-    except (ValueError, FileNotFoundError) as error:
-        errors.print(f"[bold red]Error:[/] {escape(str(error))}", soft_wrap=True)
+    except (ValueError, OSError) as error:
+        text = files.describe(error) if isinstance(error, OSError) else str(error)
+        errors.print(f"[bold red]Error:[/] {escape(text)}", soft_wrap=True)
         raise typer.Exit(2) from None
+
+
+class _Terminated(BaseException):
+    """SIGTERM, to be passed through as KeyboardInterrupt is."""
+
+
+@contextlib.contextmanager
+def interruptible(command: Sequence[str]) -> Iterator[None]:
+    """Ends on SIGINT and SIGTERM with the command that goes on; exit status 130 and 143."""
+
+    def terminate(number, frame):
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    except (KeyboardInterrupt, _Terminated) as reason:
+        number = signal.SIGTERM if isinstance(reason, _Terminated) else signal.SIGINT
+        text = f"Stopped by {number.name}; what is done is kept. To go on: {shlex.join(command)}"
+        errors.print(text, markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(128 + number) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _progress() -> Progress:
@@ -61,6 +87,10 @@ def data_overrides(data_dir: Path | None) -> dict:
     return {} if data_dir is None else {"data.data_dir": str(data_dir)}
 
 
+def _data_option(data_dir: Path | None) -> list[str]:
+    return [] if data_dir is None else ["--data-dir", str(data_dir)]
+
+
 @app.command()
 def run(
     config: Config,
@@ -78,7 +108,9 @@ def run(
     from fedjax_sec import config as config_lib
     from fedjax_sec import experiment as experiment_lib
 
-    with reported():
+    out = out.absolute()
+    again = ["fedjax-sec", "run", str(config), *(overrides or ()), "--out", str(out), "--resume"]
+    with reported(), interruptible([*again, *_data_option(data_dir)]):
         if resume and overwrite:
             raise ConfigError("Give --resume or --overwrite, not both.")
         spec = config_lib.apply_overrides(config_lib.read_yaml(config), overrides or ())
@@ -121,6 +153,7 @@ def _print_summary(result, out) -> None:
 
 
 @app.command()
+@reported()
 def sweep(
     config: Annotated[Path, typer.Argument(metavar="SWEEP.yaml", help="The sweep.")],
     overrides: Overrides = None,
@@ -132,9 +165,11 @@ def sweep(
     from fedjax_sec import plotting
     from fedjax_sec import sweep as sweep_lib
 
-    with reported():
-        settings, cells = sweep_lib.load(config, overrides or (), data_overrides(data_dir))
-        found = run_with_progress(cells, out, at_once=settings.at_once)
+    out = out.absolute()
+    again = ["fedjax-sec", "sweep", str(config), *(overrides or ()), "--out", str(out)]
+    again += _data_option(data_dir)
+    settings, cells = sweep_lib.load(config, overrides or (), data_overrides(data_dir))
+    found = run_with_progress(cells, out, at_once=settings.at_once, again=again)
     frame, axes = sweep_lib.to_frame(cells, found), sweep_lib.axes_of(cells)
     frame.to_csv(out / "runs.csv", index=False)
     sweep_lib.summarized(frame, axes).to_csv(out / "table.csv", index=False)
@@ -155,11 +190,16 @@ def sweep(
     console.print(f"Tables: {out / 'table.md'}\nFigure: {paths[0]}", soft_wrap=True)
 
 
-def run_with_progress(cells, out: Path, at_once: int | None = None):
-    """`sweep.run_cells` with a progress bar on stderr (plain lines when it is no terminal)."""
+def run_with_progress(
+    cells, out: Path, at_once: int | None = None, again: Sequence[str] | None = None
+):
+    """`sweep.run_cells` with a progress bar on stderr (plain lines when it is no terminal).
+
+    `again` is the command that goes on after an interruption (None: this one).
+    """
     from fedjax_sec import sweep as sweep_lib
 
-    with _progress() as progress:
+    with interruptible(again or ["python", *sys.argv]), _progress() as progress:
 
         def on_group(number, total, members):
             rounds = members[0].experiment.rounds
@@ -279,9 +319,10 @@ def trigger(
     with reported():
         spec = config_lib.apply_overrides(config_lib.read_yaml(config), overrides or ())
         experiment = config_lib.from_mapping(spec, data_overrides(data_dir))
+        files.check_writable(out.absolute().parent)
         pictures = inspection.backdoor_pictures(experiment, count)
-    title = f"{experiment.backdoor.registered_name}, {load_source(experiment).label}"
-    paths = plotting.trigger_pictures(pictures, title, out)
+        title = f"{experiment.backdoor.registered_name}, {load_source(experiment).label}"
+        paths = plotting.trigger_pictures(pictures, title, out)
     console.print(f"Picture: {paths[0]}", soft_wrap=True)
 
 
@@ -301,10 +342,11 @@ def partition(
     with reported():
         spec = config_lib.apply_overrides(config_lib.read_yaml(config), overrides or ())
         experiment = config_lib.from_mapping(spec, data_overrides(data_dir))
+        files.check_writable(out.absolute().parent)
         holdings = inspection.class_table(experiment)
-    kind = experiment.data.partition.registered_name
-    title = f"{kind}, {load_source(experiment).label}, seed {experiment.seed}"
-    paths = plotting.class_table(holdings, title, out)
+        kind = experiment.data.partition.registered_name
+        title = f"{kind}, {load_source(experiment).label}, seed {experiment.seed}"
+        paths = plotting.class_table(holdings, title, out)
     console.print(f"Picture: {paths[0]}", soft_wrap=True)
 
 
@@ -326,14 +368,15 @@ def audit(
     from fedjax_sec.audit import audit as look
 
     with reported():
+        if out is not None:
+            files.check_writable(out.absolute().parent)
         found = look(
             run_dir, surrogate=surrogate, eps=eps, images=images, steps=steps, restarts=restarts
         )
-    text = found.to_markdown()
-    print(text, end="")
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(f"# Audit of {run_dir.name}\n\n{text}")
+        text = found.to_markdown()
+        print(text, end="")
+        if out is not None:
+            files.write_atomically(out, f"# Audit of {run_dir.name}\n\n{text}")
 
 
 @app.command()
@@ -380,6 +423,7 @@ def bench(
                 )
         if with_peers and (absent := peers.missing()):
             errors.print(f"Not installed, so not compared with: {', '.join(absent)}.")
+        files.check_writable(out.absolute().parent)
         rates = timing.measure_machine()
         folder = None if data_dir is None else str(data_dir)
         rows = []

@@ -8,18 +8,16 @@ from typing import Any
 import jax
 from omegaconf import OmegaConf
 
-from fedjax_sec import registry, schema
+from fedjax_sec import optimizers, registry, schema
 from fedjax_sec.advice import SYNONYMS, letters, likeness, shown
 from fedjax_sec.datasets.local_test import build_local_test
 from fedjax_sec.datasets.root import build_root
 from fedjax_sec.evaluation.influence import build_influence
 from fedjax_sec.evaluation.robustness import surrogates_of
 from fedjax_sec.ops.client_axis import STRATEGIES
-from fedjax_sec.pipeline import Defense, Setting, check_components, fill_num_byzantine
+from fedjax_sec.pipeline import Attack, Defense, Setting, check_components, fill_num_byzantine
 from fedjax_sec.reading import LEVELS, parse, read_text
 from fedjax_sec.schema import COUNT, SEED, ConfigError, component, section, static
-
-_MISSING = dataclasses.MISSING
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,6 +198,11 @@ class Experiment:
     evaluation: Evaluation = section(Evaluation, "Metrics.")
     checkpoint: Checkpoint = section(Checkpoint, "Resuming.")
     execution: Execution = section(Execution, "Layout of the work on the device.")
+    start_from: str | None = static(
+        None,
+        "Folder of a finished run whose final parameters this one starts from (null: the model's "
+        "initial ones, by the seed).",
+    )
     rounds: int = static(100, "Federated rounds.", low=1, high=COUNT)
     seed: int = static(0, "Seed of everything random.", low=0, high=SEED)
 
@@ -236,14 +239,16 @@ class Experiment:
     def structure(self):
         """A hashable key; experiments with equal keys run in one compiled program.
 
-        Everything except the seed, the malicious clients' number and placement, in which rounds
-        they attack unless in all, how likely clients drop out, and the values of numeric fields.
+        Everything except the seed, the run that it starts from, the malicious clients' number and
+        placement, in which rounds they attack unless in all, how likely clients drop out, and the
+        values of numeric fields.
         """
         sometimes = self.threat.start > 0 or self.threat.every > 1
         leaves = (self.model, self.client, self.server.optimizer, self.attack, self.defense)
         rest = dataclasses.replace(
             self,
             seed=0,
+            start_from=None,
             model=None,
             client=None,
             attack=None,
@@ -276,7 +281,8 @@ class Experiment:
 
         `known` are fields of `Setting` that only the data tells: capacity, shape and classes.
         """
-        schema.rebuild(self, "", _builders())  # Python code may have put anything into a field
+        # Python code may have put anything into a field, also components that have no name.
+        schema.rebuild(self, "", dict.fromkeys(_builders(), _admit_again))
         n, k, m = self.data.num_clients, self.clients_per_round, self.threat.num_malicious
         registry.datasets.get(self.data.name, "data.name")
         if (self.data.mean is None) != (self.data.std is None):
@@ -319,9 +325,14 @@ class Experiment:
                 f"got clients={self.execution.clients!r}, chunk={self.execution.chunk}."
             )
         self._check_root()
+        self._check_server_rate()
         if self.data.local_test is not None:
             self.data.local_test.check("data.local_test")
-        setting = Setting(k, m, sampled=k < n, **known)
+        threat = {
+            "knowledge": self.threat.knowledge,
+            "malicious_per_round": self.malicious_in_each_round,
+        }
+        setting = Setting(k, m, sampled=k < n, **threat, **known)
         check_components((self.client,), "client", setting)
         check_components(self.attack.stages, "attack", setting)
         check_components(self.defense.stages, "defense", setting)
@@ -396,10 +407,33 @@ class Experiment:
                 "rounds; set client.keep_optimizer_state to false."
             )
 
+    def _check_server_rate(self) -> None:
+        needing = schema.needing(self.attack.stages, "needs_server_rate")
+        if needing and self.server.optimizer.rate is None:
+            raise ConfigError(
+                f"attack: {needing[0]!r} with accounts_for 'weights_and_rate' needs a server whose "
+                f"step is a rate times the aggregate; set server.optimizer to sgd with a "
+                f"learning_rate alone, got {self.server.optimizer.dump_spec()}, or accounts_for to "
+                f"clients."
+            )
+
 
 def _builders() -> dict:
     own = {"influence": build_influence, "root": build_root, "local test": build_local_test}
     return registry.builders() | own
+
+
+def _admit_again(component, path: str):
+    """The gate for a component of a built experiment, whether it is registered or not."""
+    if isinstance(component, Attack | Defense):
+        for stage in component.stages:
+            _admit_again(stage, path)
+        return component
+    if isinstance(component, optimizers.Optimizer):
+        return optimizers.build(component, path)
+    if not dataclasses.is_dataclass(component):
+        raise ConfigError(f"{path}: expected a component that is built, got {shown(component)}.")
+    return schema.rebuild(component, path, dict.fromkeys(_builders(), _admit_again))
 
 
 def from_mapping(mapping: Mapping, overrides: Mapping | Iterable[str] = ()) -> Experiment:
@@ -426,6 +460,9 @@ def from_mapping(mapping: Mapping, overrides: Mapping | Iterable[str] = ()) -> E
         experiment = dataclasses.replace(experiment, defense=Defense(stages))
     if hasattr(experiment.client, "settled"):
         experiment = dataclasses.replace(experiment, client=experiment.client.settled())
+    if experiment.start_from is not None:  # the same run wherever this one is taken up again
+        start = str(Path(experiment.start_from).expanduser().absolute())
+        experiment = dataclasses.replace(experiment, start_from=start)
     experiment.check()
     return experiment
 
@@ -487,8 +524,9 @@ def _places_inside(path: str, field, given) -> Iterator[str]:
         yield from (f"{path}.{name}" for name in ("learning_rate", "momentum"))
     if kind not in registry.KINDS:
         return
-    given = field.default_factory() if given is None and field.default is _MISSING else given
-    name = given.get("name", "sgd") if isinstance(given, Mapping) else given or field.default
+    name = schema.default_spec(field).get("name") if given is None else given
+    if isinstance(given, Mapping):
+        name = (schema.default_spec(field) | given).get("name")
     known = registry.KINDS[kind]
     if isinstance(name, str) and name in known.names():
         for inner in dataclasses.fields(known.get(name)):
@@ -534,7 +572,7 @@ def parse_override(text: str) -> tuple[str, object]:
         raise ConfigError(f"An override must look like key.path=value, got {shown(text)}.")
     where = f"Override {shown(text)}"
     # As an entry of a list, so that a line break cannot begin another key.
-    parsed = parse(f"- {value}", where)
+    parsed = parse(f"- {value}", where, with_references=False)
     if not isinstance(parsed, list) or len(parsed) != 1:
         raise ConfigError(f"{where}: more than one value.")
     return key.strip(), parsed[0]

@@ -1,7 +1,8 @@
 """Runs experiments: rounds and evaluations in turns, checkpoints, results."""
 
 import contextlib
-import json
+import hashlib
+import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,10 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_sec import config as config_lib
-from fedjax_sec import results
+from fedjax_sec import files, results
 from fedjax_sec.advice import shown
-from fedjax_sec.checkpoints import Checkpoints
+from fedjax_sec.checkpoints import Checkpoints, Saved
 from fedjax_sec.config import Experiment
+from fedjax_sec.evaluation.robustness import surrogates_of
 from fedjax_sec.host import undisturbed
 from fedjax_sec.preparation import (
     check_bases,
@@ -31,8 +33,10 @@ from fedjax_sec.preparation import (
 )
 from fedjax_sec.program import Program, tuned
 from fedjax_sec.schema import ConfigError
-from fedjax_sec.trained import CHECKPOINTS, load_surrogates
+from fedjax_sec.trained import load_start, load_surrogates
 from fedjax_sec.tuning import Tuning
+
+_log = logging.getLogger(__name__)
 
 #: Keys of the summary -> metrics that count something in every round.
 COUNTED = {
@@ -42,9 +46,6 @@ COUNTED = {
     "zero_aggregate_rounds": "zero_aggregates",
     "attack_rounds": "attack_rounds",
 }
-
-#: The file that says how an interrupted run computed local training.
-EXECUTION = "execution.json"
 
 
 class Result(NamedTuple):
@@ -102,7 +103,8 @@ def verify(experiment: Experiment) -> None:
 
     On top of `Experiment.check`, that is missing data, a network or a pattern that does not fit
     the data, a batch size beyond the largest client's examples, a backdoor whose class nobody
-    holds or of which the network sees nothing, and an influence that cannot be measured.
+    holds or of which the network sees nothing, an influence that cannot be measured, and a run
+    that this one cannot start from.
     """
     source = load_source(experiment)
     experiment.model.make(source.x_train.shape[1:], source.num_classes)
@@ -112,6 +114,7 @@ def verify(experiment: Experiment) -> None:
     check_trigger(experiment, source)
     probe_positions(experiment, source)
     load_surrogates(experiment)
+    load_start(experiment)
     images = experiment.evaluation.evasion_images
     if images is not None and images > len(source.y_test):
         raise ConfigError(
@@ -127,14 +130,28 @@ def settle(experiment: Experiment, checkpoint_dir: str | Path | None) -> Tuning:
     It changes results by rounding, so it is written down beside the state: what resumes does not
     measure again.
     """
-    path = None if checkpoint_dir is None else Path(checkpoint_dir).parent / EXECUTION
-    if path is not None and path.exists():
-        return Tuning.from_dict(json.loads(path.read_text()))
+    if checkpoint_dir is None:
+        return tuned(experiment)
+    path = Path(checkpoint_dir).absolute().parent / results.EXECUTION
+    if path.exists():
+        try:
+            return Tuning.from_dict(files.read_json(path))
+        except (ConfigError, KeyError, TypeError, ValueError) as error:
+            reason = f"{error}" if isinstance(error, ConfigError) else f"{str(path)!r} is damaged."
+            raise ConfigError(
+                f"{reason} It says how the run was computed: {_begin_again(path.parent)}"
+            ) from None
     tuning = tuned(experiment)
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        results.write_atomically(path, json.dumps(tuning.to_dict(), indent=2) + "\n")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files.write_json(path, tuning.to_dict())
     return tuning
+
+
+def _begin_again(folder: Path) -> str:
+    """The advice where the state in a run's folder, or in the folder of a group, is damaged."""
+    if results.read_mark(folder).kind == "run":
+        return "choose another folder, or pass --overwrite to begin this run again."
+    return f"remove {str(folder)!r} and the cells' folders named here, and start the sweep again."
 
 
 @undisturbed
@@ -164,20 +181,32 @@ def train(
     """
     if len({e.structure() for e in experiments}) != 1:
         raise ConfigError("These experiments differ in structure and cannot share a program.")
+    if checkpoint_dir and not folders:
+        raise ConfigError("checkpoint_dir needs folders: a state goes on beside its metrics.")
     if program is None:
         program = Program(experiments[0], at_once, settle(experiments[0], checkpoint_dir))
     replicas, unused = program.replicas(experiments)
     first = experiments[0]
     begin = time.perf_counter()
 
-    checkpoints = Checkpoints(checkpoint_dir) if checkpoint_dir else None
-    state, done, elapsed = program.init(replicas), 0, 0.0
-    if checkpoints:
-        state, done, elapsed = checkpoints.restore(state)
+    starts = [load_start(experiment) for experiment in experiments]
+    given = starts if any(start is not None for start in starts) else None
+    saved = Saved(
+        0, program.init(replicas, given), 0.0, [[] for _ in experiments],
+        [None if start is None else hashlib.sha256(start.tobytes()).hexdigest()
+         for start in starts],
+    )  # fmt: skip
+    checkpoints, rows_of = None, [[] for _ in experiments]
+    if checkpoint_dir:
+        checkpoints = Checkpoints(checkpoint_dir, [one.to_dict() for one in experiments])
+        saved = _take_up(experiments, folders, checkpoints, saved)
     if folders:
-        for folder in folders:
-            folder.truncate(done or -1)  # round 0 is measured again
-    rows_of = [folder.rows() if folders and done else [] for folder in folders or experiments]
+        due = results.evaluated(first)
+        rows_of = [
+            folder.take_up(digests, due[: len(digests)])
+            for folder, digests in zip(folders, saved.rows, strict=True)
+        ]
+    state, done, elapsed = saved.state, saved.done, saved.elapsed
 
     def record(done, metrics):
         host = jax.device_get(metrics)
@@ -188,7 +217,7 @@ def train(
         for i, row in enumerate(new):
             rows_of[i].append(row)
             if folders:
-                folders[i].append(row)
+                saved.rows[i].append(folders[i].append(row))
         if on_evaluation:
             on_evaluation(done, new)
 
@@ -209,7 +238,8 @@ def train(
         record(done, program.evaluate(state, replicas, done) | training)
         evaluations += 1
         if checkpoints and (evaluations % first.checkpoint.every == 0 or done == first.rounds):
-            checkpoints.save(done, state, elapsed + time.perf_counter() - begin)
+            spent = elapsed + time.perf_counter() - begin
+            checkpoints.save(Saved(done, state, spent, saved.rows, saved.start))
 
     wall = elapsed + time.perf_counter() - begin
     timing = {
@@ -239,12 +269,38 @@ def train(
                 None if experiment.threat.redraw else malicious_clients(population)
             ),
         }
+        if saved.start[i] is not None:
+            summary["start_from"] = {"run": experiment.start_from, "parameters": saved.start[i]}
         if folders:
             if first.checkpoint.keep_params:
                 folders[i].write_params(state.params[i])
             folders[i].write_summary(summary)
         found.append(Result(experiment, metrics, summary, program.unravel(state.params[i])))
     return found
+
+
+def _take_up(experiments, folders, checkpoints, anew: Saved) -> Saved:
+    """The newest checkpoint that can be trusted and that the rows in the folders fit, or `anew`."""
+    due = results.evaluated(experiments[0])
+
+    def accept(saved: Saved) -> None:
+        if saved.done not in due:
+            raise ConfigError(
+                f"The state after round {saved.done} cannot go on: with evaluation.every = "
+                f"{experiments[0].evaluation.every} a run of {due[-1]} rounds has no evaluation "
+                f"there."
+            )
+        at = due[: due.index(saved.done) + 1]
+        for folder, digests in zip(folders, saved.rows, strict=True):
+            if len(digests) != len(at):
+                raise ConfigError(f"The state after round {saved.done} misses rows of metrics.")
+            folder.check_rows(digests, at)
+
+    remedy = _begin_again(checkpoints.folder.parent)
+    saved = checkpoints.restore(anew.state, accept, remedy[0].upper() + remedy[1:])
+    if saved is None and any(folder.has_rows for folder in folders):
+        _log.warning("No checkpoint in %r: beginning anew.", str(checkpoints.folder))
+    return saved or anew
 
 
 def _summarize(experiment, program, metrics, unused, timing) -> dict:
@@ -332,7 +388,8 @@ def run(
       config: a YAML file, a mapping, or an `Experiment`.
       out: folder for `config.yaml`, `metrics.jsonl`, `summary.json`, figures and checkpoints; None
         writes nothing.
-      resume: continue the run in `out`, to the same bits as if it had never stopped.
+      resume: continue the run in `out`, to the same bits as if it had never stopped; it may have
+        more `rounds` now, and nothing else may differ.
       overwrite: replace the run in `out`.
       on_evaluation: called with the rounds done and a list with the metrics just measured.
       profile: folder for a JAX profiler trace of the rounds between two evaluations.
@@ -340,8 +397,8 @@ def run(
 
     Returns: `Result` with metrics as arrays over evaluations and the final parameters.
 
-    Raises: `ConfigError` (a `ValueError`) for a configuration that cannot be run, before anything
-    compiles.
+    Raises: `ConfigError` (a `ValueError`) for a configuration that cannot be run or a folder that
+    cannot be used, before anything compiles.
 
     >>> result = run({"data": {"name": "digits"}, "rounds": 2})
     >>> result.metrics["round"].tolist()
@@ -361,21 +418,58 @@ def run(
     if out is None:
         verify(experiment)
         return train([experiment], on_evaluation=on_evaluation, profile=profile)[0]
-    verify(experiment)  # before the folder is claimed
-    folder = results.RunFolder(out)
-    folder.open(experiment.to_dict(), resume=resume, overwrite=overwrite)
-    if folder.finished:
-        if profile is not None:
-            raise ConfigError(f"profile: the run in {str(folder.path)!r} is finished.")
-        return read_result(experiment, folder)
-    result = train(
-        [experiment],
-        [folder],
-        checkpoint_dir=folder.path / CHECKPOINTS,
-        on_evaluation=on_evaluation,
-        profile=profile,
-    )[0]
-    from fedjax_sec import plotting  # slow to import, and not needed before
+    folder, profile = results.RunFolder(out), profile and Path(profile).absolute()
+    spec, how = experiment.to_dict(), {"resume": resume, "overwrite": overwrite}
+    folder.check(spec, **how)
+    if overwrite:
+        _check_not_needed(experiment, folder)
+    with contextlib.ExitStack() as places:
+        for place in filter(None, (folder.path, profile)):
+            places.enter_context(files.trying(place))
+        verify(experiment)  # before the folder is claimed
+    with folder.locked():
+        if folder.finished and not overwrite:
+            _check_continuing(experiment, folder, how)
+        folder.open(spec, **how)
+        if folder.finished:
+            if profile is not None:
+                raise ConfigError(f"profile: the run in {str(folder.path)!r} is finished.")
+            result = read_result(experiment, folder)
+        else:
+            result = train(
+                [experiment],
+                [folder],
+                checkpoint_dir=folder.path / results.CHECKPOINTS,
+                on_evaluation=on_evaluation,
+                profile=profile,
+            )[0]
+        if result.params is not None or folder.lacks_figures:
+            from fedjax_sec import plotting  # slow to import, and not needed before
 
-    plotting.accuracy_curve(result, folder.path / "figures")
+            plotting.accuracy_curve(result, folder.path / "figures")
     return result
+
+
+def _check_not_needed(experiment: Experiment, folder: results.RunFolder) -> None:
+    """Raises where the run that is to be replaced is one that the new run reads."""
+    surrogates = surrogates_of(experiment.evaluation.evasions, "evaluation.evasions")
+    for key, other in {"start_from": experiment.start_from, **surrogates}.items():
+        if other is not None and Path(other).resolve() == folder.path.resolve():
+            raise ConfigError(
+                f"{key}: the run in {str(folder.path)!r} is needed by this one, so it cannot be "
+                f"replaced by it. Choose another folder."
+            )
+
+
+def _check_continuing(experiment: Experiment, folder: results.RunFolder, how: Mapping) -> None:
+    """Raises where a finished run shall have more rounds, but no state of it can go on."""
+    folder.check(experiment.to_dict(), **how)
+    if folder.experiment().rounds == experiment.rounds:
+        return
+    states = Checkpoints(folder.path / results.CHECKPOINTS, [experiment.to_dict()])
+    if not set(states.rounds()) & set(results.evaluated(experiment)):
+        raise ConfigError(
+            f"rounds: the run in {str(folder.path)!r} is finished and has no checkpoint at a "
+            f"multiple of evaluation.every = {experiment.evaluation.every}, from which it could go "
+            f"on to round {experiment.rounds}. Choose another folder."
+        )

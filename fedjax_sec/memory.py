@@ -35,6 +35,15 @@ def _itemsize(dtype) -> int:
     return 8 if jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key) else dtype.itemsize
 
 
+#: What makes the largest part of a state smaller.
+_SAVING = {
+    "client": "Set client.keep_optimizer_state to false, or lower data.num_clients: a state of "
+    "each registered client is kept.",
+    "defense": "Lower data.num_clients, or num_features of 'foolsgold', which keeps a row of each "
+    "registered client.",
+}
+
+
 def check_stack(clients: int, dim: int, limit: int | None) -> None:
     """Raises `ConfigError` where a round's updates [K, D] cannot be held, before anything compiles.
 
@@ -66,11 +75,11 @@ def check_state(parts: Mapping[str, int], limit: int | None) -> None:
     total = sum(parts.values())
     if limit is not None and total > USABLE * limit:
         sizes = ", ".join(f"{size / 2**30:.2f} for {name}" for name, size in parts.items() if size)
+        largest = max(parts, key=parts.get)
         raise ConfigError(
             f"The state that is kept from round to round needs {total / 2**30:.2f} GiB, of which "
-            f"{USABLE * limit / 2**30:.2f} GiB can be used: {sizes}. What is kept of every "
-            f"registered client grows with data.num_clients: keep no optimizer state, or fewer of "
-            f"`foolsgold`'s features (num_features)."
+            f"{USABLE * limit / 2**30:.2f} GiB can be used: {sizes}. "
+            f"{_SAVING.get(largest, 'Take a smaller model, or fewer runs at once.')}"
         )
 
 

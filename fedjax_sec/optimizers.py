@@ -102,6 +102,17 @@ class Optimizer:
         fixed = {name: _thaw(value) for name, value in self.fixed}
         return OPTIMIZERS[self.registered_name](**self.traced, **fixed)
 
+    @property
+    def rate(self):
+        """The learning rate where a step is minus it times the gradient, else None.
+
+        >>> build({"name": "sgd", "learning_rate": 0.5}).rate
+        0.5
+        """
+        plain = self.registered_name == "sgd" and set(self.traced) == {"learning_rate"}
+        plain = plain and not any(value for _, value in self.fixed)  # momentum: null is none
+        return self.traced["learning_rate"] if plain else None
+
     def dump_spec(self) -> dict:
         """The name and arguments as they stand in a configuration."""
         fixed = {name: _dump(value) for name, value in self.fixed}
@@ -148,7 +159,7 @@ def build(spec, path: str = "optimizer") -> Optimizer:
 def _known(name, functions: Mapping, kind: str, path: str) -> str:
     name = schema.plain(name)
     if not isinstance(name, str):
-        raise ConfigError(f"{path}.name: the name of an {kind} is text, got {shown(name)}.")
+        raise ConfigError(f"{path}.name: the name of optax's {kind} is text, got {shown(name)}.")
     if name in functions:
         return name
     if name.startswith("scale_by_") and hasattr(optax, name):

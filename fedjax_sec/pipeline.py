@@ -26,7 +26,8 @@ class Setting(NamedTuple):
     one input, `num_classes`, the names of the model's `layers`, D `num_parameters` and the number
     of training `examples` (None: unknown). `merged`: an earlier stage makes one row of several
     clients, so rows have no history. `knowledge`: which updates the adversary sees, as
-    `threat.knowledge` (None: unknown).
+    `threat.knowledge` (None: unknown). `malicious_per_round`: how many malicious clients every
+    attacked round has (None: unknown).
     """
 
     num_clients: int
@@ -40,6 +41,7 @@ class Setting(NamedTuple):
     examples: int | None = None
     merged: bool = False
     knowledge: str | None = None
+    malicious_per_round: int | None = None
 
 
 def _as_list(spec) -> list:
@@ -62,7 +64,8 @@ def _paths(items: Sequence, path: str) -> list[str]:
 def check_components(components, path: str, setting: Setting) -> None:
     """Runs every component's `check`, nested ones too; raises what the first failing one raises.
 
-    A component whose fields follow schedules is checked with each of their values. A stage with
+    A component whose fields follow schedules is checked with each of their values. One that would
+    do nothing with any of them is refused: its `idle(setting)` says why, or None. A stage with
     `after(setting) -> Setting` says what the next one meets, such as fewer rows.
     """
     for part, place in zip(components, _paths(components, path), strict=True):
@@ -70,6 +73,10 @@ def check_components(components, path: str, setting: Setting) -> None:
             if hasattr(nested, "check"):
                 for one in schema.every_value(nested):
                     one.check(at, setting)
+            if hasattr(nested, "idle"):
+                reasons = [one.idle(setting) for one in schema.every_value(nested)]
+                if all(reasons):
+                    raise ConfigError(f"{at}: {reasons[0]}")
         if hasattr(part, "after"):
             setting = part.after(setting)
 

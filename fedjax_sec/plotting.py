@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from fedjax_sec import files
+
 _STYLES = ("-", "--", "-.", ":")
 
 
@@ -27,7 +29,8 @@ def save(figure, path: Path) -> list[Path]:
         written.append(path.with_suffix(suffix))
         # No date in the PDF: the same results give the same file.
         metadata = {"CreationDate": None} if suffix == ".pdf" else None
-        figure.savefig(written[-1], dpi=150, bbox_inches="tight", metadata=metadata)
+        with files.replacing(written[-1]) as file:
+            figure.savefig(file, format=suffix[1:], dpi=150, bbox_inches="tight", metadata=metadata)
     return written
 
 

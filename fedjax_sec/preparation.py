@@ -75,12 +75,13 @@ def check_on_data(experiment: Experiment, source, population: Population) -> Non
 
 
 def check_bases(experiment: Experiment, source, population: Population) -> None:
-    """Raises where an attack on one class could poison nothing, or nothing be measured."""
+    """Raises where an attack on data would poison nothing, or nothing could be measured."""
     base = None if experiment.backdoor is None else experiment.backdoor.base
     if base is not None and base not in np.asarray(source.y_test):
         raise ConfigError(
             f"attack: {source.label} has no test example of base class {base}, so the backdoor's "
-            f"success cannot be measured."
+            f"success cannot be measured; choose a base that is among "
+            f"{', '.join(map(str, np.unique(source.y_test)[:20]))}."
         )
     malicious = population.malicious
     if experiment.threat.redraw:  # it is every client's turn
@@ -91,9 +92,34 @@ def check_bases(experiment: Experiment, source, population: Population) -> None:
         if stage.base is not None and stage.base not in held:
             raise ConfigError(
                 f"attack: no malicious client holds an example of base class {stage.base}, so "
-                f"{stage.registered_name!r} would do nothing; change the seed, data.partition or "
-                f"threat.num_malicious."
+                f"{stage.registered_name!r} would do nothing; choose another base, or change the "
+                f"seed, data.partition or threat.num_malicious."
             )
+    poisons = _poisons(experiment, source, population._replace(malicious=malicious))
+    for stage, something in zip(experiment.attack.data_stages, poisons, strict=True):
+        if not something:
+            raise ConfigError(
+                f"attack: {stage.registered_name!r} would poison nothing: no example of a "
+                f"malicious client falls into its share, and none of them has more than "
+                f"{counts.max()}; raise its fraction, or give clients more data."
+            )
+
+
+def _poisons(experiment: Experiment, source, population: Population) -> list[bool]:
+    """Whether each attack on data ever poisons an example, by its own choice of them."""
+    if not experiment.attack.data_stages:
+        return []
+    key = stream(jax.random.key(experiment.seed), Stream.POISON)
+    clients = np.flatnonzero(population.malicious)
+    labels = jnp.asarray(np.asarray(source.y_train)[population.index[clients]])
+    held = np.arange(labels.shape[1]) < population.counts[clients][:, None]
+
+    def choose(attack):
+        keys = jax.vmap(lambda client: jax.random.fold_in(key, client))(clients)
+        masks = jax.vmap(attack.choose)(keys, labels, held)
+        return np.array([bool(mask.any()) for mask in masks])
+
+    return list(np.any([choose(one) for one in schema.every_value(experiment.attack)], axis=0))
 
 
 @functools.lru_cache(maxsize=16)
@@ -137,8 +163,14 @@ def check_trigger(experiment: Experiment, source) -> None:
         raise ConfigError(
             f"attack: {experiment.model.registered_name!r} sees none of the {found[1]} pixels of "
             f"{experiment.backdoor.registered_name!r}, since strides or poolings drop them, so the "
-            f"backdoor could not be learned; move it away from the edges."
+            f"backdoor could not be learned; {_away_from_edges(experiment.backdoor)}."
         )
+
+
+def _away_from_edges(backdoor) -> str:
+    if hasattr(backdoor, "place"):
+        return "set attack.place (with size), or attack.pixels, further inside"
+    return "take a larger attack.size, or 'trojan', which has a place"
 
 
 def make_population(experiment: Experiment, source) -> tuple[Population, int]:
@@ -262,14 +294,15 @@ def probe_positions(experiment: Experiment, source) -> np.ndarray | None:
     if jax.eval_shape(probes, pool, *pair)[0].shape[0] != 2:
         raise ConfigError(
             f"evaluation.influence needs probes with true labels; those of attack "
-            f"{backdoor.registered_name!r} are not the test images."
+            f"{backdoor.registered_name!r} are not the test images. Choose another backdoor, such "
+            f"as 'trojan', or set evaluation.influence to null."
         )
     found = np.flatnonzero(np.asarray(jax.jit(counted)(pool, *test)))[: options.max_images]
     if not len(found):
         raise ConfigError(
             f"evaluation.influence has nothing to measure on: attack {backdoor.registered_name!r} "
             f"has no probe among the {len(source.y_test)} test images that is not truly of its "
-            f"target class."
+            f"target class; choose another base or target."
         )
     return found
 

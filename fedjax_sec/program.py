@@ -185,14 +185,19 @@ class Program:
             self._advancer(state, replicas, rounds)
         return self
 
-    def init(self, replicas: Replica) -> RoundState:
-        """The state of every replica before round 0."""
+    def init(
+        self, replicas: Replica, starts: Sequence[np.ndarray | None] | None = None
+    ) -> RoundState:
+        """The state of every replica before round 0; `starts` are parameters that are given."""
 
         experiment = self.experiment
         start = time.perf_counter()
         params = initial_params(
             experiment.model, self.problem.input_shape, self.problem.num_classes
         )(replicas.key)
+        if starts is not None:
+            pairs = zip(params, starts, strict=True)
+            params = jnp.stack([own if given is None else given for own, given in pairs])
         self._record("init", time.perf_counter() - start)
         task = make_task(self.problem, self.pool)
         begin = jax.vmap(lambda r, p: state_before(experiment, self.problem, task, r.components, p))

@@ -38,8 +38,11 @@ def read_text(path: str | os.PathLike) -> str:
         raise ConfigError(f"{path} cannot be read: {error.strerror}.") from error
 
 
-def parse(text: str, where: str):
+def parse(text: str, where: str, with_references: bool = True):
     """The value of a YAML text, its references resolved; `where` begins every message.
+
+    Raises `ConfigError` for a text that cannot be read, is too large, or refers to what is outside
+    of it, or to anything at all if it is not `with_references`.
 
     >>> parse("a: 1e-3\\nb: ${a}", "text")
     {'a': 0.001, 'b': 0.001}
@@ -47,7 +50,7 @@ def parse(text: str, where: str):
     try:
         _check_size(text, where)
         config = OmegaConf.load(io.StringIO(text))
-        _check_references(OmegaConf.to_container(config), where)
+        _check_references(OmegaConf.to_container(config), where, with_references)
         return OmegaConf.to_container(config, resolve=True)
     except ConfigError:
         raise
@@ -90,10 +93,15 @@ def _check_size(text: str, where: str) -> None:
             raise ConfigError(f"{where}: more than {VALUES} values, so it is no configuration.")
 
 
-def _check_references(value, where: str) -> None:
+def _check_references(value, where: str, allowed: bool) -> None:
     """Refuses what reaches beyond the file: a resolver would copy, say, the environment into it."""
     count = 0
     for key, text in _texts(value):
+        if "${" in text and not allowed:
+            raise ConfigError(
+                f"{where}: {shown(text)} is a reference, which only a file resolves, and only to "
+                f'its own keys. Give the value itself; the shell fills in "$NAME".'
+            )
         found = _REFERENCE.findall(text)
         count += len(found)
         if text.count("${") > len(found):

@@ -28,6 +28,7 @@ class Registry:
 
     def __init__(self, kind: str, *packages: str):
         self.kind = kind
+        self._one = f"an {kind}" if kind[0] in "aeiou" else f"a {kind}"
         self._packages = packages
         self._entries: dict[str, type] = {}
         self._discovered = False
@@ -118,10 +119,6 @@ class Registry:
         fields = dict(spec)
         cls = self.get(schema.plain(fields.pop("name")), f"{path}.name")
         return schema.build(cls, fields, path, builders())
-
-    @property
-    def _one(self) -> str:
-        return f"{'an' if self.kind[0] in 'aeiou' else 'a'} {self.kind}"
 
     def _advice(self, given) -> str:
         """What to give in place of an object, or of nothing."""

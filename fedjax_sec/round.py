@@ -344,6 +344,20 @@ def _unseen(params):
     )
 
 
+def known_weights(
+    counts: Int[Array, "K"], malicious: Bool[Array, "K"], visible: Bool[Array, "K"]
+) -> Float[Array, "K"]:
+    """`weights` of the adversary's view: for those that it does not see the mean of its own.
+
+    >>> bad = jnp.array([True, False])
+    >>> print(known_weights(jnp.array([3, 9]), bad, visible=bad))
+    [3. 3.]
+    """
+    weights = counts.astype(jnp.float32)
+    mean = jnp.sum(jnp.where(malicious, weights, 0.0)) / jnp.maximum(malicious.sum(), 1)
+    return jnp.where(visible, weights, mean)
+
+
 def run_round(
     problem: Problem,
     task: Task,
@@ -420,6 +434,8 @@ def run_round(
             state.defense if problem.omniscient else None, clients,
         ),
         ranks=(jnp.cumsum(population.malicious) - 1)[ids],
+        weights=known_weights(jnp.where(present, counts, 0), malicious, visible),
+        server_rate=components.server.rate,
     )  # fmt: skip
     sent, attack_state, attack_metrics = components.attack.apply(
         stream(key, Stream.ATTACK), updates, state.attack, attacker

@@ -160,8 +160,9 @@ def build(cls, spec: Mapping | None, path: str, builders: Mapping[str, Any] | No
     spec = {} if spec is None else spec
     if not isinstance(spec, Mapping):
         at = path or f"The {cls.__name__.lower()}"
-        names = [field.name for field in dataclasses.fields(cls)]
-        such = f", such as {{name: {spec}}}" if isinstance(spec, str) and "name" in names else ""
+        named = isinstance(spec, str) and spec.isidentifier() and len(spec) <= 40
+        named = named and "name" in {field.name for field in dataclasses.fields(cls)}
+        such = f", such as {{name: {spec}}}" if named else ""
         raise ConfigError(f"{at}: expected a mapping of fields{such}, got {shown(spec)}.")
     fields = {f.name: f for f in dataclasses.fields(cls)}
     for key in spec:
@@ -223,7 +224,7 @@ def _build_value(field, hint, value, path, builders):
                 for i, item in enumerate(items)
             )
         if isinstance(value, Mapping) and "name" not in value:
-            value = {**_default_spec(field, value), **value}
+            value = {**default_spec(field, value), **value}
         return None if value is None and meta["optional"] else builder(value, path)
     if isinstance(value, (Schedule, Mapping)):
         if not meta.get("static"):
@@ -236,8 +237,11 @@ def _build_value(field, hint, value, path, builders):
     return admit(value, hint, meta, path)
 
 
-def _default_spec(field, given: Mapping) -> Mapping:
-    """The specification of a component that is not given, which a mapping without name changes."""
+def default_spec(field, given: Mapping = types.MappingProxyType({})) -> dict:
+    """The specification of a component that is not given, which a mapping without name changes.
+
+    Of the fields that exclude one another, those that yield to `given` are left out.
+    """
     default = field.default
     if default is dataclasses.MISSING:
         default = field.default_factory()

@@ -12,7 +12,6 @@ import itertools
 import json
 import math
 import re
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,8 +22,9 @@ import filelock
 import pandas as pd
 
 from fedjax_sec import config as config_lib
-from fedjax_sec import results, schema
+from fedjax_sec import files, results, schema
 from fedjax_sec.advice import shown
+from fedjax_sec.checkpoints import Checkpoints
 from fedjax_sec.config import Experiment
 from fedjax_sec.experiment import Result, read_result, settle, train, verify
 from fedjax_sec.host import undisturbed
@@ -34,6 +34,9 @@ from fedjax_sec.tuning import Tuning
 
 #: Cells of a sweep, each of which has a folder: more are a mistake in the grid.
 MOST_CELLS = 100_000
+
+#: The file that says which cells a group's state is of.
+MEMBERS = "members.json"
 
 
 class Cell(NamedTuple):
@@ -76,7 +79,7 @@ class Sweep:
         low=1,
         high=COUNT,
     )
-    title: str = static("", "Title of the figure.")
+    title: str = static("", "Title of the figure; the data and the number of seeds follow below.")
 
 
 def load(
@@ -90,23 +93,39 @@ def load(
     own = [text for text in overrides if not str(text).startswith("overrides.")]
     dotted = [text.removeprefix("overrides.") for text in overrides if text not in own]
     spec = config_lib.apply_overrides(config_lib.read_yaml(path), own)
+    changes = dict(config_lib.parse_override(text) for text in dotted) | dict(cell_overrides or {})
+    return from_mapping(spec, changes, Path(path))
+
+
+def from_mapping(
+    mapping: Mapping, cell_overrides: Mapping | None = None, path: Path | None = None
+) -> tuple[Sweep, list[Cell]]:
+    """A sweep from a plain mapping and its cells; `path`, its file, is where others are beside.
+
+    >>> from_mapping({"experiment": {"rounds": 3}, "seeds": [4, 5]})[1][1].name
+    'run/seed5'
+    """
+    spec = config_lib.apply_overrides(mapping, ())
     try:
         sweep = schema.build(Sweep, spec, "")
     except schema.UnknownKey as error:
         keys = {field.name for field in dataclasses.fields(Experiment)}
         if error.key not in keys or {"grid", "experiment"} & spec.keys():
             raise
+        file = path or "FILE"
         raise ConfigError(
-            f"{path} is an experiment, not a sweep: it has the key {error.key!r}. Run it with "
-            f"`fedjax-sec run {path} --out DIR`, or name it in a sweep file, experiment: {path}."
+            f"{path or 'This'} is an experiment, not a sweep: it has the key {error.key!r}. Run it "
+            f"with `fedjax-sec run {file} --out DIR`, or name it in a sweep file, experiment: "
+            f"{file}."
         ) from None
-    changes = dict(config_lib.parse_override(text) for text in dotted)
     base = sweep.experiment
     if isinstance(base, str):
-        base = config_lib.read_yaml(Path(path).parent / base)
-    return sweep, make_cells(
-        base, sweep.grid, sweep.seeds, {**sweep.overrides, **changes, **(cell_overrides or {})}
-    )
+        try:
+            base = config_lib.read_yaml((path or Path()).parent / base)
+        except ConfigError as error:
+            raise ConfigError(f"experiment: {error}") from error
+    changes = {**sweep.overrides, **(cell_overrides or {})}
+    return sweep, make_cells(base, sweep.grid, sweep.seeds, changes)
 
 
 def make_cells(
@@ -122,11 +141,14 @@ def make_cells(
     ['mean/seed0', 'mean/seed1']
     """
     seeds = schema.plain(seeds)
+    seeds = list(seeds) if isinstance(seeds, tuple) else seeds
     if isinstance(seeds, str) or not isinstance(seeds, Sequence) or not seeds:
         raise ConfigError(f"seeds must be a list of one or more integers, got {shown(seeds)}.")
     for name, given in (("grid", grid), ("overrides", overrides or {})):
         if not isinstance(given, Mapping):
             raise ConfigError(f"{name} must be a mapping of dotted keys, got {shown(given)}.")
+    if len(set(map(repr, seeds))) < len(seeds):
+        raise ConfigError(f"seeds must differ, got {shown(seeds)}.")
     axes = {axis: _labelled(axis, values) for axis, values in grid.items()}
     _check_nothing_is_lost(axes, overrides or {})
     number = math.prod(map(len, axes.values())) * len(seeds)
@@ -137,6 +159,11 @@ def make_cells(
         changes = dict(overrides or {})
         for axis, (_, value) in zip(axes, choice, strict=True):
             changes |= _changes(axis, value)
+        if "seed" in changes:
+            raise ConfigError(
+                f"seed is set for each cell by the sweep's seeds, so {shown(changes['seed'])} "
+                f"would be ignored; give seeds: [{shown(changes['seed'])}] instead."
+            )
         labels = {axis: label for axis, (label, _) in zip(axes, choice, strict=True)}
         for seed in seeds:
             experiment = config_lib.from_mapping(base, changes | {"seed": seed})
@@ -150,7 +177,10 @@ def make_cells(
         ]
     names = [cell.name for cell in cells]
     if twice := {name for name in names if names.count(name) > 1}:
-        raise ConfigError(f"grid: two cells have the same name {sorted(twice)[0]!r}; label them.")
+        raise ConfigError(
+            f"grid: two cells have the same name {sorted(twice)[0]!r}; give labels, "
+            f"{{label: value}}, that differ in letters or digits."
+        )
     return cells
 
 
@@ -161,10 +191,6 @@ def _changes(axis: str, value) -> dict:
 
 def _check_nothing_is_lost(axes: Mapping[str, Mapping], overrides: Mapping) -> None:
     """Raises where a key is set that an axis replaces in every cell."""
-    for name in ("seed", *axes):
-        where = "overrides" if name == "seed" and "seed" in overrides else "grid"
-        if name == "seed" and (name in overrides or name in axes):
-            raise ConfigError(f"{where}.seed: seeds are no axis or override; give seeds: [0, 1].")
     set_by: dict[str, set] = {}
     for axis, values in axes.items():
         for label, value in values.items():
@@ -242,7 +268,8 @@ def _slug(label: str) -> str:
     return re.sub(r"[^A-Za-z0-9.=+-]+", "-", label).strip("-") or "none"
 
 
-class _Group(NamedTuple):
+@dataclasses.dataclass
+class _Group:
     """Cells that are replicas of one program, and the folder of their common state.
 
     The lock is held by the process that runs them. It lies outside the folder, which is removed
@@ -251,16 +278,38 @@ class _Group(NamedTuple):
 
     folder: Path
     cells: list[Cell]
-    lock: filelock.FileLock
+    lock_file: Path
+    lock: filelock.BaseFileLock | None = None
+
+    def take(self) -> bool:
+        """Takes the lock; False where another process runs the group now."""
+        lock = files.acquire(self.lock_file)
+        self.lock = lock or self.lock
+        return lock is not None
+
+    def release(self) -> None:
+        """Lets go of the lock."""
+        self.lock.release()
 
     @property
     def is_free(self) -> bool:
         """Whether no other process runs the group now."""
-        try:
-            with self.lock.acquire(blocking=False):
-                return True
-        except filelock.Timeout:
-            return False
+        if free := self.take():
+            self.release()
+        return free
+
+    def remove(self) -> None:
+        """Removes the state of a group that is done, file by file; whose it was, at last."""
+        state = self.folder / "state"
+        files.remove_files(Checkpoints(state, ()).files())
+        known = [self.folder / name for name in (results.EXECUTION, MEMBERS)]
+        files.remove_files([*_leftovers(self.folder), *known])
+        files.remove_empty((state, self.folder))
+        files.mention_rest(self.folder)
+
+
+def _leftovers(folder: Path) -> list[Path]:
+    return files.leftovers(folder, "|".join(map(re.escape, (results.EXECUTION, MEMBERS))))
 
 
 @undisturbed
@@ -282,19 +331,24 @@ def run_cells(
     every evaluation with the rounds done and the new rows. `on_wait(cells)` is called once when
     all that is left, these cells, is being run by others.
     """
-    out = Path(out)
-    if out.exists() and any(out.iterdir()) and not (out / "cells").exists():
-        raise ConfigError(
-            f"Output folder {str(out)!r} is in use by something else: it holds files but no sweep. "
-            f"Choose another folder."
-        )
+    out = Path(out).absolute()
+    _check_folder(out)
     folders = {cell.name: results.RunFolder(out / "cells" / cell.name) for cell in cells}
     for cell in cells:
-        verify(cell.experiment)  # before anything is written or run
-    (out / "cells").mkdir(parents=True, exist_ok=True)
-    with _lock(out, "groups"):  # whoever comes next finds these groups and makes no others
+        folders[cell.name].check(cell.experiment.to_dict(), resume=True, kind="cell")
+    with files.trying(out):
         for cell in cells:
-            folders[cell.name].open(cell.experiment.to_dict(), resume=True)
+            verify(cell.experiment)  # before anything is written or run
+    with filelock.FileLock(out / results.LOCK):
+        files.remove_files(files.leftovers(out, re.escape(results.MARK)))
+        if results.read_mark(out).kind != "sweep":
+            results.write_mark(out, "sweep")
+    (out / "cells").mkdir(exist_ok=True)
+    (out / "locks").mkdir(exist_ok=True)
+    with _making_groups(out):  # whoever comes next finds these groups and makes no others
+        for cell in cells:
+            with folders[cell.name].locked():
+                folders[cell.name].open(cell.experiment.to_dict(), resume=True, kind="cell")
         groups = _groups(cells, folders, out)
         # Settled beforehand: what is measured must not be disturbed by a compilation.
         tuned = {group.folder: settle(group.cells[0].experiment, group.folder / "state")
@@ -302,7 +356,8 @@ def run_cells(
     fresh: dict[str, Result] = {}
     left, ahead = list(groups), {}
     # One program is compiled while the one before it runs: XLA compiles on one core.
-    with ThreadPoolExecutor(max_workers=1) as compiler:
+    compiler = ThreadPoolExecutor(max_workers=1)
+    try:
 
         def prepare(group):
             return compiler.submit(_prepare, group.cells, at_once, tuned[group.folder])
@@ -313,6 +368,9 @@ def run_cells(
             try:
                 if all(folders[cell.name].finished for cell in group.cells):
                     continue  # another process has run it
+                for cell in group.cells:
+                    folders[cell.name].tidy()
+                files.remove_files(_leftovers(group.folder))
                 callback = None
                 if on_group:
                     callback = on_group(groups.index(group), len(groups), group.cells)
@@ -328,10 +386,12 @@ def run_cells(
                     program=program,
                 )
                 fresh |= {cell.name: one for cell, one in zip(group.cells, found, strict=True)}
-                with _lock(out, "groups"):
-                    shutil.rmtree(group.folder)
+                with _making_groups(out):
+                    group.remove()
             finally:
-                group.lock.release()
+                group.release()
+    finally:
+        compiler.shutdown(wait=False, cancel_futures=True)
     return [
         fresh.get(cell.name) or read_result(cell.experiment, folders[cell.name]) for cell in cells
     ]
@@ -342,20 +402,28 @@ def _claim(groups: Sequence[_Group], on_wait: Callable | None) -> _Group:
     waits = False
     while True:
         for group in groups:
-            try:
-                group.lock.acquire(blocking=False)
-            except filelock.Timeout:
-                continue
-            return group
+            if group.take():
+                return group
         if on_wait and not waits:
             on_wait([cell for group in groups for cell in group.cells])
         waits = True
         time.sleep(1.0)
 
 
-def _lock(out: Path, name: str) -> filelock.FileLock:
-    (out / "locks").mkdir(exist_ok=True)
-    return filelock.FileLock(out / "locks" / f"{name}.lock")
+def _check_folder(out: Path) -> None:
+    """Raises `ConfigError` for a folder that is neither free nor a sweep's."""
+    mark = results.read_mark(out)
+    if mark.kind in ("run", "cell"):
+        raise ConfigError(
+            f"Output folder {str(out)!r} holds a run, not a sweep. Choose another folder."
+        )
+    older = mark.kind == "other" and (out / "cells").is_dir() and (out / "locks").is_dir()
+    if mark.kind == "other" and not older:
+        raise results.in_use(out, mark)
+
+
+def _making_groups(out: Path) -> filelock.BaseFileLock:
+    return filelock.FileLock(out / "locks" / "groups.lock")
 
 
 def _prepare(members: Sequence[Cell], at_once: int | None, tuning: Tuning) -> Program:
@@ -371,9 +439,14 @@ def _groups(cells: Sequence[Cell], folders: Mapping, out: Path) -> list[_Group]:
     """
     by_name = {cell.name: cell for cell in cells}
     groups, taken = [], set()
-    for manifest in sorted((out / "groups").glob("*/members.json")):
-        names, folder = json.loads(manifest.read_text()), manifest.parent
-        group = _Group(folder, [by_name.get(name) for name in names], _lock(out, folder.name))
+    for folder in sorted((out / "groups").glob("*/")):
+        if not (folder / MEMBERS).exists():
+            group = _group(out, folder, [])
+            if group.is_free and not Checkpoints(folder / "state", ()).rounds():
+                group.remove()  # a kill came before its members were written, or after it was done
+            continue
+        names = _members(folder)
+        group = _group(out, folder, [by_name.get(name) for name in names])
         if None in group.cells:  # of another sweep in this folder
             mine = [cell.name for cell in group.cells if cell]
             if any(not folders[name].finished for name in mine) and not group.is_free:
@@ -383,7 +456,7 @@ def _groups(cells: Sequence[Cell], folders: Mapping, out: Path) -> list[_Group]:
                 )
         elif all(folders[name].finished for name in names):
             if group.is_free:
-                shutil.rmtree(folder)
+                group.remove()
         else:
             groups.append(group)
             taken |= set(names)
@@ -392,13 +465,30 @@ def _groups(cells: Sequence[Cell], folders: Mapping, out: Path) -> list[_Group]:
         if cell.name not in taken and not folders[cell.name].finished:
             by_structure.setdefault(cell.experiment.structure(), []).append(cell)
     for members in by_structure.values():
-        names = json.dumps([cell.name for cell in members])
-        folder = out / "groups" / hashlib.sha256(names.encode()).hexdigest()[:12]
+        names = [cell.name for cell in members]
+        digest = hashlib.sha256(json.dumps(names).encode()).hexdigest()[:12]
+        folder = out / "groups" / digest
         folder.mkdir(parents=True, exist_ok=True)
-        results.write_atomically(folder / "members.json", names)
-        groups.append(_Group(folder, members, _lock(out, folder.name)))
+        files.write_json(folder / MEMBERS, {"cells": names})
+        groups.append(_group(out, folder, members))
     places = {name: place for place, name in enumerate(by_name)}
     return sorted(groups, key=lambda group: places[group.cells[0].name])
+
+
+def _group(out: Path, folder: Path, cells: list[Cell | None]) -> _Group:
+    return _Group(folder, cells, out / "locks" / f"{folder.name}.lock")
+
+
+def _members(folder: Path) -> list[str]:
+    """The names of a group's cells. Raises `ConfigError` where they cannot be trusted."""
+    remedy = f"Remove {str(folder)!r}, so that its cells begin again."
+    try:
+        names = files.read_json(folder / MEMBERS).get("cells")
+    except ConfigError as error:
+        raise ConfigError(f"{error} {remedy}") from None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"{str(folder / MEMBERS)!r} names no cells. {remedy}")
+    return names
 
 
 #: What `to_frame` tells of a run beside its labels and metrics.

@@ -2,59 +2,104 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from fedjax_sec import config as config_lib
 from fedjax_sec import results
 from fedjax_sec.checkpoints import Checkpoints
 from fedjax_sec.config import Experiment
 from fedjax_sec.evaluation.robustness import surrogates_of
 from fedjax_sec.host import undisturbed
-from fedjax_sec.preparation import components_of, load_source, simple_problem, state_before
+from fedjax_sec.preparation import load_source, simple_problem
 from fedjax_sec.round import Pool, make_task
 from fedjax_sec.schema import ConfigError
 
-#: The folder, in a run's own, with the newest state.
-CHECKPOINTS = "checkpoints"
+
+class Trained(NamedTuple):
+    """A finished run: its configuration, and its final parameters [D]."""
+
+    experiment: Experiment
+    flat: np.ndarray
+
+
+def read_trained(folder: str | Path, at: str = "") -> Trained:
+    """A finished run's configuration and final parameters; `at` begins the message of an error.
+
+    The parameters are from `params.npy` where `checkpoint.keep_params` has kept it, else from the
+    last checkpoint, which a run of its own has; a sweep's cells have none.
+
+    Raises: `ConfigError` for a folder without a finished run, that keeps no parameters, or in which
+    a file is damaged.
+    """
+    folder = results.RunFolder(folder)
+    if not folder.finished:
+        raise ConfigError(f"{at}Folder {str(folder.path)!r} holds no finished run.")
+    experiment = folder.experiment()
+    flat = folder.params()
+    if flat is None:
+        states = Checkpoints(folder.path / results.CHECKPOINTS, [experiment.to_dict()])
+        stacked = states.params(experiment.rounds)
+        flat = None if stacked is None else stacked[0]
+    if flat is None:
+        raise ConfigError(
+            f"{at}Folder {str(folder.path)!r} keeps no parameters; cells of a sweep do so with "
+            f"checkpoint.keep_params: true."
+        )
+    return Trained(experiment, flat)
 
 
 @undisturbed
 def final_params(folder: str | Path) -> Any:
     """The final parameters of a finished run, as the model's tree, from its folder.
 
-    From `params.npy` where `checkpoint.keep_params` has kept it, else from the last checkpoint,
-    which a run of its own has; a sweep's cells have none. Reads the data set for its shapes.
-
-    Raises: `ConfigError` for a folder without a finished run, or that keeps no parameters.
+    Reads the data set for its shapes. Raises: `ConfigError`, as `read_trained`.
     """
-    folder = results.RunFolder(folder)
-    if not folder.finished:
-        raise ConfigError(f"Folder {str(folder.path)!r} holds no finished run.")
-    experiment = config_lib.load(folder.path / results.CONFIG)
+    experiment, flat = read_trained(folder)
     source = load_source(experiment)
     problem = simple_problem(experiment, source)
     task = make_task(problem, Pool(source.x_train, source.y_train))
-    flat, checkpoints = folder.params(), folder.path / CHECKPOINTS
-    if flat is None and checkpoints.is_dir():
-        one = jax.eval_shape(
-            lambda params: state_before(
-                experiment, problem, task, components_of(experiment), params
-            ),
-            jax.ShapeDtypeStruct((task.dim,), jnp.float32),
-        )
-        state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype), one)
-        state, done, _ = Checkpoints(checkpoints).restore(state)
-        flat = state.params[0] if done == experiment.rounds else None
-    if flat is None:
-        raise ConfigError(
-            f"Folder {str(folder.path)!r} keeps no parameters; cells of a sweep do so with "
-            f"checkpoint.keep_params: true."
-        )
     return task.unravel(jnp.asarray(flat))
+
+
+def load_start(experiment: Experiment) -> np.ndarray | None:
+    """The parameters [D] of `start_from`; None where the experiment starts from initial ones.
+
+    Raises: `ConfigError` for a folder without a finished run, or whose model has other parameters
+    or takes other inputs.
+    """
+    if experiment.start_from is None:
+        return None
+    at = "start_from: "
+    other, flat = read_trained(experiment.start_from, at)
+    kinds = []
+    for one in (experiment, other):
+        source = load_source(one)
+        shape, classes = source.x_train.shape[1:], source.num_classes
+        variables = jax.eval_shape(one.model.make(shape, classes).init, jax.random.key(0))
+        kinds.append((one.model.registered_name, shape, classes, variables))
+    (name, shape, classes, variables), (name_of, shape_of, classes_of, variables_of) = kinds
+    what = f"{at}the run in {experiment.start_from!r}"
+    if (shape, classes) != (shape_of, classes_of):
+        raise ConfigError(
+            f"{what} takes inputs of shape {shape_of} in {classes_of} classes, this experiment's "
+            f"are {shape} in {classes}. Choose a run on such data."
+        )
+    if name != name_of or _shapes(variables) != _shapes(variables_of):
+        sizes = [sum(leaf.size for leaf in jax.tree.leaves(v)) for v in (variables_of, variables)]
+        raise ConfigError(
+            f"{what} has another network: {name_of!r} of {sizes[0]} parameters, this experiment's "
+            f"is {name!r} of {sizes[1]}. Give model as in that run's {results.CONFIG}."
+        )
+    return flat
+
+
+def _shapes(variables) -> dict:
+    paths, _ = jax.tree.flatten_with_path(variables)
+    return {jax.tree_util.keystr(path): leaf.shape for path, leaf in paths}
 
 
 def logits_of(experiment: Experiment) -> Callable:
@@ -75,10 +120,9 @@ def load_surrogates(experiment: Experiment) -> dict[str, tuple[Callable, Any]]:
     """
     at, found = "evaluation.evasions", {}
     for label, folder in surrogates_of(experiment.evaluation.evasions, at).items():
-        path = Path(folder) / results.CONFIG
-        if not path.is_file():
+        if not results.RunFolder(folder).finished:
             raise ConfigError(f"{at}.surrogate: {folder!r} holds no finished run.")
-        other = config_lib.load(path)
+        other = results.RunFolder(folder).experiment()
         shapes = [load_source(one).x_test.shape[1:] for one in (experiment, other)]
         if shapes[0] != shapes[1]:
             raise ConfigError(

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import jax
 
+from fedjax_sec import files
 from fedjax_sec.caching import cache_folder, usable_cores
 from fedjax_sec.ops.backend import on_cpu
 from fedjax_sec.ops.client_axis import rule_strategy
@@ -192,8 +193,7 @@ def _read(path) -> Tuning | None:
 def _write(path, content: Mapping) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(content, indent=2, default=str) + "\n")
-        temporary.replace(path)
+        files.remove_stale(path.parent)
+        files.write_atomically(path, json.dumps(content, indent=2, default=str) + "\n")
     except OSError:
         pass  # a folder that cannot be written: this process remembers by itself

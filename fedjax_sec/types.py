@@ -96,6 +96,10 @@ class AttackerView(NamedTuple):
     adversary that sees all knows its state, the clients' weights and `server_update() -> [D]`, what
     the server learns from its own examples, too. Otherwise `server_update` is None, and the rule
     starts from its initial state, with equal weights, and takes `guess` for the server's update.
+
+    `weights [K]` are the clients' numbers of examples; of a client that it does not see the mean of
+    its own clients' stands for it. `server_rate` is the learning rate of a server that takes plain
+    gradient steps, else None. Both are None outside an experiment: equal weights, and a rate of 1.
     """
 
     malicious: Bool[Array, "K"]
@@ -109,6 +113,8 @@ class AttackerView(NamedTuple):
     server_update: Callable | None = None
     ranks: Int[Array, "K"] | None = None  # 0 to m - 1 among all malicious clients; None: by row
     adversary: Bool[Array, "K"] | None = None
+    weights: Float[Array, "K"] | None = None
+    server_rate: Float[Array, ""] | None = None
 
     @property
     def own(self) -> Bool[Array, "K"]:

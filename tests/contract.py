@@ -398,21 +398,22 @@ def attack_updates(seed=0):
     return jnp.asarray(0.1 * np.random.default_rng(seed).normal(size=size), jnp.float32)
 
 
-def attacker_view(visible=MALICIOUS, params=None):
+def attacker_view(visible=MALICIOUS, params=None, malicious=MALICIOUS):
     task = tiny_task()
     params = 0.2 * jax.random.normal(jax.random.key(7), (task.dim,)) if params is None else params
     return AttackerView(
-        jnp.asarray(MALICIOUS), jnp.asarray(visible), params, jnp.arange(CLIENTS), jnp.array(0),
+        jnp.asarray(malicious), jnp.asarray(visible), params, jnp.arange(CLIENTS), jnp.array(0),
         task, sample,
         lambda updates, guess=None: defend(PlainMean(), updates, own=guess)[0],
     )  # fmt: skip
 
 
-def assail(part, updates, seed=0, visible=MALICIOUS):
+def assail(part, updates, seed=0, visible=MALICIOUS, malicious=MALICIOUS):
     """(updates, state, metrics) of the component as an attack of its own."""
     attack = Attack((part,))
     state = attack.init(*updates.shape)
-    return attack.apply(jax.random.key(seed), updates, state, attacker_view(visible))
+    view = attacker_view(visible, malicious=malicious)
+    return attack.apply(jax.random.key(seed), updates, state, view)
 
 
 def check_attack_shapes(part):
@@ -498,6 +499,28 @@ def few_steps(part):
     return dataclasses.replace(part, **dict.fromkeys(found, 1))
 
 
+def check_attack_acts_or_is_refused(part):
+    """With one or two malicious clients, whatever they know: an effect on all, or an error before.
+
+    What is refused for doing nothing does nothing: it sends the clients' own updates, or zeros.
+    """
+    part, updates = few_steps(part), attack_updates()
+    run = jax.jit(lambda visible, bad: assail(part, updates, visible=visible, malicious=bad)[0])
+    for count, knowledge in itertools.product((1, 2), ("corrupted", "omniscient")):
+        setting = Setting(CLIENTS, count, knowledge=knowledge)
+        bad = MALICIOUS & (np.cumsum(MALICIOUS) <= count)
+        sent = np.asarray(run(bad if knowledge == "corrupted" else np.ones(CLIENTS, bool), bad))
+        moved = np.abs(sent - updates)[bad].max(axis=1)
+        try:
+            check_components((part,), "attack", setting)
+        except ConfigError:
+            idle = getattr(part, "idle", lambda setting: None)(setting)
+            nothing = min(moved.max(), np.abs(sent[bad]).max()) < 1e-4
+            assert idle is None or nothing, f"refused, and yet it does something: {idle}"
+        else:
+            assert moved.min() > 1e-4, f"{count} clients, {knowledge}: it does nothing"
+
+
 def wrappings(registry, part):
     """The attack inside every attack on updates that holds other attacks on updates."""
     for outer, pairs in itertools.groupby(wrappers(registry), key=lambda pair: pair[0]):
@@ -509,6 +532,7 @@ ATTACK_CHECKS = (
     check_attack_sees_visible_rows_only,
     check_attack_ignores_unseen_rows,
     check_attack_survives_bad_rows,
+    check_attack_acts_or_is_refused,
     check_attack_over_seeds,
     check_attack_fields,
 )

@@ -14,7 +14,7 @@ import fedjax_sec
 PACKAGE = Path(fedjax_sec.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 COMPONENTS = ("datasets", "partitions", "models", "clients", "attacks", "defenses")
-BASE = {"types", "registry", "schema", "caching", "advice"}
+BASE = {"types", "registry", "schema", "caching", "advice", "files"}
 
 
 def module_of(path: Path) -> str:
@@ -66,6 +66,30 @@ def test_there_is_something_to_look_at():
 def test_the_base_imports_nothing_of_ours(name):
     allowed = {"advice"} if name == "schema" else set()
     assert ours(GRAPH[name]) == allowed and "fedjax_sec" not in GRAPH[name]
+
+
+def test_files_import_the_error_only():
+    assert ours(GRAPH["files"]) == {"schema"}
+
+
+REMOVING = {"rmtree", "unlink", "rmdir", "remove", "rename", "mkdtemp"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_of)
+def test_only_files_removes(path):
+    """`files.py` removes by name; elsewhere a folder that is not ours could be meant."""
+    called = [
+        node.func
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+    ]
+    names = {f.attr for f in called if f.attr in REMOVING and ast.unparse(f.value) != "files"}
+    names |= {ast.unparse(f) for f in called} & {"os.replace", "shutil.move", "Path.replace"}
+    if module_of(path) == "files":
+        assert names == {"unlink", "rmdir", "os.replace"}
+    else:
+        assert names - {"remove"} == set()
+        assert "remove" not in names or module_of(path) in ("results", "sweep")  # of our classes
 
 
 def test_registry_imports_no_component():

@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import CLASSES, sample, tiny_mlp, tiny_pool, tiny_task
+from helpers import CLASSES, sample, small, tiny_mlp, tiny_pool, tiny_task
 from scipy.stats import norm
 
 import fedjax_sec
-from fedjax_sec import registry
+from fedjax_sec import config, registry
 from fedjax_sec.ops.perturbation import z_max
 from fedjax_sec.pipeline import Attack
 from fedjax_sec.schema import ConfigError
@@ -37,6 +37,59 @@ def test_alie(knowledge, ddof):
     expected = seen.mean(0) + 1.3 * seen.std(0, ddof=ddof)
     sent = attack(stack, "alie", knowledge=knowledge, z=1.3, ddof=ddof)
     np.testing.assert_allclose(sent, np.tile(expected, (3, 1)), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("ddof", [0, 1])
+def test_alie_over_honest_updates(ddof):
+    """As FLPoison (ddof 0), Blades and ByzFL (ddof 1) take them."""
+    stack = updates()
+    honest = stack[~MALICIOUS].astype(np.float64)
+    fields = {"z": 1.3, "ddof": ddof, "statistics": "honest"}
+    sent = attack(stack, "alie", knowledge="omniscient", **fields)
+    expected = honest.mean(0) + 1.3 * honest.std(0, ddof=ddof)
+    np.testing.assert_allclose(sent, np.tile(expected, (3, 1)), rtol=1e-5, atol=1e-6)
+    assert np.abs(sent - attack(stack, "alie", knowledge="omniscient", z=1.3)).max() > 0.01
+
+
+def test_mean_control_over_honest_updates_reverses_the_honest_mean_exactly():
+    stack = updates()
+    sent = fedjax_sec.attack(
+        stack, "mean_control", malicious=MALICIOUS, knowledge="omniscient", statistics="honest",
+        scale=2.0,
+    )  # fmt: skip
+    np.testing.assert_allclose(sent.mean(0), -2 * stack[~MALICIOUS].mean(0), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "spec", ["alie", "mean_control", {"name": "alie_backdoor", "backdoor": "sample"}]
+)
+def test_honest_statistics_need_an_adversary_that_sees_honest_clients(spec):
+    spec = ({"name": spec} if isinstance(spec, str) else spec) | {"statistics": "honest"}
+    with pytest.raises(ConfigError, match=r"attack.statistics 'honest' needs an adversary that"):
+        config.from_mapping(small(attack=spec, threat={"num_malicious": 2}))
+    threat = {"num_malicious": 2, "knowledge": "omniscient"}
+    config.from_mapping(small(attack=spec, threat=threat))
+
+
+def test_the_backdoor_attack_clamps_to_honest_updates_too():
+    """With z = 0 it sends the mean over the clients that count."""
+    stack = 0.02 * updates(0, tiny_task().dim)
+    everyone = view(jnp.zeros(tiny_task().dim))._replace(visible=jnp.ones(CLIENTS, bool))
+    for statistics, rows in (("seen", stack), ("honest", stack[~MALICIOUS])):
+        spec = {"name": "alie_backdoor", "backdoor": "sample", "z": 0.0, "statistics": statistics}
+        part = registry.attacks.build(spec)
+        sent, _, _ = Attack((part,)).apply(jax.random.key(0), jnp.asarray(stack), ((),), everyone)
+        expected = np.tile(rows.astype(np.float64).mean(0), (3, 1))
+        np.testing.assert_allclose(sent[MALICIOUS], expected, rtol=1e-4, atol=1e-7)
+
+
+def test_honest_statistics_without_an_honest_client_are_the_adversary_s_own():
+    stack, everyone = updates(), np.ones(CLIENTS, bool)
+    both = [
+        attack(stack, "alie", everyone, knowledge="omniscient", z=1.3, statistics=statistics)
+        for statistics in ("seen", "honest")
+    ]
+    np.testing.assert_array_equal(*both)
 
 
 @pytest.mark.parametrize(
@@ -135,6 +188,71 @@ def test_attacks_in_a_pipeline_act_one_after_the_other():
     stack = updates()
     sent = attack(stack, [{"name": "alie", "z": 1.0}, {"name": "sign_flip", "scale": 2.0}])
     np.testing.assert_allclose(sent, -2 * attack(stack, "alie", z=1.0), rtol=1e-6)
+
+
+# --- Attacks that would do nothing --------------------------------------------------------------
+
+SINGLE = {"num_malicious": 1, "knowledge": "corrupted"}
+OWN = "would send its client's own update, for the adversary sees no other"
+IDLE = [
+    ({"name": "alie", "z": 1.5}, rf"attack: alie {OWN}"),
+    ({"name": "alie_backdoor", "backdoor": "sample"}, rf"attack: alie_backdoor {OWN}"),
+    ("trim_attack", rf"attack: trim_attack {OWN}"),
+    ("krum_attack", r"attack: krum_attack would send next to nothing"),
+    ({"name": "fltrust_adaptive", "rounds": 0}, rf"attack: fltrust_adaptive {OWN}"),
+    ({"name": "boost", "factor": 1}, r"attack: boost would do nothing: its factor is 1; give"),
+    (["sign_flip", {"name": "alie", "z": 1.0}], rf"attack\[1\]: alie {OWN}"),
+    (
+        {"name": "boost", "factor": {"schedule": "steps", "values": {0: 1, 5: 1.0}}},
+        "attack: boost would do nothing",
+    ),
+]
+
+
+@pytest.mark.parametrize(("spec", "message"), IDLE)
+def test_an_attack_that_would_do_nothing_is_refused(spec, message):
+    with pytest.raises(ConfigError, match=message):
+        config.from_mapping(small(attack=spec, threat=SINGLE, rounds=9))
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [case for case in IDLE if "backdoor" not in str(case) and "steps" not in str(case)],
+)
+def test_an_attack_that_would_do_nothing_is_refused_on_a_stack(spec, message):
+    with pytest.raises(ConfigError, match=message):
+        fedjax_sec.attack(updates(), spec, malicious=np.arange(CLIENTS) == 4)
+
+
+def test_the_remedies_of_a_refused_attack_can_be_followed():
+    """Two malicious clients, or all in sight; and one of few sampled clients may meet another."""
+    spec = {"name": "alie", "z": 1.5}
+    for threat in ({"num_malicious": 2}, SINGLE | {"knowledge": "omniscient"}):
+        config.from_mapping(small(attack=spec, threat=threat))
+    few = {"clients_per_round": 2}
+    config.from_mapping(small(attack=spec, threat={"num_malicious": 2}, server=few))
+    with pytest.raises(ConfigError, match=r"2 malicious clients or more \(threat.num_malicious\)"):
+        config.from_mapping(small(attack=spec, threat=SINGLE, server=few))
+    stack, alone = updates(), np.arange(CLIENTS) == 4
+    assert (attack(stack, spec, alone, knowledge="omniscient") != stack[4]).any()
+
+
+def test_a_factor_of_one_may_be_a_part_of_a_schedule():
+    """The attack then begins, or stops, in the middle of the run."""
+    later = {"schedule": "steps", "values": {0: 1.0, 5: 10.0}}
+    config.from_mapping(small(attack={"name": "boost", "factor": later}, threat=SINGLE, rounds=9))
+
+
+def test_boost_by_the_clients_of_a_round_needs_more_than_one():
+    few = {"clients_per_round": 1}
+    with pytest.raises(ConfigError, match="its factor is 1, the clients of a round; give another"):
+        config.from_mapping(small(attack="boost", threat={"num_malicious": 2}, server=few))
+
+
+def test_an_attack_inside_another_that_would_do_nothing_is_named():
+    spec = {"name": "hybrid", "main": {"name": "boost", "factor": 1.0}}
+    with pytest.raises(ConfigError, match=r"attack.main: boost would do nothing"):
+        config.from_mapping(small(attack=spec, threat={"num_malicious": 3}))
 
 
 # --- The backdoor attack ------------------------------------------------------------------------
@@ -289,7 +407,8 @@ def test_pattern_stamps_its_share_of_examples():
         y,
         position,
         chosen,
-        jnp.array(0),
+        jnp.array([True]),
+        jnp.array([0]),
         tiny_task(),
         jnp.zeros(len(y), bool),
     )

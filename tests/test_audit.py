@@ -74,7 +74,8 @@ def trained(tmp_path_factory):
     model = final_params(folder / "masked")
     last = sorted(model["params"])[-1]
     model["params"][last] = jax.tree.map(lambda leaf: 1e4 * leaf, model["params"][last])
-    np.save(folder / "masked" / "params.npy", jax.flatten_util.ravel_pytree(model)[0])
+    experiment.write_params(jax.flatten_util.ravel_pytree(model)[0])
+    experiment.write_summary(experiment.summary())  # with the new parameters' digest
     assert not np.array_equal(flat, RunFolder(folder / "masked").params())
     return folder
 

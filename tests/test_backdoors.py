@@ -577,3 +577,39 @@ def test_a_run_refuses_an_unseen_trigger_and_warns_of_a_part(monkeypatch):
     seen[:2, :2] = False
     with pytest.raises(ConfigError, match="none of the 4 pixels"):
         experiment.verify(config.from_mapping(given))
+
+
+# --- Attacks that would poison nothing ----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"name": "label_flip", "fraction": 0.1},
+        {"name": "trojan", "fraction": 0.1},
+        {"name": "feature_trigger", "fraction": 0.1},
+        {"name": "pattern", "fraction": 1e-6},
+        {"name": "scaling", "backdoor": {"name": "pattern", "fraction": 1e-6}},
+        {
+            "name": "label_flip",
+            "fraction": {"schedule": "steps", "values": {0: 0.01, 2: 0.1}},
+        },
+    ],
+)
+def test_a_share_of_less_than_one_example_is_refused(spec):
+    """Of 9 examples a tenth is none; before anything is written or compiled."""
+    one = config.from_mapping(small(attack=spec, threat={"num_malicious": 2}))
+    with pytest.raises(ConfigError, match="would poison nothing: .* none of them has more than 9"):
+        experiment.verify(one)
+
+
+def test_a_share_of_one_example_in_some_round_is_enough():
+    later = {"schedule": "steps", "values": {0: 0.1, 2: 0.12}}  # 1.08 of 9 examples
+    spec = {"name": "label_flip", "fraction": later}
+    experiment.verify(config.from_mapping(small(attack=spec, threat={"num_malicious": 5})))
+
+
+def test_a_pattern_s_class_must_exist():
+    one = small(attack={"name": "pattern", "target": 10}, threat={"num_malicious": 2})
+    with pytest.raises(ConfigError, match="attack.target must be < 10, the number of classes, got"):
+        experiment.verify(config.from_mapping(one))

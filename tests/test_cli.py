@@ -177,6 +177,22 @@ def test_partition_picture(invoke, tmp_path):
     assert wrong.exit_code == 2 and "Did you mean 'dirichlet'" in wrong.output
 
 
+@pytest.mark.parametrize(
+    ("command", "title"),
+    [
+        ("partition", "iid, digits (subset: 43 of 1437 train, 360 of 360 test), seed 0"),
+        ("trigger", "trojan, digits (subset: 43 of 1437 train, 360 of 360 test)"),
+    ],
+)
+def test_pictures_name_the_part_of_the_data(invoke, file, tmp_path, monkeypatch, command, title):
+    drawn = []
+    name = {"partition": "class_table", "trigger": "trigger_pictures"}[command]
+    monkeypatch.setattr(plotting, name, lambda found, title, path: drawn.append(title) or [path])
+    backdoor = "evaluation.backdoor={name: trojan, base: 5, target: 7}"
+    done = invoke(command, file, backdoor, "--out", tmp_path / "picture.png")
+    assert done.exit_code == 0 and drawn == [title], done.output
+
+
 def test_trigger(invoke, tmp_path):
     path, out = tmp_path / "experiment.yaml", tmp_path / "folder" / "trigger.png"
     attack = {"name": "trojan", "base": 5, "target": 7, "split": 2}

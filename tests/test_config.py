@@ -4,7 +4,7 @@ import pytest
 from helpers import small
 
 import fedjax_sec
-from fedjax_sec import config
+from fedjax_sec import config, results
 from fedjax_sec.datasets import MissingDataError
 from fedjax_sec.program import Program
 from fedjax_sec.schema import ConfigError
@@ -145,6 +145,7 @@ def test_folder_in_use(nothing_compiles, tmp_path):
         fedjax_sec.run(small(), out=tmp_path / "out")
     config.from_mapping(small())
     (tmp_path / "run").mkdir()
+    results.write_mark(tmp_path / "run", "run")
     (tmp_path / "run" / "config.yaml").write_text(config.dump_yaml(small()))
     with pytest.raises(ConfigError, match=r"already holds a run.*--resume"):
         fedjax_sec.run(small(), out=tmp_path / "run")
@@ -247,13 +248,13 @@ def test_dump_and_load(changes, tmp_path):
 
 def test_structure_leaves_out_what_is_traced():
     base = config.from_mapping(
-        small(threat={"num_malicious": 1}, attack={"name": "alie", "z": 1.0})
+        small(threat={"num_malicious": 2}, attack={"name": "alie", "z": 1.0})
     )
 
     def structure(**changes):
         return config.from_mapping(base.to_dict(), changes).structure()
 
-    for same in ({"seed": 5}, {"attack.z": 2.0}, {"client.l2": 0.1}, {"threat.num_malicious": 2}):
+    for same in ({"seed": 5}, {"attack.z": 2.0}, {"client.l2": 0.1}, {"threat.num_malicious": 3}):
         assert structure(**same) == base.structure(), same
     for other in (
         {"rounds": 9},

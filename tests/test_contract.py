@@ -122,6 +122,7 @@ WRAPPED = [
 @pytest.mark.parametrize("outer", WRAPPED)
 def test_update_attack_inside_another(outer):
     contract.check_attack_survives_bad_rows(outer)
+    contract.check_attack_acts_or_is_refused(outer)
 
 
 @pytest.mark.parametrize(("check", "part"), cases(DATA_ATTACKS, contract.DATA_ATTACK_CHECKS))

@@ -207,6 +207,22 @@ class StopsWithoutOwnRow(UpdateStage):
 
 
 @component
+class SendsSeenMean(UpdateStage):
+    def apply(self, key, updates, state, view):
+        total = jnp.where(view.visible[:, None], updates, 0.0).sum(0)
+        return jnp.broadcast_to(total / view.visible.sum(), updates.shape), state, {}
+
+
+@component
+class RefusesItself(UpdateStage):
+    def idle(self, setting):
+        return "it would do nothing, it says"
+
+    def apply(self, key, updates, state, view):
+        return -updates, state, {}
+
+
+@component
 class MixesReplicas(UpdateStage):
     calls: ClassVar[list] = []  # what a component must never have: memory outside its state
 
@@ -225,6 +241,8 @@ class MixesReplicas(UpdateStage):
         (BakesScale, contract.check_attack_fields),
         (CountsUnseenRows, contract.check_attack_ignores_unseen_rows),
         (DividesByNorms, contract.check_attack_survives_bad_rows),
+        (SendsSeenMean, contract.check_attack_acts_or_is_refused),
+        (RefusesItself, contract.check_attack_acts_or_is_refused),
         (StopsWithoutOwnRow, contract.check_attack_survives_bad_rows),
         (MixesReplicas, contract.check_attack_over_seeds),
     ],

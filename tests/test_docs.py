@@ -33,7 +33,7 @@ def there_is(name: str) -> bool:
 
 def names(text: str) -> set[str]:
     """Dotted names of ours: `fedjax_sec.x.y` anywhere, `module.name` as code."""
-    found = set(re.findall(r"\bfedjax_sec((?:\.[A-Za-z_]\w*)+)", text))
+    found = set(re.findall(r"(?<![.\w])fedjax_sec((?:\.[A-Za-z_]\w*)+)", text))
     found = {name[1:] for name in found if not name.endswith((".py", ".csv"))}
     for module, rest in re.findall(r"`([a-z_.]+)\.([A-Za-z_]\w*)(?:\(|`)", text):
         if module in MODULES and rest not in ("py", "csv", "md", "yaml", "json"):

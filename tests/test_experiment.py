@@ -169,12 +169,12 @@ def test_a_folder_belongs_to_one_run(finished, tmp_path):
     before = (folder / "metrics.jsonl").read_bytes()
     with pytest.raises(ConfigError, match=r"already holds a run.*--resume.*--overwrite"):
         fedjax_sec.run(small(), out=folder)
-    with pytest.raises(ConfigError, match=r"another configuration; it differs in .*rounds"):
-        fedjax_sec.run(small(), out=folder, resume=True, rounds=4)
+    with pytest.raises(ConfigError, match=r"another configuration; it differs in rounds, seed\."):
+        fedjax_sec.run(small(), out=folder, resume=True, rounds=4, seed=1)
     again = fedjax_sec.run(small(), out=folder, resume=True)  # finished: read back
-    assert again.params is None and again.summary == json.loads(
-        (folder / "summary.json").read_text()
-    )
+    written = json.loads((folder / "summary.json").read_text())
+    assert again.params is None
+    assert again.summary | {"sha256": written["sha256"]} == written  # of the summary itself
     same_bits(again.metrics["accuracy"], result.metrics["accuracy"])
     assert (folder / "metrics.jsonl").read_bytes() == before
     (tmp_path / "notes.txt").write_text("mine")
@@ -205,12 +205,13 @@ def test_overwrite_replaces_a_run(tmp_path):
 
 def test_a_line_cut_short_is_repaired(tmp_path):
     folder = results.RunFolder(tmp_path)
-    for number in range(3):
-        folder.append({"round": number, "loss": float("nan")})
+    digests = [folder.append({"round": number, "loss": float("nan")}) for number in range(3)]
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"round": 3, "lo')
     assert [row["round"] for row in folder.rows()] == [0, 1, 2]
-    folder.truncate(1)
+    assert folder.take_up(digests[:2], [0, 1]) == [
+        {"round": 0, "loss": None}, {"round": 1, "loss": None},
+    ]  # fmt: skip
     text = (tmp_path / "metrics.jsonl").read_text()
     assert text == '{"round": 0, "loss": null}\n{"round": 1, "loss": null}\n'
 
@@ -261,7 +262,8 @@ def test_a_killed_run_goes_on_to_the_same_bits(lines, tmp_path, uninterrupted, s
     same_bits(resumed.metrics, whole.metrics)
     if lines == 47:  # it went on from a checkpoint instead of starting again
         assert resumed.summary["rounds_per_second"] is not None
-        assert sorted(p.name for p in (folder / "checkpoints").iterdir())[-1] == "160"
+        names = {path.name for path in (folder / "checkpoints").iterdir()}
+        assert names == {"150.npz", "160.npz"}
 
 
 @pytest.mark.slow
@@ -443,7 +445,7 @@ def test_an_attack_without_effect_is_reported():
                 "optimizer": {"name": "sgd", "learning_rate": 0.0}},
     )  # fmt: skip
     warnings = fedjax_sec.run(idle).summary["warnings"]
-    assert any("the attack changed no update in any round" in w for w in warnings)
+    assert "the attack changed no update in any of the 1 rounds" in warnings
 
 
 def test_normalisation_is_the_data_sets_own_unless_given():

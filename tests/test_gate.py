@@ -11,7 +11,7 @@ import pytest
 from helpers import small
 
 import fedjax_sec
-from fedjax_sec import config, registry, schema
+from fedjax_sec import config, preparation, registry, schema
 from fedjax_sec.experiment import verify
 from fedjax_sec.pipeline import Defense, Setting
 from fedjax_sec.schema import ConfigError
@@ -195,6 +195,25 @@ def test_a_built_experiment_is_checked_again(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_component_without_a_name_is_checked_too():
+    @schema.pytree
+    class Unregistered:
+        stage = "before"
+        scale: float = schema.numeric(1.0, "A factor.", low=0, high=2)
+
+    experiment = config.from_mapping(small())
+    for scale, message in ((1.5, None), (3.0, r"defense.scale must be >= 0 and <= 2, got 3.0")):
+        stages = (Unregistered(scale), *experiment.defense.stages)
+        changed = dataclasses.replace(experiment, defense=Defense(stages))
+        if message is None:
+            changed.check()
+            continue
+        with pytest.raises(ConfigError, match=message):
+            changed.check()
+    with pytest.raises(ConfigError, match="model: expected a component that is built, got 'mlp'"):
+        dataclasses.replace(experiment, model="mlp").check()
+
+
 def test_tracers_do_not_pass_the_gate():
     @jax.jit
     def norms(stage):
@@ -218,7 +237,6 @@ M = {"threat.num_malicious": 1}
     ("change", "message"),
     [
         ({"model.hidden": [2**31 - 1]}, "parameters are beyond 2147483647, the largest position"),
-        ({"model.hidden": [10**4, 10**5]}, "The updates of a round [K, D] = [5, 1001750010] need"),
         ({"rounds": 2**30, "client.steps": 3}, "rounds = 1073741824 times client.steps = 3 is 32"),
         ({"rounds": 2**30, "client.steps": None, "client.epochs": 2}, "times client.epochs = 2 is"),
         ({"client.steps": 2**29 + 1}, "client.steps must be >= 1 and <= 536870912, got 536870913"),
@@ -239,6 +257,15 @@ def test_sizes_are_refused_before_anything_compiles(change, message):
     with pytest.raises(ConfigError) as error:
         verify(config.from_mapping(small(), change))
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_updates_beyond_the_memory_are_refused(monkeypatch):
+    monkeypatch.setattr(preparation, "device_memory", lambda: 8 * 2**30)
+    message = (
+        r"of a round \[K, D\] = \[5, 1001750010\] need 18.66 GiB, of which 6.80 GiB can be used"
+    )
+    with pytest.raises(ConfigError, match=message):
+        verify(config.from_mapping(small(), {"model.hidden": [10**4, 10**5]}))
 
 
 def test_more_batches_than_an_epoch_has_numbers_for():

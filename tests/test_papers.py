@@ -499,9 +499,9 @@ def test_what_is_set_wins_over_every_row(paper):
     ("override", "message"),
     [
         ("seed=3", r"--set seed=3: seeds are 0 to --seeds - 1; give --seeds instead\."),
-        ("rounds=soon", r"with --set rounds=soon: .*rounds.*'soon'"),
-        ("data.num_clients=many", r"with --set data\.num_clients=many: .*num_clients.*'many'"),
-        ("defence=median", r"with --set defence=median: .*Did you mean 'defense'"),
+        ("rounds=soon", r"with --set rounds=soon, .*: .*rounds.*'soon'"),
+        ("data.num_clients=many", r"with --set data\.num_clients=many, .*: .*num_clients.*'many'"),
+        ("defence=median", r"with --set defence=median, .*: .*Did you mean 'defense'"),
         ("rounds", "must look like key.path=value"),
     ],
 )

@@ -231,6 +231,10 @@ def test_detection_rates_are_those_of_what_krum_removes():
             {"threat": {"num_malicious": 0, "every": 2}, "attack": None},
             "threat.every = 2 does nothing without malicious clients",
         ),
+        (
+            {"threat": {"per_round": 1}, "attack": {"name": "alie", "z": 1.0}},
+            "attack: alie would send its client's own update",
+        ),
         ({"server": {"dropout": 1.0}}, "server.dropout must be >= 0 and < 1, got 1.0"),
     ],
 )

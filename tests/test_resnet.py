@@ -185,7 +185,7 @@ def test_parameters_are_as_many_as_published(depth, published):
 
 def test_what_cannot_be_built_is_refused():
     for spec, message in (
-        ({"norm": "group", "groups": 5}, r"model.groups must divide 16, got 5"),
+        ({"norm": "group", "groups": 5}, r"model.groups must be 1, 2, 4, 8 or 16, got 5"),
         ({"depth": 18}, r"model.depth must be 6 n \+ 2, got 18; nearest: 14 and 20"),
     ):
         model = registry.models.build({"name": "resnet"} | spec)

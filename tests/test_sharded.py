@@ -23,7 +23,7 @@ base = {
     "data": {"num_clients": 6, "max_train": 60},
     "model": {"name": "mlp", "hidden": [6]},
     "client": {"name": "sgd", "steps": 2, "batch_size": 4},
-    "threat": {"num_malicious": 1}, "attack": {"name": "alie", "z": 1.0},
+    "threat": {"num_malicious": 2}, "attack": {"name": "alie", "z": 1.0},
     "defense": {"name": "trimmed_mean", "num_byzantine": 1},
     "evaluation": {"every": 1}, "rounds": 3,
 }

@@ -11,10 +11,12 @@ import fedjax_sec
 from fedjax_sec import config, preparation, registry
 from fedjax_sec.datasets import Source, take
 from fedjax_sec.datasets.digits import Digits
+from fedjax_sec.pipeline import Attack
 from fedjax_sec.preparation import make_population
 from fedjax_sec.program import Program
 from fedjax_sec.round import Stream, make_task, run_round, stream
-from fedjax_sec.types import LocalData
+from fedjax_sec.schema import ConfigError
+from fedjax_sec.types import AttackerView, LocalData
 
 
 def by_user(monkeypatch, source, sizes):
@@ -105,6 +107,90 @@ def test_natural_sizes_give_steps_and_weights(monkeypatch):
         params = params + np.average(deltas, axis=0, weights=sizes)
     actual = np.asarray(ravel_pytree(result.params)[0])
     np.testing.assert_allclose(actual, params, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("knowledge", "total"), [("omniscient", 27), ("corrupted", 9)], ids=["omniscient", "corrupted"]
+)
+def test_a_boost_by_weights_and_rate_replaces_the_model(monkeypatch, knowledge, total):
+    """One of three clients, of 3, 8 and 16 examples, and a server with learning rate 0.5.
+
+    The new model is the malicious client's, plus what the honest ones add; an adversary that takes
+    the others for as large as itself falls short by 9 of 27.
+    """
+    sizes, rate, server = (3, 8, 16), 0.2, 0.5
+    source = by_user(monkeypatch, Digits().load(), sizes)
+    spec = natural(
+        3, client={"name": "sgd", "epochs": 1, "batch_size": 16, "optimizer": {
+            "name": "sgd", "learning_rate": rate}},
+        server={"optimizer": {"name": "sgd", "learning_rate": server}},
+        threat={"num_malicious": 1, "placement": "first", "knowledge": knowledge},
+        attack={"name": "boost", "accounts_for": "weights_and_rate"}, rounds=1,
+    )  # fmt: skip
+    result = fedjax_sec.run(spec)
+    one = config.from_mapping(spec)
+    program = Program(one)
+    before = np.asarray(program.init(program.replicas([one])[0]).params[0], np.float64)
+    mlp = NumpyMlp(64, 6, 10, source.mean[0], source.std[0])
+    parts = np.split(np.arange(27), np.cumsum(sizes)[:-1])
+    x, y = source.x_train.astype(np.float64) / source.scale, source.y_train
+    deltas = np.stack([-rate * mlp.gradient(before, x[part], y[part]) for part in parts])
+    honest = server * np.asarray(sizes[1:]) @ deltas[1:] / 27
+    expected = before + total / 27 * deltas[0] + honest
+    actual = np.asarray(ravel_pytree(result.params)[0])
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-6)
+    assert np.abs(deltas[0]).max() > 0.01
+
+
+@pytest.mark.parametrize("name", ["boost", "scaling"])
+def test_without_honest_updates_the_model_is_the_attacker_s_own(name):
+    rng = np.random.default_rng(0)
+    before, update, weights = rng.normal(size=5), rng.normal(size=5), jnp.array([2.0, 7.0, 11.0])
+    stack, malicious = jnp.zeros((3, 5)).at[1].set(update), jnp.arange(3) == 1
+    view = AttackerView(
+        malicious, malicious | True, jnp.asarray(before), jnp.arange(3), jnp.array(0),
+        weights=weights, server_rate=0.5,
+    )  # fmt: skip
+    attack = Attack.build({"name": name, "accounts_for": "weights_and_rate"})
+    sent, _, _ = attack.apply(jax.random.key(0), stack, ((),), view)
+    after = before + 0.5 * np.asarray(fedjax_sec.aggregate(sent, "mean", weights=weights))
+    np.testing.assert_allclose(after, before + update, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["boost", "scaling"])
+@pytest.mark.parametrize(
+    ("fields", "optimizer", "message"),
+    [
+        ({"factor": 3.0}, {}, r"attack.accounts_for 'weights_and_rate' computes the factor"),
+        ({}, {"momentum": 0.9}, "sgd with a learning_rate alone, got .*'momentum': 0.9"),
+        ({}, {"name": "adam"}, "needs a server whose step is a rate times the aggregate"),
+        (
+            {},
+            {"learning_rate": {"name": "constant_schedule", "value": 0.5}},
+            "needs a server whose",
+        ),
+    ],
+)
+def test_a_boost_by_weights_and_rate_needs_a_known_rate(name, fields, optimizer, message):
+    attack = {"name": name, "accounts_for": "weights_and_rate"} | fields
+    server = {"optimizer": {"name": "sgd", "learning_rate": 1.0} | optimizer}
+    spec = small(attack=attack, server=server, threat={"num_malicious": 2})
+    with pytest.raises(ConfigError, match=message):
+        config.from_mapping(spec)
+    hidden = {"name": "hybrid", "main": attack}
+    if name == "boost":
+        with pytest.raises(ConfigError, match=message.replace("attack.", "attack.main.")):
+            config.from_mapping(spec | {"attack": hidden})
+
+
+def test_the_server_s_rate_may_follow_a_schedule():
+    later = {"schedule": "steps", "values": {0: 1.0, 2: 0.5}}
+    spec = small(
+        attack={"name": "boost", "accounts_for": "weights_and_rate"},
+        server={"optimizer": {"name": "sgd", "learning_rate": later}},
+        threat={"num_malicious": 2},
+    )
+    assert np.isfinite(fedjax_sec.run(spec).metrics["accuracy"]).all()
 
 
 def sampled_malicious(experiment_, source, rounds):

@@ -1,7 +1,6 @@
 """Fixed costs: a round that computes almost nothing, and a process from its start."""
 
 import os
-import shutil
 import statistics
 import subprocess
 import sys
@@ -56,15 +55,14 @@ def _starts(repeats, data_dir) -> list[dict]:
     The first start finds an empty cache and so decodes the data, measures how to compute and
     compiles; the second finds all of it.
     """
-    folder = tempfile.mkdtemp()
-    env = os.environ | {"FEDJAX_SEC_CACHE": folder}
+    with tempfile.TemporaryDirectory() as folder:
+        env = os.environ | {"FEDJAX_SEC_CACHE": folder}
 
-    def start():
-        begin = time.perf_counter()
-        subprocess.run([sys.executable, "-c", FIRST_ROUND, data_dir or ""], env=env, check=True)
-        return 1e3 * (time.perf_counter() - begin)
+        def start():
+            begin = time.perf_counter()
+            subprocess.run([sys.executable, "-c", FIRST_ROUND, data_dir or ""], env=env, check=True)
+            return 1e3 * (time.perf_counter() - begin)
 
-    try:
         first = start()
         return [
             {"what": "process start to the first finished round, first start", "ms": first},
@@ -73,5 +71,3 @@ def _starts(repeats, data_dir) -> list[dict]:
                 "ms": statistics.median(start() for _ in range(repeats)),
             },
         ]
-    finally:
-        shutil.rmtree(folder)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from fedjax_sec import results
+from fedjax_sec import files, results
 from fedjax_sec.bench import peers
 from fedjax_sec.bench.timing import Rates
 
@@ -25,7 +25,7 @@ def write(path: Path, command: str, rates: Rates, rows: Sequence[dict]) -> None:
         **results.environment(),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    results.write_atomically(path, json.dumps(results.to_json(report), indent=2) + "\n")
+    files.write_atomically(path, json.dumps(results.to_json(report), indent=2) + "\n")
 
 
 def table(rows: Sequence[dict]) -> str:

@@ -1,7 +1,11 @@
 """Reads Federated EMNIST by user: TensorFlow Federated's HDF5 files and LEAF's JSON files."""
 
+import contextlib
 import itertools
 import json
+import os
+import re
+import shutil
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -9,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fedjax_sec import files
 from fedjax_sec.datasets._files import (
     cache_file,
     fetch,
@@ -125,17 +130,22 @@ def _how_to_get(name: str, archive: Archive, root: Path, reason: str) -> str:
 
 
 def _download(archive: Archive, folder: Path) -> None:
-    packed = folder / f"{archive.prefix}.tar.bz2"
-    fetch(URL + packed.name, archive.sha256, packed)
-    with tarfile.open(packed) as tar:
-        for split in _SPLITS:
-            name = f"{archive.prefix}_{split}.h5"
-            member = next((m for m in tar if Path(m.name).name == name and m.isfile()), None)
-            if member is None:
-                raise tarfile.TarError(f"{packed.name} holds no {name}")
-            member.name = name
-            tar.extract(member, folder, filter="data")
-    packed.unlink()
+    """Gets both files from the archive, or none. An archive that lies there is not ours."""
+    name = f"{archive.prefix}.tar.bz2"
+    files.remove_stale(folder, rf"\.?{re.escape(name)}(\.\d+\.tmp)?")
+    packed = folder / f".{name}.{os.getpid()}.tmp"
+    try:
+        fetch(URL + name, archive.sha256, packed)
+        with tarfile.open(packed) as tar, contextlib.ExitStack() as both:
+            for split in _SPLITS:
+                wanted = f"{archive.prefix}_{split}.h5"
+                member = next((m for m in tar if Path(m.name).name == wanted and m.isfile()), None)
+                if member is None:
+                    raise tarfile.TarError(f"{name} holds no {wanted}")
+                file = both.enter_context(files.replacing(folder / wanted))
+                shutil.copyfileobj(tar.extractfile(member), file)
+    finally:
+        files.remove_files([packed])
 
 
 # --- Decoding ---------------------------------------------------------------------------------

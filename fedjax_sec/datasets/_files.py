@@ -2,13 +2,14 @@
 
 import hashlib
 import logging
-import os
+import re
 import urllib.request
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
+from fedjax_sec import files
 from fedjax_sec.caching import cache_folder
 
 _log = logging.getLogger(__name__)
@@ -25,25 +26,21 @@ _BLOCK = 1 << 20
 def fetch(url: str, sha256: str, target: Path) -> None:
     """Downloads `url` to `target` in one step. Raises `OSError`, also when the content is wrong."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    files.remove_stale(target.parent, re.escape(target.name))
     digest = hashlib.sha256()
-    try:
-        with (
-            urllib.request.urlopen(url, timeout=_TIMEOUT) as answer,
-            open(temporary, "wb") as file,
-            progress_bar() as bar,
-        ):
-            total = answer.headers.get("Content-Length")
-            task = bar.add_task(f"Downloading {target.name}", total=int(total) if total else None)
-            while block := answer.read(_BLOCK):
-                digest.update(block)
-                file.write(block)
-                bar.advance(task, len(block))
+    with (
+        urllib.request.urlopen(url, timeout=_TIMEOUT) as answer,
+        files.replacing(target) as file,
+        progress_bar() as bar,
+    ):
+        total = answer.headers.get("Content-Length")
+        task = bar.add_task(f"Downloading {target.name}", total=int(total) if total else None)
+        while block := answer.read(_BLOCK):
+            digest.update(block)
+            file.write(block)
+            bar.advance(task, len(block))
         if digest.hexdigest() != sha256:
             raise OSError(f"{url} is not the expected file: SHA-256 {digest.hexdigest()}")
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def progress_bar():
@@ -100,15 +97,11 @@ def _digest(path: Path, arrays: dict[str, np.ndarray]) -> str:
 
 def store_cache(path: Path, arrays: dict[str, np.ndarray]) -> None:
     """Writes the cache in one step, so that parallel runs never see half a file."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(temporary, "wb") as file:
-                np.savez(file, **arrays, **{_DIGEST: _digest(path, arrays)})
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        files.remove_stale(path.parent)
+        with files.replacing(path) as file:
+            np.savez(file, **arrays, **{_DIGEST: _digest(path, arrays)})
     except OSError as error:
         _log.warning(
             "Cannot keep decoded data in %s (%s): it will be decoded again next time. "

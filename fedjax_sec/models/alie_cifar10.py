@@ -57,7 +57,8 @@ class AlieCifar10:
     def make(self, input_shape, num_classes):
         if len(input_shape) != 3 or min(input_shape[:2]) < 24:
             raise ConfigError(
-                f"model: alie_cifar10 needs images of at least 24 x 24 pixels, got {input_shape}."
+                f"model: alie_cifar10 needs images of at least 24 x 24 pixels, got {input_shape}; "
+                f"choose another model such as 'mlp'."
             )
         network = _Network(num_classes, self.init, self.first_init, self.convolution)
         return flax_model(network, input_shape, convolves=True)

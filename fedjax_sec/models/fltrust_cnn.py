@@ -54,7 +54,8 @@ class FltrustCnn:
     def make(self, input_shape, num_classes):
         if len(input_shape) != 3 or min(input_shape[:2]) < 10:
             raise ConfigError(
-                f"model: fltrust_cnn needs images of at least 10 x 10 pixels, got {input_shape}."
+                f"model: fltrust_cnn needs images of at least 10 x 10 pixels, got {input_shape}; "
+                f"choose another model such as 'mlp'."
             )
         network = _Network(num_classes, self.init, self.convolution)
         return flax_model(network, input_shape, convolves=True)

@@ -67,7 +67,7 @@ class MadryCnn:
         if len(input_shape) != 3 or min(input_shape[:2]) < least:
             raise ConfigError(
                 f"model: madry_cnn needs images of at least {least} x {least} pixels, "
-                f"got {input_shape}."
+                f"got {input_shape}; choose another model such as 'mlp'."
             )
         network = _Network(self.channels, self.hidden, num_classes, self.init, self.convolution)
         return flax_model(network, input_shape, convolves=True)

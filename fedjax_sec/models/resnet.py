@@ -136,7 +136,8 @@ class ResNet:
     def make(self, input_shape, num_classes):
         if len(input_shape) != 3 or min(input_shape[:2]) < 4:
             raise ConfigError(
-                f"model: resnet needs images of at least 4 x 4 pixels, got {input_shape}."
+                f"model: resnet needs images of at least 4 x 4 pixels, got {input_shape}; "
+                f"choose another model such as 'mlp'."
             )
         blocks, rest = divmod(self.depth - 2, 6)
         if rest:
@@ -145,7 +146,7 @@ class ResNet:
                 f"model.depth must be 6 n + 2, got {self.depth}; nearest: {low} and {low + 6}."
             )
         if 16 % self.groups:
-            raise ConfigError(f"model.groups must divide 16, got {self.groups}.")
+            raise ConfigError(f"model.groups must be 1, 2, 4, 8 or 16, got {self.groups}.")
         keeps = self.norm == "batch" and self.statistics == "aggregated"
         network = _Network(
             num_classes, blocks, self.norm, self.groups, keeps, self.momentum, self.init,

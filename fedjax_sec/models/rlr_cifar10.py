@@ -72,7 +72,8 @@ class RlrCifar10:
         if len(input_shape) != 3 or min(input_shape[:2]) < least:
             raise ConfigError(
                 f"model: rlr_cifar10 needs images of at least {least} x {least} pixels for "
-                f"{len(self.channels)} convolutions, got {input_shape}."
+                f"{len(self.channels)} convolutions, got {input_shape}; "
+                f"choose another model such as 'mlp'."
             )
         network = _Network(
             self.channels, self.hidden, num_classes, self.dropout, self.init, self.convolution

@@ -60,7 +60,8 @@ class RlrCnn:
     def make(self, input_shape, num_classes):
         if len(input_shape) != 3 or min(input_shape[:2]) < 6:
             raise ConfigError(
-                f"model: rlr_cnn needs images of at least 6 x 6 pixels, got {input_shape}."
+                f"model: rlr_cnn needs images of at least 6 x 6 pixels, got {input_shape}; "
+                f"choose another model such as 'mlp'."
             )
         network = _Network(num_classes, self.dropout, self.init, self.convolution)
         return flax_model(network, input_shape, convolves=True, trains_differently=True)

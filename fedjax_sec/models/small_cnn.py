@@ -60,7 +60,7 @@ class SmallCnn:
         if len(input_shape) != 3 or side < 2:
             raise ConfigError(
                 f"model.channels: {len(self.channels)} convolutions leave no 2 x 2 pixels of "
-                f"images of shape {input_shape}."
+                f"images of shape {input_shape}; give fewer, or choose another model such as 'mlp'."
             )
         network = _Network(self.channels, self.hidden, num_classes, self.init, self.convolution)
         return flax_model(network, input_shape, convolves=True)

@@ -106,7 +106,10 @@ def linf_apgd(
     first step has no momentum, as in the author code. The start is drawn from the ball and scaled
     until one of its pixels is eps away, before pixels are cut to [0, 1].
 
-    Source: Croce and Hein 2020, Algorithm 1 and Section 3; alpha 0.75, rho 0.75.
+    Source: Croce and Hein 2020, Algorithm 1 and Section 3; alpha 0.75, rho 0.75. "Fewer than" is
+    the paper's Condition 1. AutoAttack's code (`autopgd_base.py`, `APGDAttack.check_oscillation`)
+    halves at equality too, and at the first checkpoint counts the first step as a rise wherever the
+    value is positive; so the two may halve at different checkpoints.
 
     >>> best = linf_apgd(
     ...     lambda x: -jnp.abs(x - 0.7).sum(1), jnp.full((1, 2), 0.5), jax.random.key(0), eps=0.3,

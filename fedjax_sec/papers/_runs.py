@@ -47,7 +47,7 @@ def computed_from(overrides: Sequence[str], where: str):
         if not overrides:
             raise
         set_ = " ".join(f"--set {text}" for text in overrides)
-        raise ConfigError(f"{where} with {set_}: {error}") from error
+        raise ConfigError(f"{where} with {set_}, which is for every row: {error}") from error
 
 
 def settled(
@@ -80,12 +80,16 @@ def said_of(overrides: Sequence[str], rows: Iterable[Mapping]) -> str:
     if not overrides:
         return ""
     keys = {key for row in rows for key in row}
-    parts = []
+    replaced: dict[str, list[str]] = {"every row's": [], "the file's and the scale's": []}
     for text in overrides:
         key = config_lib.parse_override(text)[0]
         wins = any(_within(key, other) or _within(other, key) for other in keys)
-        whose = "every row's" if wins else "the file's and the scale's"
-        parts.append(f"`--set {text}` replaces {whose}")
+        replaced["every row's" if wins else "the file's and the scale's"].append(f"`--set {text}`")
+    parts = [
+        f"{', '.join(texts)} replace{'s' * (len(texts) == 1)} {whose}"
+        for whose, texts in replaced.items()
+        if texts
+    ]
     return f" {'; '.join(parts)}. Published numbers are of the paper's settings."
 
 

@@ -16,8 +16,7 @@ import numpy as np
 import pandas as pd
 
 from fedjax_sec import config as config_lib
-from fedjax_sec import plotting
-from fedjax_sec import results as results_lib
+from fedjax_sec import files, plotting
 from fedjax_sec.audit import Audit, audit
 from fedjax_sec.experiment import Result, best_evaluation
 from fedjax_sec.papers._runs import (
@@ -452,7 +451,7 @@ def _audited(run: Path, surrogate: Path | None, **arguments) -> Audit:
     with filelock.FileLock(run / "audit.lock"):
         if not path.exists():
             found = audit(run, surrogate=surrogate, **arguments)
-            results_lib.write_atomically(path, found.to_json())
+            files.write_atomically(path, found.to_json())
     return Audit.from_json(path.read_text())
 
 

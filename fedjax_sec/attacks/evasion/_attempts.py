@@ -58,7 +58,10 @@ class Attempts:
             )
         needed = 4 if self.targets else 3
         if self.loss == "dlr" and classes < needed:
-            raise ConfigError(f"{path}.loss: 'dlr' needs {needed} classes, the data has {classes}.")
+            raise ConfigError(
+                f"{path}.loss: 'dlr' needs {needed} classes, the data has {classes}; choose "
+                f"another of {', '.join(LOSSES)}."
+            )
 
     def apply(self, key, logits, x, y, surrogate=None):
         clean = logits(x)

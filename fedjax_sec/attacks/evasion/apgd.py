@@ -17,7 +17,9 @@ class Apgd(Attempts):
     Raises: `ConfigError` for more targets than there are wrong classes, or `dlr` with too few.
 
     Source: Croce and Hein 2020, Algorithm 1; 100 steps and rho 0.75 as there, one restart as in the
-    standard version.
+    standard version. The step size is halved where the value rose in fewer than rho of the steps,
+    the paper's Condition 1; AutoAttack's code (`autopgd_base.py`, `check_oscillation`) halves at
+    equality too.
 
     Example:
         >>> import jax, jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""What Fang et al.'s attacks share: whose updates are known, and where the server is heading."""
+"""What attacks on updates share: whose updates are known, and where the server is heading."""
 
 import jax.numpy as jnp
 
@@ -17,6 +17,27 @@ def stand_ins(view):
     would have sent without an attack.
     """
     return jnp.where(sees_all(view), view.honest, view.own)
+
+
+def sees_one_row(setting):
+    """Whether the adversary never sees more than one update, its own. Knowledge unknown: no."""
+    clients, bad = setting.num_clients, setting.num_malicious
+    if setting.malicious_per_round is not None:
+        bad = setting.malicious_per_round
+    if bad is None or setting.knowledge is None:
+        return False
+    return min(clients, bad) == 1 if setting.knowledge == "corrupted" else clients == 1
+
+
+def own_update_alone(name, setting):
+    """Why an attack on statistics would send the update that it is given, or None."""
+    if sees_one_row(setting):
+        return (
+            f"{name} would send its client's own update, for the adversary sees no other: the "
+            f"deviation of one update is 0. Give it 2 malicious clients or more "
+            f"(threat.num_malicious), or let it see all (knowledge omniscient)."
+        )
+    return None
 
 
 def direction(updates, view):

@@ -3,7 +3,12 @@
 import jax.numpy as jnp
 
 from fedjax_sec import registry
-from fedjax_sec.attacks.update._perturbation import check_z_max, perturbation_range
+from fedjax_sec.attacks.update._directed import own_update_alone
+from fedjax_sec.attacks.update._perturbation import (
+    check_statistics,
+    check_z_max,
+    perturbation_range,
+)
 from fedjax_sec.schema import numeric, static
 
 
@@ -17,10 +22,16 @@ class Alie:
     clients' own, or all). `updates [K, D] -> [K, D]`. For a gradient descent step this is
     mu_g - z sigma_g on gradients, the sign of the author code. z may be negative.
 
-    Raises: `ConfigError` when z is to be computed but the formula has no finite positive value.
+    Raises: `ConfigError` when z is to be computed but the formula has no finite positive value;
+    when the adversary sees a single update, since the attack would send just that; when
+    `statistics` is `honest` and it sees no honest client.
 
-    Source: Baruch et al. 2019, Algorithm 3; z = null computes z_max from n and m (line 3). The
-    text does not say which standard deviation: `ddof` 0 as in the author code.
+    Source: Baruch et al. 2019, Algorithm 3, over the corrupted workers' updates; z = null computes
+    z_max from n and m (line 3). The text does not say which standard deviation: `ddof` 0 as in the
+    author code. An adversary that sees all counts its own updates too, a choice; `statistics:
+    honest` leaves them out, as FLPoison (`attackers/alie.py`), Blades
+    (`adversaries/alie_adversary.py`) and ByzFL (`attacks/attacks.py`) do, the latter two with
+    `ddof` 1.
 
     Example:
         >>> import fedjax_sec
@@ -40,10 +51,19 @@ class Alie:
         choices=("text", "neurips"),
     )
     ddof: int = static(0, "Divisor of the variance is (count - ddof).", low=0, high=1)
+    statistics: str = static(
+        "seen",
+        "Whose updates: of all clients that are `seen`, the adversary's too, or `honest` only.",
+        choices=("seen", "honest"),
+    )
 
     def check(self, path, setting):
         if self.z is None:
             check_z_max(path, self.z_formula, setting)
+        check_statistics(path, self.statistics, setting)
+
+    def idle(self, setting):
+        return own_update_alone(self.registered_name, setting)
 
     def init(self, num_clients, dim):
         return ()

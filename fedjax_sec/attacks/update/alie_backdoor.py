@@ -7,7 +7,12 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from fedjax_sec import registry
-from fedjax_sec.attacks.update._perturbation import check_z_max, perturbation_range
+from fedjax_sec.attacks.update._directed import own_update_alone
+from fedjax_sec.attacks.update._perturbation import (
+    check_statistics,
+    check_z_max,
+    perturbation_range,
+)
 from fedjax_sec.schema import ANY_RATE, ANY_SCALE, ConfigError, component, numeric, static
 
 
@@ -28,8 +33,8 @@ class AlieBackdoor:
     learning rate 0.1 survives, so that term is minimised in closed form in every step (a proximal
     step, the same objective): a choice. `distance="mean"` divides the sum by D.
 
-    Raises: `ConfigError` as `alie` does for z_max; when run outside an experiment, since it needs
-    a model and data.
+    Raises: `ConfigError` as `alie` does; when run outside an experiment, since it needs a model and
+    data.
 
     Source: Baruch et al. 2019, Equations 3 and 4, Algorithm 4, Section 4.2 (z = alpha = 0.2, 5
     passes). Batch 200, learning rate 0.1 and no momentum from the author code (`backdoor.py`),
@@ -72,6 +77,11 @@ class AlieBackdoor:
     )
     z_formula: str = static("text", "z_max, as in `alie`.", choices=("text", "neurips"))
     ddof: int = static(0, "Divisor of the variance is (count - ddof).", low=0, high=1)
+    statistics: str = static(
+        "seen",
+        "Whose updates: of all clients that are `seen`, the adversary's too, or `honest` only.",
+        choices=("seen", "honest"),
+    )
 
     def check(self, path, setting):
         if self.backdoor.stage != "data":
@@ -83,6 +93,10 @@ class AlieBackdoor:
             raise ConfigError(f"{path}.distance is read by convention 'paper' only.")
         if self.z is None:
             check_z_max(path, self.z_formula, setting)
+        check_statistics(path, self.statistics, setting)
+
+    def idle(self, setting):
+        return own_update_alone(self.registered_name, setting)
 
     def init(self, num_clients, dim):
         return ()

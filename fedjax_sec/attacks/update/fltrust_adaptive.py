@@ -4,7 +4,14 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_sec import registry
-from fedjax_sec.attacks.update._directed import away, beyond, direction, sees_all, stand_ins
+from fedjax_sec.attacks.update._directed import (
+    away,
+    beyond,
+    direction,
+    own_update_alone,
+    sees_all,
+    stand_ins,
+)
 from fedjax_sec.ops.distances import cosines_to
 from fedjax_sec.ops.moments import row_norms, unit_rows
 from fedjax_sec.schema import ANY_SCALE, numeric, static
@@ -36,7 +43,8 @@ class FLTrustAdaptive:
     With `threat.knowledge: corrupted` the malicious clients' own updates stand in for the honest
     ones, and their mean for g_0: a choice.
 
-    Raises: `ConfigError` with full knowledge and without `server.root`.
+    Raises: `ConfigError` with full knowledge and without `server.root`; when the adversary sees a
+    single update and `rounds` is 0, since it would send just that.
 
     Source: Cao et al. 2021 (FLTrust), Section V and VI-A: V = Q = 10, gamma = 0.005, eta = 0.01,
     sigma^2 = 0.5. `deviation` "author" takes 0.5 for sigma, as SAFEFL's code does.
@@ -72,6 +80,10 @@ class FLTrustAdaptive:
         choices=("trim", "own"),
     )  # fmt: skip
     b: float = numeric(2.0, "Of the Trim attack.", low=1, high=1e6)
+
+    def idle(self, setting):
+        still = self.rounds == 0 and setting.knowledge == "corrupted"
+        return own_update_alone(self.registered_name, setting) if still else None
 
     def init(self, num_clients, dim):
         return ()

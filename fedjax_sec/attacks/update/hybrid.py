@@ -50,7 +50,7 @@ class Hybrid:
         if setting.num_malicious is not None and setting.num_malicious <= self.num_solo:
             raise ConfigError(
                 f"{path}.num_solo must be < the {setting.num_malicious} malicious clients, "
-                f"got {self.num_solo}."
+                f"got {self.num_solo}; raise threat.num_malicious to {self.num_solo + 1} or more."
             )
 
     def init(self, num_clients, dim):

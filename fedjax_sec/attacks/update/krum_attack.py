@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from fedjax_sec import registry
-from fedjax_sec.attacks.update._directed import direction, sees_all, stand_ins
+from fedjax_sec.attacks.update._directed import direction, sees_all, sees_one_row, stand_ins
 from fedjax_sec.ops.distances import krum_scores, squared_distances
 from fedjax_sec.schema import ANY_SCALE, numeric, static
 
@@ -30,6 +30,9 @@ class KrumAttack:
     among the honest updates. With partial knowledge the malicious clients' own updates stand in for
     the honest ones, and as few copies of the vector as necessary, from 1 to c, are among them.
     `updates [K, D] -> [K, D]`.
+
+    Raises: `ConfigError` when the adversary sees a single update: Krum would never select the
+    vector.
 
     Source: Fang, Cao, Jia, Gong 2020 (Local model poisoning attacks), Section 4.2 and Theorem 1,
     threshold 1e-5. All copies are equal, the limit of its epsilon. With partial knowledge K is the
@@ -60,6 +63,15 @@ class KrumAttack:
         "mean", "The direction to go against: the `mean` update's, or Krum's choice.",
         choices=("mean", "krum"),
     )  # fmt: skip
+
+    def idle(self, setting):
+        if sees_one_row(setting):
+            return (
+                "krum_attack would send next to nothing, for the adversary sees one update, its "
+                "own, between which and a crafted one Krum cannot choose. Give it 2 malicious "
+                "clients or more (threat.num_malicious), or let it see all (knowledge omniscient)."
+            )
+        return None
 
     def init(self, num_clients, dim):
         return ()

@@ -3,8 +3,9 @@
 import jax.numpy as jnp
 
 from fedjax_sec import registry
+from fedjax_sec.attacks.update._perturbation import check_statistics, counted
 from fedjax_sec.ops.moments import weighted_mean
-from fedjax_sec.schema import ANY_SCALE, numeric
+from fedjax_sec.schema import ANY_SCALE, numeric, static
 
 
 @registry.attacks.register("mean_control")
@@ -13,9 +14,11 @@ class MeanControl:
 
     .. math:: u_{mal} = \frac{1}{m} \left( -n \cdot scale \cdot \mu - (n - m) \mu \right)
 
-    where mu, the mean of the updates the adversary sees, stands for the honest mean. `updates
-    [K, D] -> [K, D]`. Any defence that looks at distances finds such rows at once; it is aimed at
-    no defence.
+    where mu, the mean of the updates the adversary sees, its own too, stands for the honest mean;
+    with `statistics: honest` it is that mean itself. `updates [K, D] -> [K, D]`. Any defence that
+    looks at distances finds such rows at once; it is aimed at no defence.
+
+    Raises: `ConfigError` when `statistics` is `honest` and the adversary sees no honest client.
 
     Source: Blanchard et al. 2017, Lemma 1 (no linear rule tolerates a single Byzantine client);
     the reversed mean as its goal is a choice.
@@ -32,6 +35,14 @@ class MeanControl:
     scale: float = numeric(
         1.0, "The mean becomes -scale times the honest mean.", low=0, unbounded=ANY_SCALE
     )
+    statistics: str = static(
+        "seen",
+        "Whose updates: of all clients that are `seen`, the adversary's too, or `honest` only.",
+        choices=("seen", "honest"),
+    )
+
+    def check(self, path, setting):
+        check_statistics(path, self.statistics, setting)
 
     def init(self, num_clients, dim):
         return ()
@@ -39,6 +50,6 @@ class MeanControl:
     def apply(self, key, updates, state, view):
         n = updates.shape[0]
         m = jnp.maximum(view.malicious.sum(), 1)
-        mean = weighted_mean(updates, view.visible.astype(updates.dtype))
+        mean = weighted_mean(updates, counted(self, view).astype(updates.dtype))
         crafted = -(n * self.scale + n - m) / m * mean
         return jnp.broadcast_to(crafted, updates.shape), state, {}

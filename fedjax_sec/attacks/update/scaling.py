@@ -3,6 +3,7 @@
 from typing import Any
 
 from fedjax_sec import registry
+from fedjax_sec.attacks.update._replacement import boosted, check_factor
 from fedjax_sec.schema import ANY_SCALE, ConfigError, component, numeric, static
 
 #: Gu et al.'s pattern of four pixels at the lower right corner of images of 28 x 28.
@@ -22,8 +23,11 @@ class Scaling:
     .. math:: u_{mal} = \lambda u
 
     `updates [K, D] -> [K, D]`. The number of examples that it reports is that of its own.
+    `accounts_for: weights_and_rate` computes lambda from all clients' numbers of examples and the
+    server's learning rate, as `boost` does.
 
-    Raises: `ConfigError` when `backdoor` is no attack on data or does not fit the data.
+    Raises: `ConfigError` when `backdoor` is no attack on data or does not fit the data; for
+    `accounts_for` as `boost`.
 
     Source: Bagdasaryan et al. 2020 (How to backdoor federated learning); as described in Cao et al.
     2021 (FLTrust), Section VI-A, where lambda is n. For MNIST "the same pattern trigger in [Gu et
@@ -50,8 +54,18 @@ class Scaling:
     copies: bool = static(
         True, "Poison copies that are added to the data (false: the examples themselves)."
     )
+    accounts_for: str = static(
+        "clients",
+        "factor null: K, the `clients` of the round, or what their `weights_and_rate` make it.",
+        choices=("clients", "weights_and_rate"),
+    )
+
+    @property
+    def needs_server_rate(self):
+        return self.accounts_for == "weights_and_rate"
 
     def check(self, path, setting):
+        check_factor(path, self)
         if self.backdoor.stage != "data":
             raise ConfigError(
                 f"{path}.backdoor must be an attack on data such as 'trojan' or "
@@ -62,5 +76,4 @@ class Scaling:
         return ()
 
     def apply(self, key, updates, state, view):
-        factor = updates.shape[0] if self.factor is None else self.factor
-        return factor * updates, state, {}
+        return boosted(self, updates, view), state, {}

@@ -4,7 +4,13 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_sec import registry
-from fedjax_sec.attacks.update._directed import away, beyond, direction, sees_all
+from fedjax_sec.attacks.update._directed import (
+    away,
+    beyond,
+    direction,
+    own_update_alone,
+    sees_all,
+)
 from fedjax_sec.schema import ConfigError, numeric, static
 
 
@@ -28,7 +34,8 @@ class TrimAttack:
 
     `updates [K, D] -> [K, D]`. It is built against the coordinate-wise trimmed mean and median.
 
-    Raises: `ConfigError` unless 3 and 4, or what replaces them, are in order.
+    Raises: `ConfigError` unless 3 and 4, or what replaces them, are in order; when the adversary
+    sees a single update, since it would send just that.
 
     Source: Fang, Cao, Jia, Gong 2020 (Local model poisoning attacks), Section 4.3, on local models,
     b = 2. `convention="author"` is FLTrust's released code (`byzantine.py`): the values are updates
@@ -60,6 +67,9 @@ class TrimAttack:
                 f"{path}.far must be >= near = {self.near}, got {self.far}: the value is drawn "
                 f"between them."
             )
+
+    def idle(self, setting):
+        return own_update_alone(self.registered_name, setting)
 
     def init(self, num_clients, dim):
         return ()
