@@ -169,7 +169,7 @@ def attack(
     visible = np.ones(clients, bool) if knowledge == "omniscient" else np.asarray(mask)
     finite = _finite_rows(stack.rows, visible, "show the adversary nothing")
     huge = finite & ~np.asarray(usable_rows(stack.rows))
-    _warn_of(huge, visible, "numbers too large to square and are in no statistic of an adversary", 3)
+    _warn_of(huge, visible, "numbers too large to square and are in no statistic", 3)
     run = functools.partial(_attack if loss is None else _anew(_attack, loss=loss), pipeline, rule)
     everything = knowledge == "omniscient"
     sent = run(stack.rows, mask, jnp.asarray(finite), key, params, own, everything=everything)
