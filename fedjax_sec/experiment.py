@@ -54,7 +54,7 @@ class Result(NamedTuple):
     `metrics[name]` holds one entry an evaluation, `metrics["round"]` the number of rounds done by
     then, 0 first; what is measured in training is NaN there. `params` are the final parameters as
     the model's tree, None when the run was finished before and only read back (`final_params` reads
-    them); `summary` is what `summary.json` holds.
+    them); `summary` is what `summary.json` says.
     """
 
     experiment: Experiment

@@ -173,8 +173,8 @@ def test_a_folder_belongs_to_one_run(finished, tmp_path):
         fedjax_sec.run(small(), out=folder, resume=True, rounds=4, seed=1)
     again = fedjax_sec.run(small(), out=folder, resume=True)  # finished: read back
     written = json.loads((folder / "summary.json").read_text())
-    assert again.params is None
-    assert again.summary | {"sha256": written["sha256"]} == written  # of the summary itself
+    digest = written.pop("sha256")  # of the rest
+    assert again.params is None and again.summary == written and len(digest) == 64
     same_bits(again.metrics["accuracy"], result.metrics["accuracy"])
     assert (folder / "metrics.jsonl").read_bytes() == before
     (tmp_path / "notes.txt").write_text("mine")
