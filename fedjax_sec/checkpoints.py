@@ -66,32 +66,40 @@ class Checkpoints:
 
         In the order of removal: a kill on the way leaves arrays that do not count.
         """
+        states = [self._path(done) for done in self.rounds() if done not in kept]
+        arrays = itertools.chain(*self._arrays_but(kept).values())
+        return [*states, *arrays, *files.leftovers(self.folder, r"\d+\.json")]
+
+    def _arrays_but(self, kept: Collection[int]) -> dict[Path, list[Path]]:
+        """Orbax's folders but those of these states, and the files in each that orbax wrote."""
         known = {done: self._known(done) for done in self.rounds()}
-        found = [self._path(done) for done in known if done not in kept]
+        found = {}
         for folder in self._folders():
             done = int(_FOLDER.fullmatch(folder.name)[1])
-            name, digests = known.get(done, (folder.name, {}))
+            name, digests = known.get(done, ("", {}))
             if done in kept and name in (folder.name, None):
                 continue
-            for path in sorted(path for path in folder.rglob("*") if not path.is_dir()):
-                inner = path.relative_to(folder).as_posix()
-                if _WRITTEN.fullmatch(inner) or (name == folder.name and inner in digests):
-                    found.append(path)
-        return found + files.leftovers(self.folder, r"\d+\.json")
+            names = digests if name == folder.name else ()
+            found[folder] = [
+                path
+                for path in sorted(folder.rglob("*"))
+                if (inner := path.relative_to(folder).as_posix()) in names
+                or _WRITTEN.fullmatch(inner)
+            ]
+        return found
 
     def keep_only(self, rounds: Collection[int]) -> list[Path]:
         """Removes, file by file, all but the states after these rounds.
 
-        Returns: folders that stay, since files that are not ours are in them.
+        Returns: folders that stay, since other files are in them too.
         """
-        paths = self.files(rounds)
-        folders = [one for one in self._folders() if any(one in path.parents for path in paths)]
-        files.remove_files(paths)
-        for folder in folders:
+        arrays = self._arrays_but(rounds)
+        files.remove_files(self.files(rounds))
+        for folder in arrays:
             inner = (path for path in folder.rglob("*") if path.is_dir())
             files.remove_empty([*sorted(inner, reverse=True), folder])
         files.remove_empty([self.folder])
-        return [folder for folder in folders if folder.exists()]
+        return [folder for folder, paths in arrays.items() if paths and folder.exists()]
 
     def tidy(self, rounds: Collection[int] | None = None) -> None:
         """Removes what killed processes left, and states but those after `rounds`."""
