@@ -1,12 +1,10 @@
-"""The common state of a group of runs: one file a checkpoint, whole or not there, with a digest."""
+"""The common state of a group of runs: orbax keeps the arrays, our file beside them vouches."""
 
-import hashlib
+import itertools
 import json
 import logging
 import re
-import zipfile
-import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,14 +13,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_sec import files
-from fedjax_sec.results import differences
+from fedjax_sec.config import differences
 from fedjax_sec.schema import ConfigError
 
 _log = logging.getLogger(__name__)
 
-_FORMAT = "fedjax_sec checkpoint 1"
+_FORMAT = "fedjax_sec checkpoint 2"
 _KEPT = 2  # if the newest is damaged, the one before it serves
-_DAMAGE = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
+#: Our names of orbax's folders, and what orbax appends until a folder is complete.
+_FOLDER = re.compile(r"(\d+)-\d+(\.orbax-checkpoint-tmp.*)?")
+#: The files that orbax writes in one, and the locks of TensorStore, which it writes arrays with.
+_WRITTEN = re.compile(
+    r"_METADATA|_CHECKPOINT_METADATA|_sharding|commit_success\.txt|array_metadatas/process_\d+|"
+    r"(ocdbt\.process_\d+/)?(manifest\.ocdbt|d/[0-9a-f]{32})(\.__lock)?"
+)
 
 
 class Saved(NamedTuple):
@@ -40,7 +44,11 @@ class Saved(NamedTuple):
 
 
 class Checkpoints:
-    """The newest two states in a folder, `ROUND.npz` each, of runs with these configurations."""
+    """The newest two states in a folder, of runs with these configurations.
+
+    The state after round 4 is `4.json`, written last, and the folder of arrays that it names,
+    `4-0`, with the digests of the files in it. A folder that no such file names does not count.
+    """
 
     def __init__(self, folder: str | Path, configs: Sequence[dict]):
         self.folder = Path(folder).absolute()
@@ -50,20 +58,85 @@ class Checkpoints:
         """The rounds after which a state was saved, the newest first."""
         if not self.folder.is_dir():
             return []
-        names = (re.fullmatch(r"(\d+)\.npz", path.name) for path in self.folder.iterdir())
+        names = (re.fullmatch(r"(\d+)\.json", path.name) for path in self.folder.iterdir())
         return sorted((int(name[1]) for name in names if name), reverse=True)
 
-    def files(self) -> list[Path]:
-        """Every file here that we write, the newest checkpoint first."""
-        return [*map(self._path, self.rounds()), *files.leftovers(self.folder, r"\d+\.npz")]
+    def files(self, kept: Collection[int] = ()) -> list[Path]:
+        """Every file here that we write, but the states after the rounds `kept`.
+
+        In the order of removal: a kill on the way leaves arrays that do not count.
+        """
+        states = [self._path(done) for done in self.rounds() if done not in kept]
+        arrays = itertools.chain(*self._arrays_but(kept).values())
+        return [*states, *arrays, *files.leftovers(self.folder, r"\d+\.json")]
+
+    def _arrays_but(self, kept: Collection[int]) -> dict[Path, list[Path]]:
+        """Orbax's folders but those of these states, and the files in each that orbax wrote."""
+        known = {done: self._known(done) for done in self.rounds()}
+        found = {}
+        for folder in self._folders():
+            done = int(_FOLDER.fullmatch(folder.name)[1])
+            name, digests = known.get(done, ("", {}))
+            if done in kept and name in (folder.name, None):
+                continue
+            names = digests if name == folder.name else ()
+            found[folder] = [
+                path
+                for path in sorted(folder.rglob("*"))
+                if (inner := path.relative_to(folder).as_posix()) in names
+                or _WRITTEN.fullmatch(inner)
+            ]
+        return found
+
+    def keep_only(self, rounds: Collection[int]) -> list[Path]:
+        """Removes, file by file, all but the states after these rounds.
+
+        Returns: folders that stay, since other files are in them too.
+        """
+        arrays = self._arrays_but(rounds)
+        files.remove_files(self.files(rounds))
+        for folder in arrays:
+            inner = (path for path in folder.rglob("*") if path.is_dir())
+            files.remove_empty([*sorted(inner, reverse=True), folder])
+        files.remove_empty([self.folder])
+        return [folder for folder, paths in arrays.items() if paths and folder.exists()]
+
+    def tidy(self, rounds: Collection[int] | None = None) -> None:
+        """Removes what killed processes left, and states but those after `rounds`."""
+        for folder in self.keep_only(self.rounds() if rounds is None else rounds):
+            files.mention_rest(folder)
 
     def _path(self, done: int) -> Path:
-        return self.folder / f"{done}.npz"
+        return self.folder / f"{done}.json"
+
+    def _folders(self) -> list[Path]:
+        paths = sorted(self.folder.iterdir()) if self.folder.is_dir() else []
+        paths = [path for path in paths if _FOLDER.fullmatch(path.name)]
+        return [path for path in paths if path.is_dir() and not path.is_symlink()]
+
+    def _known(self, done: int) -> tuple[str | None, dict[str, str]]:
+        """A state's folder and the digests of its files; None where `ROUND.json` is damaged."""
+        try:
+            about = files.read_json(self._path(done), digest=True)
+            return about["folder"], about["files"]
+        except (ConfigError, KeyError):
+            return None, {}
 
     def save(self, saved: Saved) -> None:
         """Saves a state, and removes all but the newest two."""
+        import orbax.checkpoint as ocp  # slow to import, and not needed without an output folder
+
         self.folder.mkdir(parents=True, exist_ok=True)
         leaves = {name: np.asarray(leaf) for name, leaf in _named(saved.state).items()}
+        folder = self._free(saved.done)
+        try:
+            with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as orbax:
+                orbax.save(folder, args=ocp.args.StandardSave(_stored(leaves)))
+        except OSError:
+            raise
+        except Exception as error:  # TensorStore's, for a full disk too
+            raise OSError(f"{str(folder)!r} cannot be written: {_first_line(error)}.") from error
+        paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
         about = {
             "format": _FORMAT,
             "done": saved.done,
@@ -71,14 +144,20 @@ class Checkpoints:
             "rows": saved.rows,
             "start": saved.start,
             "configs": self._configs,
+            "leaves": _described(leaves),
+            "folder": folder.name,
+            "files": {
+                path.relative_to(folder).as_posix(): files.file_digest(path) for path in paths
+            },
         }
-        about["sha256"] = _digest(about, leaves)
-        with files.replacing(self._path(saved.done)) as file:
-            text = np.frombuffer(json.dumps(about).encode(), np.uint8)
-            np.savez(file, about=text, **leaves)
-        newer = [done for done in self.rounds() if done > saved.done]  # of a run that was damaged
-        older = [done for done in self.rounds() if done < saved.done]
-        files.remove_files(self._path(done) for done in [*newer, *older[_KEPT - 1 :]])
+        files.write_json(self._path(saved.done), about)
+        # Newer ones are of a run that was damaged.
+        self.tidy([done for done in self.rounds() if done <= saved.done][:_KEPT])
+
+    def _free(self, done: int) -> Path:
+        """A folder that is not there: in one that could not be removed are files of others."""
+        names = (f"{done}-{number}" for number in itertools.count())
+        return self.folder / next(name for name in names if not any(self.folder.glob(f"{name}*")))
 
     def restore(
         self, state: Any, accept: Callable[[Saved], None] = lambda saved: None, remedy: str = ""
@@ -109,43 +188,58 @@ class Checkpoints:
 
     def params(self, done: int) -> np.ndarray | None:
         """The global parameters [R, D] after `done` rounds, None where no state was saved then."""
-        return self._read(done)[1][".params"] if done in self.rounds() else None
+        if done not in self.rounds():
+            return None
+        return self._arrays(self._read(done))[".params"]
 
     def _restored(self, done: int, state) -> Saved:
-        about, leaves = self._read(done)
-        expected = _named(state)
-        shapes = {name: (leaf.shape, leaf.dtype) for name, leaf in expected.items()}
-        if {name: (leaf.shape, leaf.dtype) for name, leaf in leaves.items()} != shapes:
+        about, expected = self._read(done), _named(state)
+        if about["leaves"] != _described(expected):
             raise ConfigError(
                 f"{str(self._path(done))!r} holds a state of another structure: it is of another "
                 f"version."
             )
+        leaves = self._arrays(about)
         restored = [jnp.array(leaves[name]) for name in expected]
         state = jax.tree.unflatten(jax.tree.structure(state), restored)
         return Saved(done, state, about["elapsed"], about["rows"], about["start"])
 
-    def _read(self, done: int) -> tuple[dict, dict[str, np.ndarray]]:
-        """What a checkpoint says of itself, and its leaves by name; checked."""
+    def _read(self, done: int) -> dict:
+        """What a checkpoint says of itself; every file of it is checked."""
         path = self._path(done)
-        try:
-            with np.load(path) as stored:
-                leaves = {name: stored[name] for name in stored.files}
-            about = json.loads(leaves.pop("about").tobytes())
-            digest = about.pop("sha256")
-            intact = digest == _digest(about, leaves) and about["done"] == done
-            intact = intact and about["format"] == _FORMAT
-            pairs = list(zip(about["configs"], self._configs, strict=False))
-            same_runs = len(about["configs"]) == len(self._configs)
-        except _DAMAGE as error:
-            reason = files.describe(error) if isinstance(error, OSError) else error
-            raise ConfigError(f"{str(path)!r} is damaged: {_first_line(reason)}.") from None
-        if not intact:
+        about = files.read_json(path, digest=True)
+        if (about.get("format"), about.get("done")) != (_FORMAT, done):
             raise ConfigError(f"{str(path)!r} is damaged: it is not as it was written.")
+        for name, digest in about["files"].items():
+            part = self.folder / about["folder"] / name
+            try:
+                intact = files.file_digest(part) == digest
+            except OSError as error:
+                raise ConfigError(f"{str(part)!r} is damaged: {files.describe(error)}") from None
+            if not intact:
+                raise ConfigError(f"{str(part)!r} is damaged: it is not as it was written.")
+        pairs = list(zip(about["configs"], self._configs, strict=False))
         different = {key for pair in pairs for key in differences(*pair)} - {"rounds"}
-        if different or not same_runs:
+        if different or len(about["configs"]) != len(self._configs):
             keys = ", ".join(sorted(different)) or "the number of runs"
             raise ConfigError(f"{str(path)!r} is of another configuration; it differs in {keys}.")
-        return about, leaves
+        return about
+
+    def _arrays(self, about: dict) -> dict[str, np.ndarray]:
+        """The leaves of a checked checkpoint by name."""
+        import orbax.checkpoint as ocp
+
+        leaves = {
+            name: np.zeros(shape, jnp.dtype(dtype))
+            for name, (dtype, shape) in about["leaves"].items()
+        }
+        folder = self.folder / about["folder"]
+        try:
+            with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as orbax:
+                args = ocp.args.StandardRestore(_stored(leaves))
+                return leaves | orbax.restore(folder, args=args)
+        except Exception as error:
+            raise ConfigError(f"{str(folder)!r} is damaged: {_first_line(error)}.") from error
 
 
 def _named(state) -> dict[str, Any]:
@@ -154,14 +248,13 @@ def _named(state) -> dict[str, Any]:
     return {jax.tree_util.keystr(path): leaf for path, leaf in paths}
 
 
-def _digest(about: dict, leaves: dict[str, np.ndarray]) -> str:
-    """SHA-256 of what is said of a state and of its leaves: names, types, shapes and bytes."""
-    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
-    for name in sorted(leaves):
-        leaf = np.ascontiguousarray(leaves[name])
-        digest.update(f"{name} {leaf.dtype.str} {leaves[name].shape}".encode())
-        digest.update(leaf.reshape(-1).view(np.uint8))
-    return digest.hexdigest()
+def _described(leaves: dict[str, Any]) -> dict[str, list]:
+    return {name: [str(leaf.dtype), list(leaf.shape)] for name, leaf in leaves.items()}
+
+
+def _stored(leaves: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Those with elements; orbax refuses others, and their shapes say all of them."""
+    return {name: leaf for name, leaf in leaves.items() if leaf.size}
 
 
 def _first_line(reason) -> str:

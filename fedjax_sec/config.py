@@ -1,6 +1,8 @@
 """The schema of an experiment: strict YAML in, fully resolved YAML out."""
 
+import contextlib
 import dataclasses
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,8 @@ from fedjax_sec.ops.client_axis import STRATEGIES
 from fedjax_sec.pipeline import Attack, Defense, Setting, check_components, fill_num_byzantine
 from fedjax_sec.reading import LEVELS, parse, read_text
 from fedjax_sec.schema import COUNT, SEED, ConfigError, component, section, static
+
+_WHEREABOUTS = ("data.data_dir", "data.download")  # where the data lies changes no result
 
 
 @dataclasses.dataclass(frozen=True)
@@ -625,3 +629,27 @@ def _key(node, name: str, dotted: str):
 def dump_yaml(mapping: Mapping) -> str:
     """A mapping as YAML text."""
     return OmegaConf.to_yaml(OmegaConf.create(dict(mapping)))
+
+
+def differences(known: Mapping, config: Mapping) -> list[str]:
+    """The dotted keys in which a configuration differs from a known one, but where the data lies.
+
+    >>> differences({"rounds": 5}, from_mapping({"seed": 1, "rounds": 5}).to_dict())
+    ['seed']
+    """
+    with contextlib.suppress(ConfigError):  # a later version may have added keys
+        known = from_mapping(known).to_dict()
+    pair = (json.loads(json.dumps(one)) for one in (known, config))
+    return sorted(set(_differences(*pair)) - set(_WHEREABOUTS))
+
+
+def _differences(a, b, path=""):
+    if isinstance(a, dict) and isinstance(b, dict):
+        for key in a.keys() | b.keys():
+            at = f"{path}.{key}" if path else key
+            if key not in a or key not in b:
+                yield at
+            else:
+                yield from _differences(a[key], b[key], at)
+    elif a != b:
+        yield path

@@ -136,8 +136,8 @@ def write_json(path: Path, content: Mapping) -> None:
     write_atomically(path, json.dumps(written, indent=2) + "\n")
 
 
-def read_json(path: Path) -> dict:
-    """The mapping in a file of `write_json`, without its digest.
+def read_json(path: Path, digest: bool = False) -> dict:
+    """The mapping in a file of `write_json`, without its digest, which may be required.
 
     Raises: `ConfigError` where the file is missing, no such mapping, or not as it was written.
     """
@@ -151,8 +151,8 @@ def read_json(path: Path) -> dict:
         raise ConfigError(f"{str(path)!r} is damaged: it is no JSON ({error}).") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{str(path)!r} is damaged: it holds no mapping.")
-    digest = content.pop(_DIGEST, None)
-    if digest is not None and digest != _digest(content):  # older files have none
+    written = content.pop(_DIGEST, None)
+    if (written is not None or digest) and written != _digest(content):  # older files have none
         raise ConfigError(f"{str(path)!r} is damaged: it is not as it was written.")
     return content
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from fedjax_sec import config as config_lib
 from fedjax_sec import files
+from fedjax_sec.checkpoints import Checkpoints
 from fedjax_sec.schema import ConfigError
 
 CONFIG, METRICS, SUMMARY = "config.yaml", "metrics.jsonl", "summary.json"
@@ -26,7 +27,6 @@ FIGURES = ("figures/accuracy.png", "figures/accuracy.pdf")
 #: The mark of a folder that is ours, written before anything else, and the lock of who runs in it.
 MARK, LOCK = ".fedjax_sec.json", ".fedjax_sec.lock"
 _VERSION = 1  # of the folder's layout
-_WHEREABOUTS = ("data.data_dir", "data.download")  # where the data lies changes no result
 _PACKAGES = ("fedjax_sec", "jax", "jaxlib", "flax", "optax", "numpy", "tensorflow-datasets")
 
 
@@ -169,7 +169,7 @@ class RunFolder:
     def _is_begun_only(self) -> bool:
         """Whether a kill came before the configuration was written, so that nothing can be lost."""
         kept = (CONFIG, METRICS, SUMMARY, PARAMS)
-        if self.mark().kind not in ("run", "cell") or self._states():
+        if self.mark().kind not in ("run", "cell") or self._states.rounds():
             return False
         return not any((self.path / name).exists() for name in kept)
 
@@ -196,20 +196,16 @@ class RunFolder:
 
     def remove(self) -> None:
         """Removes what we wrote, file by file, and names what stays."""
-        files.remove_files(self._files())
-        files.remove_empty((self.path / "figures", self.path / CHECKPOINTS))
+        files.remove_files([self.path / SUMMARY])  # a kill on the way leaves a run
+        self._states.keep_only(())
+        files.remove_files(self.path / name for name in (PARAMS, METRICS, *FIGURES, EXECUTION))
+        files.remove_files([self.path / CONFIG])
+        files.remove_empty([self.path / "figures"])
         files.mention_rest(self.path, (self.path / MARK, self.path / LOCK))
 
-    def _files(self) -> list[Path]:
-        """Every file that we write, without mark and lock. A kill on the way leaves a run."""
-        states = Path(CHECKPOINTS)
-        names = [SUMMARY, *(states / name for name in self._states()), PARAMS, METRICS, *FIGURES]
-        return [self.path / name for name in (*names, EXECUTION, CONFIG)]
-
-    def _states(self) -> list[str]:
-        folder = self.path / CHECKPOINTS
-        names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-        return sorted(name for name in names if re.fullmatch(r"\d+\.npz", name))
+    @property
+    def _states(self) -> Checkpoints:
+        return Checkpoints(self.path / CHECKPOINTS, ())
 
     def tidy(self) -> None:
         """Removes temporary files of processes that died here; nobody else may be writing."""
@@ -217,8 +213,9 @@ class RunFolder:
             re.escape(Path(name).name)
             for name in (MARK, files.PROBE, CONFIG, METRICS, SUMMARY, PARAMS, EXECUTION, *FIGURES)
         )
-        for part in (self.path, self.path / "figures", self.path / CHECKPOINTS):
-            files.remove_files(files.leftovers(part, rf"{names}|\d+\.npz"))
+        for part in (self.path, self.path / "figures"):
+            files.remove_files(files.leftovers(part, names))
+        self._states.tidy()
 
     # --- Configuration --------------------------------------------------------------------------
 
@@ -239,7 +236,7 @@ class RunFolder:
         if not path.is_file():
             raise ConfigError(f"{name}: {CONFIG} of the run in it is missing. {self.remedy}")
         known = config_lib.read_yaml(path)
-        different = differences(known, config)
+        different = config_lib.differences(known, config)
         before = known.get("rounds")
         if more_rounds and different == ["rounds"] and isinstance(before, int):
             if config["rounds"] > before:
@@ -459,30 +456,6 @@ def to_json(value):
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
-
-
-def differences(known: Mapping, config: Mapping) -> list[str]:
-    """The dotted keys in which a configuration differs from a known one, but where the data lies.
-
-    >>> differences({"rounds": 5}, config_lib.from_mapping({"seed": 1, "rounds": 5}).to_dict())
-    ['seed']
-    """
-    with contextlib.suppress(ConfigError):  # a later version may have added keys
-        known = config_lib.from_mapping(known).to_dict()
-    pair = (json.loads(json.dumps(one)) for one in (known, config))
-    return sorted(set(_differences(*pair)) - set(_WHEREABOUTS))
-
-
-def _differences(a, b, path=""):
-    if isinstance(a, dict) and isinstance(b, dict):
-        for key in a.keys() | b.keys():
-            at = f"{path}.{key}" if path else key
-            if key not in a or key not in b:
-                yield at
-            else:
-                yield from _differences(a[key], b[key], at)
-    elif a != b:
-        yield path
 
 
 def environment() -> dict:

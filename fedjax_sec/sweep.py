@@ -300,11 +300,10 @@ class _Group:
 
     def remove(self) -> None:
         """Removes the state of a group that is done, file by file; whose it was, at last."""
-        state = self.folder / "state"
-        files.remove_files(Checkpoints(state, ()).files())
+        Checkpoints(self.folder / "state", ()).keep_only(())
         known = [self.folder / name for name in (results.EXECUTION, MEMBERS)]
         files.remove_files([*_leftovers(self.folder), *known])
-        files.remove_empty((state, self.folder))
+        files.remove_empty([self.folder])
         files.mention_rest(self.folder)
 
 

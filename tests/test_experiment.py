@@ -263,7 +263,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(lines, tmp_path, uninterrupted, s
     if lines == 47:  # it went on from a checkpoint instead of starting again
         assert resumed.summary["rounds_per_second"] is not None
         names = {path.name for path in (folder / "checkpoints").iterdir()}
-        assert names == {"150.npz", "160.npz"}
+        assert names == {"150.json", "150-0", "160.json", "160-0"}
 
 
 @pytest.mark.slow

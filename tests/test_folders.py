@@ -8,20 +8,25 @@ import hashlib
 import io
 import json
 import os
+import re
+import resource
 import shutil
 import signal
 import tarfile
 from pathlib import Path
 
 import filelock
+import jax
+import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from helpers import same_bits, small
 from typer.testing import CliRunner
 
 import fedjax_sec
 from fedjax_sec import cli, config, experiment, files, results, sweep, trained, tuning
-from fedjax_sec.checkpoints import Checkpoints
+from fedjax_sec.checkpoints import Checkpoints, Saved
 from fedjax_sec.datasets import _femnist
 from fedjax_sec.datasets._files import store_cache
 from fedjax_sec.results import LOCK, MARK
@@ -45,6 +50,18 @@ def compile_once(monkeypatch):
 
     monkeypatch.setattr(experiment, "Program", program)
     monkeypatch.setattr(sweep, "Program", program)
+
+
+def states(folder):
+    """The files that say of which state orbax's folder beside them is, the newest first."""
+    checkpoints = folder / "checkpoints"
+    return [checkpoints / f"{done}.json" for done in Checkpoints(checkpoints, ()).rounds()]
+
+
+def parts(state):
+    """Every file of a checkpoint."""
+    paths = sorted(state.with_name(f"{state.stem}-0").rglob("*"))
+    return [state, *(path for path in paths if path.is_file())]
 
 
 class Stop(Exception):
@@ -73,7 +90,7 @@ def half_finished(tmp_path_factory):
     out = tmp_path_factory.mktemp("half") / "out"
     with pytest.raises(Stop):
         fedjax_sec.run(RUN, out=out, on_evaluation=stop_at(5))
-    assert Checkpoints(out / "checkpoints", ()).rounds() == [4, 2]
+    assert [state.name for state in states(out)] == ["4.json", "2.json"]
     return out
 
 
@@ -125,7 +142,7 @@ def test_a_configuration_alone_does_not_make_a_folder_ours(text, how, tmp_path):
 
 
 def test_overwriting_removes_our_files_only_and_names_the_rest(done, caplog):
-    mine = [done / "thesis.tex", done / "checkpoints" / "6" / "x", done / "figures" / "mine.png"]
+    mine = [done / "thesis.tex", done / "checkpoints" / "6-0" / "x", done / "figures" / "mine.png"]
     for path in mine:
         path.parent.mkdir(exist_ok=True)
         path.write_text("mine")
@@ -135,8 +152,11 @@ def test_overwriting_removes_our_files_only_and_names_the_rest(done, caplog):
     assert config.load(done / "config.yaml").seed == 1 and content(done)[0] != before[0]
     (message,) = [record.getMessage() for record in caplog.records]
     assert message == (
-        f"Not ours, so left in {str(done)!r}: checkpoints/6/x, figures/mine.png, thesis.tex."
+        f"Not ours, so left in {str(done)!r}: checkpoints/6-0/x, figures/mine.png, thesis.tex."
     )
+    assert list((done / "checkpoints" / "6-0").iterdir()) == [mine[1]]
+    longer = fedjax_sec.run(RUN, out=done, resume=True, rounds=7, seed=1)
+    assert longer.summary["final"]["round"] == 7 and mine[1].exists()
 
 
 def test_a_sweep_removes_its_own_files_only(tmp_path, caplog):
@@ -354,24 +374,80 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_the_older_state_serves_where_the_newest_is_damaged(damage, half, whole, caplog):
-    DAMAGES[damage](half / "checkpoints" / "4.npz")
+def test_damage_to_any_file_of_a_state_is_named(damage, half_finished, tmp_path):
+    shutil.copytree(half_finished / "checkpoints", tmp_path / "checkpoints")
+    found = Checkpoints(tmp_path / "checkpoints", [config.from_mapping(RUN).to_dict()])
+    program = experiment.Program(config.from_mapping(RUN))
+    state = program.init(program.replicas([config.from_mapping(RUN)])[0])
+    newest, _ = states(tmp_path)
+    assert len(parts(newest)) > 6 and found.restore(state).done == 4
+    for path in parts(newest):
+        before = path.read_bytes()
+        if before:
+            DAMAGES[damage](path)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(ocp, "Checkpointer", None)  # orbax is not asked
+                with pytest.raises(ConfigError, match=re.escape(f"'{path}' is ")) as error:
+                    found.params(4)
+            assert "\n" not in str(error.value)
+            assert found.restore(state).done == 2
+        path.write_bytes(before)
+    assert found.restore(state).done == 4 and found.params(4).shape == state.params.shape
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("part", ["4.json", "_METADATA", "manifest.ocdbt"])
+def test_the_older_state_serves_where_the_newest_is_damaged(part, damage, half, whole, caplog):
+    (path, *_) = [path for path in parts(states(half)[0]) if path.name == part]
+    DAMAGES[damage](path)
     seen = []
     fedjax_sec.run(RUN, out=half, resume=True, on_evaluation=lambda n, rows: seen.append(n))
     assert seen == [3, 4, 5, 6] and content(half) == content(whole)
-    assert f"{half / 'checkpoints' / '4.npz'}' is damaged" in caplog.text
+    assert f"{path}' is damaged" in caplog.text
     assert "Going on from round 2 instead." in caplog.text
+    names = {path.name for path in (half / "checkpoints").iterdir()}
+    assert {"4.json", "6.json", "6-0"} < names and len(names) == 4
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_no_intact_state_is_an_error(damage, half):
-    for name in ("2.npz", "4.npz"):
-        DAMAGES[damage](half / "checkpoints" / name)
+    for state in states(half):
+        DAMAGES[damage](parts(state)[-1])
     message = refused(
-        "2.npz' is damaged", "4.npz' is damaged", "No checkpoint is left to go on from",
+        "2-0/", "4-0/", "No checkpoint is left to go on from",
         "pass --overwrite to begin this run again", out=half, resume=True,
     )  # fmt: skip
-    assert message.index("4.npz") < message.index("2.npz")
+    assert message.count("is damaged") == 2 and message.index("4-0/") < message.index("2-0/")
+
+
+def test_a_state_that_orbax_cannot_read_is_damaged(half, monkeypatch):
+    def fail(*args, **kwargs):
+        raise RuntimeError("of no version that I know\nand a trace")
+
+    monkeypatch.setattr(ocp.Checkpointer, "restore", fail)
+    refused("4-0' is damaged: of no version that I know.", out=half, resume=True)
+
+
+def test_states_keep_every_leaf(tmp_path):
+    """To the bit and of its type, also without elements, of which orbax knows nothing."""
+    state = {
+        "params": jnp.arange(6, dtype=jnp.float32).reshape(2, 3) / 7,
+        "half": jnp.ones(3, jnp.bfloat16),
+        "[0]['a/b']": jnp.array(True),
+        "key": jnp.array([[1, 2**32 - 1]], jnp.uint32),
+        "none": jnp.zeros((2, 0), jnp.int32),
+    }
+    found = Checkpoints(tmp_path, [config.from_mapping(RUN).to_dict()])
+    found.save(Saved(3, state, 1.5, [["a"]], [None]))
+    saved = found.restore(jax.tree.map(jnp.zeros_like, state))
+    assert jax.tree.map(lambda leaf: (leaf.dtype, leaf.shape), saved.state) == jax.tree.map(
+        lambda leaf: (leaf.dtype, leaf.shape), state
+    )
+    same_bits(saved.state, state)
+    assert (saved.done, saved.elapsed, saved.rows, saved.start) == (3, 1.5, [["a"]], [None])
+    for other in ({**state, "more": state["key"]}, {**state, "half": jnp.ones(4, jnp.bfloat16)}):
+        with pytest.raises(ConfigError, match="3.json' holds a state of another structure"):
+            found.restore(other)
 
 
 def test_without_states_a_run_begins_anew(half, whole, caplog):
@@ -383,8 +459,8 @@ def test_without_states_a_run_begins_anew(half, whole, caplog):
 def test_a_state_of_another_run_is_refused(half, tmp_path):
     with pytest.raises(Stop):
         fedjax_sec.run(RUN, out=tmp_path / "other", seed=7, on_evaluation=stop_at(5))
-    for name in ("2.npz", "4.npz"):
-        shutil.copy(tmp_path / "other" / "checkpoints" / name, half / "checkpoints" / name)
+    shutil.rmtree(half / "checkpoints")
+    shutil.copytree(tmp_path / "other" / "checkpoints", half / "checkpoints")
     refused("is of another configuration; it differs in seed", out=half, resume=True)
 
 
@@ -440,7 +516,7 @@ def test_a_damaged_execution_file_is_named(damage, half):
 def test_damage_in_a_sweep_is_named_with_a_remedy_that_helps(tmp_path):
     cells = sweep.make_cells(RUN, GRID)
     whole = sweep.run_cells(cells, tmp_path / "whole")
-    for name in ("members.json", "execution.json", "state/2.npz"):
+    for name in ("members.json", "execution.json", "state/2.json"):
         out = tmp_path / name.partition(".")[0]
         with pytest.raises(Stop):
             sweep.run_cells(cells, out, on_group=lambda *a: stop_at(3))
@@ -467,13 +543,37 @@ def test_figures_that_a_kill_prevented_are_drawn(done):
 
 
 def test_temporary_files_of_dead_processes_are_removed(half):
-    names = (".metrics.jsonl.1.tmp", ".params.npy.1.tmp", "checkpoints/.4.npz.1.tmp",
+    names = (".metrics.jsonl.1.tmp", ".params.npy.1.tmp", "checkpoints/.4.json.1.tmp",
              "figures/.accuracy.pdf.1.tmp", ".probe.1.tmp")  # fmt: skip
     (half / "figures").mkdir()
     for name in (*names, ".thesis.1.tmp"):
         (half / name).write_text("x")
     fedjax_sec.run(RUN, out=half, resume=True)
     assert [path.name for path in half.rglob("*.tmp")] == [".thesis.1.tmp"]
+
+
+@pytest.mark.parametrize("place", ["3-0", "3-0.orbax-checkpoint-tmp", "4-1"])
+def test_arrays_without_their_file_are_removed_by_name(place, half, whole, caplog):
+    """Of a kill within orbax or after it; what is not orbax's stays, and is named."""
+    theirs = half / "checkpoints" / place
+    shutil.copytree(half / "checkpoints" / "4-0", theirs)
+    (theirs / "manifest.ocdbt.__lock").touch()
+    (theirs / "d" / "thesis.tex").write_text("mine")
+    (half / "checkpoints" / "5").mkdir()  # of a version that named them so
+    (half / "checkpoints" / "5" / "_METADATA").write_text("older")
+    fedjax_sec.run(RUN, out=half, resume=True)
+    assert content(half) == content(whole)
+    assert [path.name for path in theirs.rglob("*") if path.is_file()] == ["thesis.tex"]
+    assert caplog.text.count(f"Not ours, so left in {str(theirs)!r}: d/thesis.tex.") == 1
+    assert (half / "checkpoints" / "5" / "_METADATA").read_text() == "older"
+
+
+def test_nothing_that_orbax_writes_stays(done):
+    """Its files are known by name, without the digests of `ROUND.json` too."""
+    for state in states(done):
+        state.unlink()
+    Checkpoints(done / "checkpoints", ()).tidy()
+    assert not (done / "checkpoints").exists()
 
 
 def make_old(path, days):
@@ -594,6 +694,21 @@ def test_a_disk_that_fills_up_loses_nothing(half, whole, monkeypatch):
     monkeypatch.undo()
     fedjax_sec.run(RUN, out=half, resume=True)
     assert content(half) == content(whole)
+
+
+def test_a_disk_that_fills_up_while_orbax_writes_is_an_error_of_the_system(tmp_path):
+    found = Checkpoints(tmp_path, [{}])
+    noise = np.random.default_rng(0).random(100_000)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match=f"'{tmp_path}/1-0' cannot be written: .*arge") as error:
+            found.save(Saved(1, {"params": noise}, 0.0, [[]], [None]))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "\n" not in files.describe(error.value) and found.rounds() == []
+    found.save(Saved(2, {"params": noise}, 0.0, [[]], [None]))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["2-0", "2.json"]
 
 
 @pytest.fixture
@@ -835,6 +950,14 @@ class Disk:
         self.last, self.dead = None, False
 
 
+def nothing_is_left(folder):
+    """Each folder of arrays is one that a state names, and no file is temporary."""
+    kept = [str(state.relative_to(folder))[:-5] for state in folder.rglob("checkpoints/*.json")]
+    arrays = [str(path.relative_to(folder)) for path in folder.rglob("checkpoints/*/")]
+    assert sorted(name.rpartition("-")[0] for name in arrays) == sorted(kept)
+    assert not list(folder.rglob("*tmp*"))
+
+
 SHORT = small(rounds=2, checkpoint={"every": 1, "keep_params": True})
 
 
@@ -866,11 +989,11 @@ def test_a_kill_at_any_file_operation_loses_nothing(scenario, tmp_path, monkeypa
         fedjax_sec.run(SHORT, out=out, **changes, **again)
         assert content(out) == expected, f"after a kill at operation {last}"
         assert all((out / name).stat().st_size > 1000 for name in results.FIGURES)
-        assert not list(out.rglob("*.tmp"))
+        nothing_is_left(out)
         shutil.rmtree(out)
         if not killed:
             break
-    assert last > 30  # there were so many operations
+    assert last > 50  # there were so many operations
 
 
 @pytest.mark.slow
@@ -889,7 +1012,8 @@ def test_a_kill_at_any_file_operation_of_a_sweep_loses_nothing(tmp_path, monkeyp
         sweep.run_cells(cells, out)
         found = [content(out / "cells" / cell.name) for cell in cells]
         assert found == expected, f"after a kill at operation {last}"
-        assert not list((out / "groups").iterdir()) and not list(out.rglob("*.tmp"))
+        assert not list((out / "groups").iterdir())
+        nothing_is_left(out)
         shutil.rmtree(out)
         if not killed:
             break
@@ -918,8 +1042,11 @@ def test_any_damage_gives_the_same_bits_or_one_line(half_finished, whole, tmp_pa
 
     damages = [flip_one] * 12 + [cut_somewhere] * 6 + [double_a_line] * 3
     damages += [Path.unlink, DAMAGES["empty"], DAMAGES["foreign"]]
-    names = [path.relative_to(half_finished) for path in half_finished.rglob("*")]
-    for name in sorted(name for name in names if (half_finished / name).is_file()):
+    paths = sorted(path for path in half_finished.rglob("*") if path.is_file())
+    arrays = [path for state in states(half_finished) for path in parts(state)[1:]]
+    sample = [arrays[i] for i in rng.choice(len(arrays), 6, replace=False)]
+    for path in [path for path in paths if path not in arrays] + sample:
+        name = path.relative_to(half_finished)
         for damage in damages:
             out = Path(shutil.copytree(half_finished, tmp_path / "out"))
             damage(out / name)
