@@ -183,7 +183,10 @@ class Checkpoints:
                 _log.warning("%s Going on from round %d instead.", " ".join(problems), done)
             return saved
         if problems:
-            raise ConfigError(f"{' '.join(problems)} No checkpoint is left to go on from. {remedy}")
+            said = " ".join(dict.fromkeys(problems))  # rows that are lost fit no checkpoint
+            raise ConfigError(
+                f"{said.replace(remedy, '').rstrip()} No checkpoint is left to go on from. {remedy}"
+            )
         return None
 
     def params(self, done: int) -> np.ndarray | None:
