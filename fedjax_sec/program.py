@@ -49,7 +49,7 @@ TUNING_STEPS, TUNING_CLIENTS, TUNING_IMAGES = 2, 8, 4096
 
 #: Metrics that count something in every round: updates left out and clients that sent none, rounds
 #: whose aggregate was zero, rounds in which the attack changed an update.
-COUNTS = frozenset({"excluded", "excluded_honest", "absent", "zero_aggregates", "attack_rounds"})
+COUNTS = ("excluded", "excluded_honest", "absent", "zero_aggregates", "attack_rounds")
 
 
 def tuned(experiment: Experiment) -> Tuning:
@@ -248,8 +248,9 @@ class Program:
                 state, history = jax.lax.scan(step, state, start + jnp.arange(rounds))
                 summary = jax.tree.map(lambda m: m[-1], history)
                 summary["train_loss"] = jnp.nanmean(history["train_loss"])
-                for name in COUNTS & summary.keys():
-                    summary[name] = history[name].sum()
+                for name in COUNTS:
+                    if name in summary:
+                        summary[name] = history[name].sum()
                 return state, summary
 
             return self._over_replicas(one, state, replicas)

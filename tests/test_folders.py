@@ -734,9 +734,17 @@ def test_the_command_reports_a_place_that_cannot_be_used(command, invoke, tmp_pa
     assert done.output.count("\n") == 1
 
 
+@pytest.fixture
+def heard():
+    """SIGINT raises `KeyboardInterrupt`, also where the tests were started in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize("command", ["run", "sweep"])
-def test_signals_say_how_to_go_on(command, number, status, invoke, tmp_path, monkeypatch):
+def test_signals_say_how_to_go_on(command, number, status, invoke, tmp_path, monkeypatch, heard):
     out, append, count = tmp_path / "the out", results.RunFolder.append, [0]
 
     def interrupted(self, row):

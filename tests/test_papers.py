@@ -167,7 +167,8 @@ def test_the_authors_step_is_longer_by_the_servers_batch_over_the_clients(overri
 
 
 def test_the_authors_step_needs_a_rate_that_is_a_number():
-    rate = "server.optimizer.learning_rate={name: cosine_decay_schedule, init_value: 1.0}"
+    schedule = "{name: cosine_decay_schedule, init_value: 1.0, decay_steps: 9}"
+    rate = f"server.optimizer.learning_rate={schedule}"
     plan = fltrust.Plan("har_windows", seeds=1, overrides=(rate,))
     with pytest.raises(ConfigError, match="server.optimizer.learning_rate.*must be a number, got"):
         fltrust.make_cells(plan, ["table3"], fltrust_base("har_windows"))

@@ -64,9 +64,16 @@ def run(
             yield _row(name, rule, stack, updates, theirs.get(name), rates, repeats)
 
 
+def arguments(defense, stack) -> tuple:
+    """What `fedjax_sec.aggregate` hands to its compiled function for this stack [K, D]."""
+    num_rows, dim = stack.shape
+    key, params = jax.random.key(0), jnp.zeros(dim)
+    return Defense.build(defense), stack, jnp.ones(num_rows), key, params, None
+
+
 def _row(name, rule, stack, updates, theirs, rates, repeats) -> dict:
     num_rows, dim = stack.shape
-    args = (Defense.build(rule.defense), stack, jnp.ones(num_rows), jax.random.key(0))
+    args = arguments(rule.defense, stack)
     lowered = _aggregate.lower(*args)
     begin = time.perf_counter()
     function = lowered.compile()

@@ -10,18 +10,16 @@ SHAPE = (100, 1_000_000)
 #: Linux keeps a process's peak, and lets it be set back to what is in use: after compilation here.
 CHILD = """
 import re, sys
-import jax, jax.numpy as jnp
+import jax
 from fedjax_sec.api import _aggregate
-from fedjax_sec.bench.aggregators import rules
-from fedjax_sec.pipeline import Defense
+from fedjax_sec.bench.aggregators import arguments, rules
 
 def kib(name):
     return int(re.search(name + r":\\s+(\\d+)", open("/proc/self/status").read())[1])
 
 num_rows, dim = int(sys.argv[2]), int(sys.argv[3])
 stack = jax.block_until_ready(jax.random.normal(jax.random.key(0), (num_rows, dim)))
-defense = Defense.build(rules(num_rows, dim)[sys.argv[1]].defense)
-args = defense, stack, jnp.ones(num_rows), jax.random.key(0)
+args = arguments(rules(num_rows, dim)[sys.argv[1]].defense, stack)
 function = _aggregate.lower(*args).compile()
 open("/proc/self/clear_refs", "w").write("5")
 before = kib("VmRSS")

@@ -9,10 +9,9 @@ import numpy as np
 
 from fedjax_sec import config as config_lib
 from fedjax_sec.api import _aggregate
-from fedjax_sec.bench.aggregators import rules
+from fedjax_sec.bench.aggregators import arguments, rules
 from fedjax_sec.bench.timing import Case, Rates, compiling_anew, take_turns
 from fedjax_sec.experiment import train
-from fedjax_sec.pipeline import Defense
 from fedjax_sec.program import Program
 
 RULES = ("mean", "median", "trimmed_mean", "near_median", "krum", "bulyan", "geometric_median")
@@ -53,12 +52,7 @@ def _stacks(axis, shapes, rates, repeats) -> list[dict]:
         known = rules(num_rows, dim)
         cases = []
         for name in RULES:
-            args = (
-                Defense.build(known[name].defense),
-                stack,
-                jnp.ones(num_rows),
-                jax.random.key(0),
-            )
+            args = arguments(known[name].defense, stack)
             function = _aggregate.lower(*args).compile()
             cases.append(Case(name, lambda f=function, a=args: f(*a).block_until_ready()))
         for name, timing in take_turns(cases, repeats).items():
