@@ -72,7 +72,9 @@ def aggregate(
     pipeline = _defense(_with_fields(defense, fields, "defense"), Setting(stack.rows.shape[0]))
     weights = as_weights(weights, stack)
     needing = schema.needing(pipeline.stages, "needs_root")
-    own, loss, params = _server(stack, needing, "the defence", server_update, server_loss, params)
+    learned, loss, params = _server(
+        stack, needing, "the defence", server_update, server_loss, params
+    )
     key = as_key(key)
     finite = _finite_rows(stack.rows, np.ones(stack.rows.shape[0], bool), "are left out")
     if not np.asarray(weights)[finite].any():
@@ -86,18 +88,18 @@ def aggregate(
         except ConfigError as error:
             warnings.warn(f"with the rows that are left, {error}", stacklevel=2)
     run = _aggregate if loss is None else _anew(_aggregate, loss=loss)
-    found = run(pipeline, stack.rows, weights, key, params, own)
-    _check_finite(found, pipeline, "the aggregate")
-    return stack.restore(found)
+    output = run(pipeline, stack.rows, weights, key, params, learned)
+    _check_finite(output, pipeline, "the aggregate")
+    return stack.restore(output)
 
 
 @jax.jit
-def _aggregate(pipeline, updates, weights, key, params, own, loss=None):
-    root, read = _server_data(pipeline.stages, own, loss)
+def _aggregate(pipeline, updates, weights, key, params, learned, loss=None):
+    root, read = _server_data(pipeline.stages, learned, loss)
     view = _server_view(updates, weights, params, root)
-    found = pipeline.apply(key, updates, pipeline.init(*updates.shape), view)[0]
-    _refuse_unread(read, pipeline.stages, own, loss)
-    return found
+    output = pipeline.apply(key, updates, pipeline.init(*updates.shape), view)[0]
+    _refuse_unread(read, pipeline.stages, learned, loss)
+    return output
 
 
 def attack(
@@ -162,7 +164,7 @@ def attack(
             f"(fedjax_sec.run)."
         )
     rule = _known_rule(pipeline, defense, setting)
-    own, loss, params = _what_it_knows(
+    learned, loss, params = _what_it_knows(
         stack, pipeline, rule, knowledge, server_update, server_loss, params
     )
     key = as_key(key)
@@ -172,7 +174,7 @@ def attack(
     _warn_of(huge, visible, "numbers too large to square and are in no statistic", 3)
     run = functools.partial(_attack if loss is None else _anew(_attack, loss=loss), pipeline, rule)
     everything = knowledge == "omniscient"
-    sent = run(stack.rows, mask, jnp.asarray(finite), key, params, own, everything=everything)
+    sent = run(stack.rows, mask, jnp.asarray(finite), key, params, learned, everything=everything)
     bad = np.flatnonzero(mask)
     _check_finite(sent[bad], pipeline, "what the malicious clients would send")
     if not _is_traced(sent) and np.array_equal(sent[bad], stack.rows[bad]):
@@ -184,10 +186,12 @@ def attack(
 
 
 @functools.partial(jax.jit, static_argnames="everything")
-def _attack(pipeline, rule, updates, malicious, visible, key, params, own, everything, loss=None):
+def _attack(
+    pipeline, rule, updates, malicious, visible, key, params, learned, everything, loss=None
+):
     clients, dim = updates.shape
     stages = (*pipeline.stages, *(rule.stages if rule else ()))
-    root, read = _server_data(stages, own, loss)
+    root, read = _server_data(stages, learned, loss)
     view = AttackerView(
         malicious, visible, params, jnp.arange(clients), jnp.array(0),
         server_update=None if root is None else root.update,
@@ -197,7 +201,7 @@ def _attack(pipeline, rule, updates, malicious, visible, key, params, own, every
         seen = _server_view(updates, jnp.ones(clients, updates.dtype), params, root)
         view = view._replace(defend=known_defense(rule, key, seen, state, clients)[0])
     sent = pipeline.apply(key, updates, pipeline.init(clients, dim), view)[0]
-    _refuse_unread(read, stages, own, loss)
+    _refuse_unread(read, stages, learned, loss)
     return sent
 
 
@@ -271,10 +275,10 @@ def _server(stack: Stack, needing, readers, update, loss, params):
             f"server_update is missing: {needing[0]!r} uses what the server learned from its own "
             f"examples; give {stack.one} (or server_loss, where it evaluates clients only)."
         )
-    own = None if update is None else as_vector(update, "server_update", stack)
+    learned = None if update is None else as_vector(update, "server_update", stack)
     flat = jnp.zeros(stack.rows.shape[1], stack.rows.dtype)
     flat = flat if params is None else as_vector(params, "params", stack)
-    return own, None if loss is None else _scalar_loss(loss, stack, flat), flat
+    return learned, None if loss is None else _scalar_loss(loss, stack, flat), flat
 
 
 def _scalar_loss(loss, stack: Stack, params):
@@ -322,21 +326,21 @@ def _what_it_knows(stack, pipeline, rule, knowledge, update, loss, params):
     return _server(stack, attacks + rules, "neither attack nor defense", update, loss, params)
 
 
-def _server_data(stages, own, loss) -> tuple[ServerData | None, set]:
+def _server_data(stages, learned, loss) -> tuple[ServerData | None, set]:
     """What the server can compute, and the set of what was read; what is missing says so."""
     read = set()
-    if own is None and loss is None:
+    if learned is None and loss is None:
         return None, read
     names = schema.needing(stages, "needs_root")
 
     def update():
         read.add("server_update")
-        if own is None:
+        if learned is None:
             raise ConfigError(
                 f"server_update is missing: {names[0]!r} reads what the server learned from its "
                 f"own examples; give it beside server_loss."
             )
-        return own
+        return learned
 
     def evaluate(params):
         read.add("server_loss")
@@ -350,9 +354,9 @@ def _server_data(stages, own, loss) -> tuple[ServerData | None, set]:
     return ServerData(update, evaluate), read
 
 
-def _refuse_unread(read, stages, own, loss) -> None:
+def _refuse_unread(read, stages, learned, loss) -> None:
     names = schema.needing(stages, "needs_root")
-    for name, given in (("server_update", own), ("server_loss", loss)):
+    for name, given in (("server_update", learned), ("server_loss", loss)):
         if given is not None and name not in read:
             raise ConfigError(f"{name} would be ignored: none of {names} reads it.")
 

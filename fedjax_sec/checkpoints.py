@@ -73,20 +73,20 @@ class Checkpoints:
     def _arrays_but(self, kept: Collection[int]) -> dict[Path, list[Path]]:
         """Orbax's folders but those of these states, and the files in each that orbax wrote."""
         known = {done: self._known(done) for done in self.rounds()}
-        found = {}
+        written = {}
         for folder in self._folders():
             done = int(_FOLDER.fullmatch(folder.name)[1])
             name, digests = known.get(done, ("", {}))
             if done in kept and name in (folder.name, None):
                 continue
             names = digests if name == folder.name else ()
-            found[folder] = [
+            written[folder] = [
                 path
                 for path in sorted(folder.rglob("*"))
                 if (inner := path.relative_to(folder).as_posix()) in names
                 or _WRITTEN.fullmatch(inner)
             ]
-        return found
+        return written
 
     def keep_only(self, rounds: Collection[int]) -> list[Path]:
         """Removes, file by file, all but the states after these rounds.

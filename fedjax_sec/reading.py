@@ -102,9 +102,9 @@ def _check_references(value, where: str, allowed: bool) -> None:
                 f"{where}: {shown(text)} is a reference, which only a file resolves, and only to "
                 f'its own keys. Give the value itself; the shell fills in "$NAME".'
             )
-        found = _REFERENCE.findall(text)
-        count += len(found)
-        if text.count("${") > len(found):
+        references = _REFERENCE.findall(text)
+        count += len(references)
+        if text.count("${") > len(references):
             raise ConfigError(
                 f"{where}: {key}: {shown(text)} takes its value from outside the file. Give it on "
                 f"the command line instead, KEY.PATH=VALUE (a data folder also by --data-dir or "

@@ -101,6 +101,15 @@ def small(**changes):
     return base
 
 
+#: Local training where `small` has 20 clients, with two or three examples each.
+CLIENT_OF_TWENTY = {
+    "name": "sgd",
+    "steps": 1,
+    "batch_size": 2,
+    "optimizer": {"name": "sgd", "learning_rate": 0.2},
+}
+
+
 class NumpyMlp:
     """A perceptron with one hidden ReLU layer on flat parameters, in float64 and by hand."""
 

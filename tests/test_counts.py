@@ -3,22 +3,17 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import same_bits, small
+from helpers import CLIENT_OF_TWENTY, same_bits, small
 
 import fedjax_sec
 from fedjax_sec import experiment as experiment_lib
 from fedjax_sec.ops.moments import differs_in_rows
 
-CLIENT = {
-    "name": "sgd",
-    "steps": 1,
-    "batch_size": 2,
-    "optimizer": {"name": "sgd", "learning_rate": 0.2},
-}
-
 
 def federation(**changes):
-    base = small(data={"num_clients": 20}, client=CLIENT, rounds=8, evaluation={"every": 4})
+    base = small(
+        data={"num_clients": 20}, client=CLIENT_OF_TWENTY, rounds=8, evaluation={"every": 4}
+    )
     for key, value in changes.items():
         base[key] = base[key] | value if key in ("data", "evaluation") else value
     return base
@@ -70,7 +65,9 @@ def test_a_scheduled_attack_is_counted_where_it_acts():
 
 def test_updates_that_are_left_out_are_counted():
     optimizer = {"name": "sgd", "learning_rate": 1e38}
-    result = fedjax_sec.run(federation(client=CLIENT | {"optimizer": optimizer}, rounds=6))
+    result = fedjax_sec.run(
+        federation(client=CLIENT_OF_TWENTY | {"optimizer": optimizer}, rounds=6)
+    )
     summary = result.summary
     assert summary["excluded_updates"] == summary["excluded_honest_updates"] == 5 * 20
     assert summary["zero_aggregate_rounds"] == 5
@@ -86,7 +83,7 @@ def test_a_server_that_trusts_nobody_is_named():
     """Every client sends the opposite of what the server learns."""
     spec = federation(
         data={"max_train": 1400},
-        client=CLIENT | {"batch_size": 60},
+        client=CLIENT_OF_TWENTY | {"batch_size": 60},
         server={"root": {"size": 100}},
         threat={"num_malicious": 20},
         attack={"name": "sign_flip", "scale": 3.0},

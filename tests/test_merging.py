@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import small
+from helpers import CLIENT_OF_TWENTY, small
 
 import fedjax_sec
 from fedjax_sec import registry
@@ -53,13 +53,10 @@ def registered(name, cls):
 
 SPEC = {
     "data": {"num_clients": 20},
-    "client": {
-        "name": "sgd", "steps": 1, "batch_size": 2,
-        "optimizer": {"name": "sgd", "learning_rate": 0.2},
-    },
+    "client": CLIENT_OF_TWENTY,
     "threat": {"num_malicious": 4},
     "attack": {"name": "boost", "factor": 100.0},
-}  # fmt: skip
+}
 
 
 def test_a_run_reports_what_was_kept_of_each_client(bucketing):

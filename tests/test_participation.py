@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import same_bits, small
+from helpers import CLIENT_OF_TWENTY, same_bits, small
 
 import fedjax_sec
 from fedjax_sec import config, schema
@@ -16,12 +16,6 @@ from fedjax_sec.program import Program
 from fedjax_sec.round import make_task, run_round
 from fedjax_sec.schema import ConfigError
 
-CLIENT = {
-    "name": "sgd",
-    "steps": 1,
-    "batch_size": 2,
-    "optimizer": {"name": "sgd", "learning_rate": 0.2},
-}
 BOOST = {"name": "boost", "factor": 1000.0}
 
 
@@ -45,7 +39,7 @@ def federation(**changes):
     """20 clients with two examples each, 6 in a round, of whom 5 of all are malicious."""
     base = small(
         data={"num_clients": 20},
-        client=CLIENT,
+        client=CLIENT_OF_TWENTY,
         server={"clients_per_round": 6},
         threat={"num_malicious": 5},
         attack=BOOST,
@@ -151,7 +145,7 @@ def test_clients_drop_out_with_their_probability():
 
 def test_a_client_that_drops_out_learns_nothing():
     optimizer = {"name": "sgd", "learning_rate": 0.1, "momentum": 0.9}
-    client = CLIENT | {"keep_optimizer_state": True, "optimizer": optimizer}
+    client = CLIENT_OF_TWENTY | {"keep_optimizer_state": True, "optimizer": optimizer}
     spec = federation(server={"clients_per_round": None, "dropout": 0.5}, client=client)
     experiment = config.from_mapping(spec)
     program = Program(experiment)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import same_bits, small
+from helpers import CLIENT_OF_TWENTY, same_bits, small
 
 import fedjax_sec
 from fedjax_sec import config, registry, schema
@@ -17,16 +17,13 @@ from fedjax_sec.schema import ConfigError
 
 SQUARE = {"name": "pattern", "size": 3, "fraction": 1.0}
 SCALING = {"name": "scaling", "backdoor": SQUARE, "copies": False}
-CLIENT = {
-    "name": "sgd",
-    "steps": 1,
-    "batch_size": 2,
-    "optimizer": {"name": "sgd", "learning_rate": 0.2},
-}
 
 
 def federation(**changes):
-    return small(data={"num_clients": 20}, client=CLIENT, threat={"num_malicious": 4}) | changes
+    return (
+        small(data={"num_clients": 20}, client=CLIENT_OF_TWENTY, threat={"num_malicious": 4})
+        | changes
+    )
 
 
 def local_updates(attack):
@@ -60,7 +57,7 @@ def test_the_clients_of_the_attack_inside_poison_their_data(field):
 
 
 def test_a_trojan_inside_is_learned():
-    """The issue was a success that was reported for a backdoor that nobody taught."""
+    """A success was reported for a backdoor that nobody taught."""
     spec = federation(attack={"name": "hybrid", "main": SCALING}, rounds=12)
     attacked = fedjax_sec.run(spec).metrics["attack_success_rate"]
     assert attacked[-1] > 0.9 > 0.5 > attacked[0]

@@ -174,18 +174,18 @@ def checked(source: Any, name: str) -> Source:
             f"{at}: official_sizes must be the numbers of training and test examples of the whole "
             f"data set, such as {(len(train), len(test))}, got {shown(official)}."
         )
-    found = source._replace(
+    sound = source._replace(
         **arrays, num_classes=int(classes), scale=scale, mean=mean, std=std,
         official_sizes=tuple(map(int, official)),
     )  # fmt: skip
-    there = np.union1d(found.y_train, found.y_test)
-    if not found.is_subset and len(there) < classes:
+    there = np.union1d(sound.y_train, sound.y_test)
+    if not sound.is_subset and len(there) < classes:
         missing = np.setdiff1d(np.arange(classes), there)[0]
         raise ConfigError(
             f"{at}: num_classes is {classes}, but class {missing} has no example; relabel 0 to "
             f"{len(there) - 1} and set num_classes to {len(there)}."
         )
-    return found
+    return sound
 
 
 def _is_whole(value) -> bool:
@@ -289,7 +289,7 @@ def _check_scale(source, arrays: Mapping, at):
                 f"= {scale:.6g} must lie in [0, 1]; set scale (255.0 for bytes), and leave the "
                 f"normalisation to mean and std."
             )
-    channels, found = arrays["x_train"].shape[-1], {}
+    channels, numbers = arrays["x_train"].shape[-1], {}
     for field in ("mean", "std"):
         given = getattr(source, field)
         if (
@@ -302,10 +302,10 @@ def _check_scale(source, arrays: Mapping, at):
                 f"{at}: {field} must be a tuple of finite numbers{' > 0' * (field == 'std')}, one "
                 f"for all or one for each of {channels} channels, got {shown(given)}."
             )
-        found[field] = tuple(map(float, given))
-    if len(found["mean"]) != len(found["std"]):
+        numbers[field] = tuple(map(float, given))
+    if len(numbers["mean"]) != len(numbers["std"]):
         raise ConfigError(f"{at}: mean and std must have equally many numbers.")
-    return float(scale), found["mean"], found["std"]
+    return float(scale), numbers["mean"], numbers["std"]
 
 
 def _is_number(value) -> bool:

@@ -61,7 +61,9 @@ class Dirichlet:
             counts = sum(np.diff(cut, prepend=0) for cut in cuts)
             if counts.min() >= self.min_examples:
                 split = [np.split(m, cut[:-1]) for m, cut in zip(drawn, cuts, strict=True)]
-                return pack_lists([np.concatenate(own) for own in zip(*split, strict=True)], total)
+                return pack_lists(
+                    [np.concatenate(parts) for parts in zip(*split, strict=True)], total
+                )
         raise ConfigError(
             f"data.partition: alpha {self.alpha:g} leaves some of {num_clients} clients fewer than "
             f"{self.min_examples} of {total} examples, however often it is drawn; "
@@ -105,9 +107,9 @@ class Dirichlet:
             alpha *= 2
         while self._chance(members, fewer, self.alpha) < likely:
             fewer = fewer * 3 // 4
-        found = [f"lower data.num_clients (to {fewer})"]
+        remedies = [f"lower data.num_clients (to {fewer})"]
         if alpha < 1e3:
-            found.insert(0, f"raise alpha (to {alpha:.2g})")
+            remedies.insert(0, f"raise alpha (to {alpha:.2g})")
         if self.min_examples > 1:
-            found.append("lower min_examples")
-        return ", or ".join(found)
+            remedies.append("lower min_examples")
+        return ", or ".join(remedies)
