@@ -73,7 +73,9 @@ def test_a_round(path):
             changes |= {"data.max_test": 100, "client.batch_size": 4}
             # All clients and the whole network, on few examples; users come with all of theirs.
             if one.data.partition.registered_name != "natural":
-                changes |= {"data.max_train": 20 * one.data.num_clients}
+                # Where data are poisoned, enough for a share of one class to hold an example.
+                examples = 40 if one.attack.data_stages else 20
+                changes |= {"data.max_train": examples * one.data.num_clients}
         if one.evaluation.evasions:  # and few steps of PGD, both in training and in testing
             changes |= {"evaluation.evasion_images": 10, "evaluation.evasions.0.steps": 2}
             changes |= {"client.pgd_steps": 2}
