@@ -10,15 +10,8 @@ import numpy as np
 
 from fedjax_sec import schema
 from fedjax_sec.advice import one_line, shown, suggestion
-from fedjax_sec.ops.moments import finite_rows
-from fedjax_sec.pipeline import (
-    Attack,
-    Defense,
-    Setting,
-    check_components,
-    fill_num_byzantine,
-    usable_rows,
-)
+from fedjax_sec.ops.moments import finite_rows, usable_rows
+from fedjax_sec.pipeline import Attack, Defense, Setting, check_components, fill_num_byzantine
 from fedjax_sec.round import known_defense
 from fedjax_sec.schema import ConfigError
 from fedjax_sec.stacks import Stack, as_key, as_mask, as_stack, as_vector, as_weights

@@ -12,8 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_sec import registry, schema
-from fedjax_sec.ops.moments import finite_rows
-from fedjax_sec.ops.precision import wide
+from fedjax_sec.ops.moments import finite_rows, usable_rows
 from fedjax_sec.schema import ConfigError
 from fedjax_sec.types import AttackerView, Metrics, ServerView
 
@@ -210,17 +209,6 @@ def _poisonings_in(stage, malicious) -> Iterator[tuple[Any, bool, Any]]:
         part = getattr(stage, field.name)
         if field.metadata.get("kind") == "attack" and part.stage == "update":
             yield from _poisonings_in(part, shares.get(field.name, malicious))
-
-
-def usable_rows(updates):
-    """[K]: rows whose squares are finite, with room for a sum over all rows.
-
-    One client with NaN, infinity or numbers beyond 1e18 would otherwise spoil every statistic that
-    an attack is made from, and the server would leave out what it sends.
-    """
-    dtype = wide(updates.dtype)
-    squares = jnp.sum(jnp.square(updates.astype(dtype)), axis=1)
-    return squares < jnp.finfo(dtype).max / (4 * updates.shape[0])
 
 
 @schema.pytree

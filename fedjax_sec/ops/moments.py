@@ -107,6 +107,20 @@ def finite_rows(updates: Float[Array, "K D"]) -> Bool[Array, "K"]:
     )
 
 
+def usable_rows(updates: Float[Array, "K D"]) -> Bool[Array, "K"]:
+    """Which rows' squares are finite, with room for a sum over all rows.
+
+    One client with NaN, infinity or numbers beyond 1e18 would otherwise spoil every statistic that
+    an attack is made from, and the server would leave out what it sends.
+
+    >>> usable_rows(jnp.array([[1.0, 2.0], [jnp.nan, 0.0], [1e30, 0.0]])).tolist()
+    [True, False, False]
+    """
+    dtype = wide(updates.dtype)
+    squares = jnp.sum(jnp.square(updates.astype(dtype)), axis=1)
+    return squares < jnp.finfo(dtype).max / (4 * updates.shape[0])
+
+
 def differs_in_rows(
     one: Float[Array, "K D"], other: Float[Array, "K D"], rows: Bool[Array, "K"]
 ) -> Bool[Array, ""]:
