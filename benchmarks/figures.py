@@ -62,9 +62,11 @@ def seeds(found: pd.DataFrame) -> None:
     part = found[found["over"] == "seeds"]
     figure, axis = plt.subplots(figsize=(5.5, 3.6))
     for name, style in (
-        ("one after another s", "o-"), ("one sweep s", "s-"),
-        ("cached, one after another s", "o--"), ("cached, one sweep s", "s--"),
-    ):  # fmt: skip
+        ("one after another s", "o-"),
+        ("one sweep s", "s-"),
+        ("cached, one after another s", "o--"),
+        ("cached, one sweep s", "s--"),
+    ):
         axis.plot(part["seeds"], part[name], style, label=name.removesuffix(" s"))
     axis.set(xlabel="seeds", ylabel="seconds, compilation included", ylim=(0, None))
     axis.grid(alpha=0.3)

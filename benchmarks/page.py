@@ -65,47 +65,54 @@ def targets() -> str:
         for rows, dim in ((51, "80,000"), (100, "1,000,000")):
             found = ratio(rule, rows)
             line(
-                f"{rule}, [{rows}, {dim}]", f"{times} times the faster ByzFL",
+                f"{rule}, [{rows}, {dim}]",
+                f"{times} times the faster ByzFL",
                 f"{rules[rule, rows]['ours ms']:.3g} ms, {found:.3g} times",
                 "yes" if found >= times else "no",
-            )  # fmt: skip
+            )
     bulyan = rules["bulyan", 51]["ours ms"]
     line(
-        "Bulyan, [51, 80,000]", "100 times ALIE's author code (2,807 ms, not run here)",
-        f"{bulyan:.3g} ms, {2807 / bulyan:.3g} times", "yes" if 2807 / bulyan >= 100 else "no",
-    )  # fmt: skip
+        "Bulyan, [51, 80,000]",
+        "100 times ALIE's author code (2,807 ms, not run here)",
+        f"{bulyan:.3g} ms, {2807 / bulyan:.3g} times",
+        "yes" if 2807 / bulyan >= 100 else "no",
+    )
     for rule in ("mean", "krum", "multi_krum", "geometric_median", "centered_clipping"):
         for rows, dim in ((51, "80,000"), (100, "1,000,000")):
             found = ratio(rule, rows)
             line(
-                f"{rule}, [{rows}, {dim}]", "at most 1.2 times the time of the faster ByzFL",
+                f"{rule}, [{rows}, {dim}]",
+                "at most 1.2 times the time of the faster ByzFL",
                 f"{rules[rule, rows]['ours ms']:.3g} ms, {1 / found:.2g} times its time",
                 "yes" if 1 / found <= 1.2 else "no",
-            )  # fmt: skip
+            )
     rounds = rows_of("rounds_cpu", "rounds_large_cpu", "rounds_rlr_cpu")
     attacked = [r for name, r in rounds.items() if name.startswith("ALIE MNIST, ALIE")]
     slowest = min(attacked, key=lambda r: r["ours rounds/s"])
     fastest = max(attacked, key=lambda r: r["ours rounds/s"])
     line(
-        "ALIE MNIST round, attack on, every defence", "40 rounds/s",
+        "ALIE MNIST round, attack on, every defence",
+        "40 rounds/s",
         f"{slowest['ours rounds/s']:.3g} to {fastest['ours rounds/s']:.3g} rounds/s",
         "yes" if slowest["ours rounds/s"] >= 40 else "no",
-    )  # fmt: skip
+    )
     for name, target in (("mean", 2), ("median", 2), ("Krum", 2)):
         row = rounds[f"FLTrust CNN, {name}"]
         line(
-            f"FLTrust's CNN, 100 clients, {name}", f"{target} rounds/s",
+            f"FLTrust's CNN, 100 clients, {name}",
+            f"{target} rounds/s",
             f"{row['ours rounds/s']:.3g} rounds/s, {row['faster than PyTorch loop']:.2g} times the "
             f"PyTorch loop",
             "yes" if row["ours rounds/s"] >= target else "no",
-        )  # fmt: skip
+        )
     for name, target in (("PGD-40 CNN, mean", 2.0), ("RLR Fashion-MNIST, mean", 1.5)):
         row = rounds[name]
         line(
-            name, f"{target:g} times the PyTorch loop",
+            name,
+            f"{target:g} times the PyTorch loop",
             f"{row['ours ms'] / 1e3:.3g} s, {row['faster than PyTorch loop']:.2g} times",
             "yes" if row["faster than PyTorch loop"] >= target else "no",
-        )  # fmt: skip
+        )
     fixed = {row["what"]: row["ms"] for row in load("fixed_cpu")["rows"]}
     for what, target in (
         ("a round of a trivial model, 100 clients", 1.0),
@@ -124,13 +131,14 @@ def targets() -> str:
         f"{seeds['faster']:.3g} times; {seeds['cached, faster']:.2g} where the single runs "
         f"share a cache of programs",
         "yes" if seeds["faster"] >= 3 else "no",
-    )  # fmt: skip
+    )
     peak = max(load("memory_cpu")["rows"], key=lambda row: row["peak / stack"])
     line(
-        "peak memory of an aggregation", "2.5 times the stack",
+        "peak memory of an aggregation",
+        "2.5 times the stack",
         f"{peak['peak / stack']:.2g} times at most ({peak['rule']})",
         "yes" if peak["peak / stack"] < 2.5 else "no",
-    )  # fmt: skip
+    )
     return pd.DataFrame(lines).to_markdown(index=False)
 
 
@@ -146,19 +154,41 @@ def tuning() -> str:
 
 
 RULE = [
-    "rule", "stack", "ours ms", "ByzFL on PyTorch ms", "ByzFL on NumPy ms",
-    "faster than ByzFL on PyTorch", "faster than ByzFL on NumPy", "limit ms", "times the limit",
-    "compile s", "temporary / stack",
-]  # fmt: skip
+    "rule",
+    "stack",
+    "ours ms",
+    "ByzFL on PyTorch ms",
+    "ByzFL on NumPy ms",
+    "faster than ByzFL on PyTorch",
+    "faster than ByzFL on NumPy",
+    "limit ms",
+    "times the limit",
+    "compile s",
+    "temporary / stack",
+]
 ROUND = [
-    "round", "ours rounds/s", "ours ms", "PyTorch loop ms", "faster than PyTorch loop", "limit ms",
-    "times the limit", "compile s", "temporary MiB", "arguments MiB", "computed as",
-]  # fmt: skip
+    "round",
+    "ours rounds/s",
+    "ours ms",
+    "PyTorch loop ms",
+    "faster than PyTorch loop",
+    "limit ms",
+    "times the limit",
+    "compile s",
+    "temporary MiB",
+    "arguments MiB",
+    "computed as",
+]
 BATCH = ["model", "B", "ours ms", "limit ms", "computed as"]
 SEEDS = [
-    "seeds", "one sweep s", "one after another s", "faster", "cached, one sweep s",
-    "cached, one after another s", "cached, faster",
-]  # fmt: skip
+    "seeds",
+    "one sweep s",
+    "one after another s",
+    "faster",
+    "cached, one sweep s",
+    "cached, one after another s",
+    "cached, faster",
+]
 PROCESSES = ["code", "convolutions", "C library", "slowest", "median", "fastest"]
 TABLES = {
     "targets": targets,

@@ -24,10 +24,16 @@ from fedjax_sec.bench import report, timing
 
 CONFIG = "configs/fltrust/mnist-0.5.yaml"
 CHANGES = (
-    "rounds=20", "evaluation.every=10", "data.max_test=2000", "data.num_clients=20",
-    "client.optimizer.learning_rate=0.096", "threat.num_malicious=0", "attack=null",
-    "defense=mean", "server.root=null",
-)  # fmt: skip
+    "rounds=20",
+    "evaluation.every=10",
+    "data.max_test=2000",
+    "data.num_clients=20",
+    "client.optimizer.learning_rate=0.096",
+    "threat.num_malicious=0",
+    "attack=null",
+    "defense=mean",
+    "server.root=null",
+)
 LOWERINGS = ("patches", "polyphase")
 SETTINGS = {
     "as it comes": None,
@@ -69,12 +75,16 @@ def main(
             print(label, lowering, setting, f"{found:.1f}", flush=True)
     rows = [
         {
-            "code": label, "convolutions": lowering, "C library": setting,
-            "slowest": min(found), "median": float(np.median(found)), "fastest": max(found),
+            "code": label,
+            "convolutions": lowering,
+            "C library": setting,
+            "slowest": min(found),
+            "median": float(np.median(found)),
+            "fastest": max(found),
             "processes": processes,
         }
         for (label, lowering, setting), found in rates.items()
-    ]  # fmt: skip
+    ]
     report.write(out, shlex.join(["python", *sys.argv]), timing.measure_machine(), rows)
     print(report.table(rows))
 

@@ -1,9 +1,9 @@
 """fedjax_sec: a batched simulator for security research in federated learning."""
 
-from fedjax_sec.api import aggregate, attack
-from fedjax_sec.config import Experiment
-from fedjax_sec.experiment import Result, run
-from fedjax_sec.schema import ConfigError
+from fedjax_sec.api import aggregate, attack, run
+from fedjax_sec.core import ConfigError
+from fedjax_sec.runs.config import Experiment
+from fedjax_sec.runs.experiment import Result
 
 __version__ = "0.1.0"
 __all__ = ["ConfigError", "Experiment", "Result", "aggregate", "attack", "run"]

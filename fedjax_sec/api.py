@@ -2,20 +2,25 @@
 
 import functools
 import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_sec import schema
-from fedjax_sec.advice import one_line, shown, suggestion
+from fedjax_sec import core
+from fedjax_sec.core import ConfigError, Setting, check_components, fill_defaults
+from fedjax_sec.core.advice import one_line, shown, suggestion
+from fedjax_sec.core.types import AttackerView, ServerData, ServerView
 from fedjax_sec.ops.moments import finite_rows, usable_rows
-from fedjax_sec.pipeline import Attack, Defense, Setting, check_components, fill_num_byzantine
 from fedjax_sec.round import known_defense
-from fedjax_sec.schema import ConfigError
+from fedjax_sec.round.pipeline import Attack, Defense
+from fedjax_sec.runs.config import Experiment
+from fedjax_sec.runs.experiment import Result, execute
+from fedjax_sec.runs.results import RunFolder
 from fedjax_sec.stacks import Stack, as_key, as_mask, as_stack, as_vector, as_weights
-from fedjax_sec.types import AttackerView, ServerData, ServerView
 
 
 def aggregate(
@@ -64,7 +69,7 @@ def aggregate(
     stack = as_stack(updates)
     pipeline = _defense(_with_fields(defense, fields, "defense"), Setting(stack.rows.shape[0]))
     weights = as_weights(weights, stack)
-    needing = schema.needing(pipeline.stages, "needs_root")
+    needing = core.needing(pipeline.stages, "root")
     learned, loss, params = _server(
         stack, needing, "the defence", server_update, server_loss, params
     )
@@ -151,7 +156,7 @@ def attack(
     setting = Setting(clients, int(mask.sum()), knowledge=knowledge)
     check_components(pipeline.stages, "attack", setting)
     needing = [stage.registered_name for stage in pipeline.stages if stage.stage != "update"]
-    if needing := needing + schema.needing(pipeline.stages, "needs_task"):
+    if needing := needing + core.needing(pipeline.stages, "task"):
         raise ConfigError(
             f"attack: {needing[0]!r} needs a model and data; run it in an experiment "
             f"(fedjax_sec.run)."
@@ -186,9 +191,13 @@ def _attack(
     stages = (*pipeline.stages, *(rule.stages if rule else ()))
     root, read = _server_data(stages, learned, loss)
     view = AttackerView(
-        malicious, visible, params, jnp.arange(clients), jnp.array(0),
+        malicious,
+        visible,
+        params,
+        jnp.arange(clients),
+        jnp.array(0),
         server_update=None if root is None else root.update,
-    )  # fmt: skip
+    )
     if rule is not None:
         state = rule.init(clients, dim) if everything else None
         seen = _server_view(updates, jnp.ones(clients, updates.dtype), params, root)
@@ -223,7 +232,9 @@ def _with_fields(spec, fields, kind):
 def _defense(spec, setting) -> Defense:
     """The pipeline, checked, with f filled by the number of malicious clients where it is known."""
     built = Defense.build(spec)
-    built = Defense(tuple(fill_num_byzantine(s, setting.num_malicious) for s in built.stages))
+    built = Defense(
+        tuple(fill_defaults(s, {"num_malicious": setting.num_malicious}) for s in built.stages)
+    )
     _refuse_schedules(built.stages, "defense")
     check_components(built.stages, "defense", setting)
     return built
@@ -232,7 +243,7 @@ def _defense(spec, setting) -> Defense:
 def _known_rule(pipeline, defense, setting):
     """The defence that the attack may use; refused where none does."""
     stages = pipeline.stages
-    reads = schema.needing(stages, "needs_defense")
+    reads = core.needing(stages, "rule")
     if defense is None:
         if reads:
             raise ConfigError(
@@ -248,7 +259,7 @@ def _known_rule(pipeline, defense, setting):
 
 def _refuse_schedules(stages, kind):
     for stage in stages:
-        if schema.has_schedules(stage):
+        if core.has_schedules(stage):
             raise ConfigError(
                 f"{kind}: a field of {stage.registered_name!r} follows a schedule, but here are no "
                 f"rounds; give a number, or run it in an experiment (fedjax_sec.run)."
@@ -302,7 +313,7 @@ def _scalar_loss(loss, stack: Stack, params):
 def _what_it_knows(stack, pipeline, rule, knowledge, update, loss, params):
     """As `_server`, of an adversary: only an omniscient one knows what the server learns."""
     attacks, rules = (
-        schema.needing(part.stages if part else (), "needs_root") for part in (pipeline, rule)
+        core.needing(part.stages if part else (), "root") for part in (pipeline, rule)
     )
     if knowledge != "omniscient":
         for name, given in (("server_update", update), ("server_loss", loss)):
@@ -324,7 +335,7 @@ def _server_data(stages, learned, loss) -> tuple[ServerData | None, set]:
     read = set()
     if learned is None and loss is None:
         return None, read
-    names = schema.needing(stages, "needs_root")
+    names = core.needing(stages, "root")
 
     def update():
         read.add("server_update")
@@ -348,7 +359,7 @@ def _server_data(stages, learned, loss) -> tuple[ServerData | None, set]:
 
 
 def _refuse_unread(read, stages, learned, loss) -> None:
-    names = schema.needing(stages, "needs_root")
+    names = core.needing(stages, "root")
     for name, given in (("server_update", learned), ("server_loss", loss)):
         if given is not None and name not in read:
             raise ConfigError(f"{name} would be ignored: none of {names} reads it.")
@@ -405,3 +416,54 @@ def _check_finite(array, pipeline, name) -> None:
             f"{name} is not finite: the updates, or the fields of {names}, are too large for "
             f"{array.dtype}; scale them down."
         )
+
+
+def run(
+    config: str | Path | Mapping | Experiment,
+    *,
+    out: str | Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    on_evaluation: Callable[[int, list[dict]], None] | None = None,
+    profile: str | Path | None = None,
+    **overrides,
+) -> Result:
+    """Runs one experiment.
+
+    Args:
+      config: a YAML file, a mapping, or an `Experiment`.
+      out: folder for `config.yaml`, `metrics.jsonl`, `summary.json`, figures and checkpoints; None
+        writes nothing.
+      resume: continue the run in `out`, to the same bits as if it had never stopped; it may have
+        more `rounds` now, and nothing else may differ.
+      overwrite: replace the run in `out`.
+      on_evaluation: called with the rounds done and a list with the metrics just measured.
+      profile: folder for a JAX profiler trace of the rounds between two evaluations.
+      **overrides: top-level keys, or dotted ones as `**{"client.l2": 1e-4}`.
+
+    Returns: `Result` with metrics as arrays over evaluations and the final parameters.
+
+    Raises: `ConfigError` (a `ValueError`) for a configuration that cannot be run or a folder that
+    cannot be used, before anything compiles.
+
+    >>> result = run({"data": {"name": "digits"}, "rounds": 2})
+    >>> result.metrics["round"].tolist()
+    [0.0, 2.0]
+    """
+    result = execute(
+        config,
+        out=out,
+        resume=resume,
+        overwrite=overwrite,
+        on_evaluation=on_evaluation,
+        profile=profile,
+        **overrides,
+    )
+    if out is not None:
+        folder = RunFolder(out)
+        if result.params is not None or folder.lacks_figures:
+            from fedjax_sec.report import plotting  # slow to import, and not needed before
+
+            with folder.locked():
+                plotting.accuracy_curve(result, folder.path / "figures")
+    return result

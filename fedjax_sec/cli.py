@@ -15,13 +15,15 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from fedjax_sec import files, registry, schema
-from fedjax_sec.schema import ConfigError
+from fedjax_sec import core
+from fedjax_sec.core import ConfigError, files, registry
 
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
     help="Attacks and defences in federated learning, batched and compiled.",
-)  # fmt: skip
+)
 console = Console()
 errors = Console(stderr=True)
 
@@ -71,10 +73,14 @@ def interruptible(command: Sequence[str]) -> Iterator[None]:
 
 def _progress() -> Progress:
     return Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-        TimeRemainingColumn(), TextColumn("{task.fields[status]}"), console=errors,
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[status]}"),
+        console=errors,
         disable=not errors.is_terminal,
-    )  # fmt: skip
+    )
 
 
 def _status(rows) -> str:
@@ -105,8 +111,8 @@ def run(
     ] = None,
 ) -> None:
     """Run one experiment."""
-    from fedjax_sec import config as config_lib
-    from fedjax_sec import experiment as experiment_lib
+    from fedjax_sec import api
+    from fedjax_sec.runs import config as config_lib
 
     out = out.absolute()
     again = ["fedjax-sec", "run", str(config), *(overrides or ()), "--out", str(out), "--resume"]
@@ -121,10 +127,14 @@ def run(
             def show(done, rows):
                 progress.update(task, completed=done, status=_status(rows))
 
-            result = experiment_lib.run(
-                experiment, out=out, resume=resume, overwrite=overwrite, on_evaluation=show,
+            result = api.run(
+                experiment,
+                out=out,
+                resume=resume,
+                overwrite=overwrite,
+                on_evaluation=show,
                 profile=profile,
-            )  # fmt: skip
+            )
     _print_summary(result, out)
 
 
@@ -162,29 +172,30 @@ def sweep(
     data_dir: DataDir = None,
 ) -> None:
     """Run a sweep; what is finished in OUT is kept and not run again."""
-    from fedjax_sec import plotting
-    from fedjax_sec import sweep as sweep_lib
+    from fedjax_sec import sweeps as sweep_lib
+    from fedjax_sec.report import plotting
+    from fedjax_sec.report import tables as tables_lib
 
     out = out.absolute()
     again = ["fedjax-sec", "sweep", str(config), *(overrides or ()), "--out", str(out)]
     again += _data_option(data_dir)
     settings, cells = sweep_lib.load(config, overrides or (), data_overrides(data_dir))
     found = run_with_progress(cells, out, at_once=settings.at_once, again=again)
-    frame, axes = sweep_lib.to_frame(cells, found), sweep_lib.axes_of(cells)
+    frame, axes = tables_lib.to_frame(cells, found), tables_lib.axes_of(cells)
     frame.to_csv(out / "runs.csv", index=False)
-    sweep_lib.summarized(frame, axes).to_csv(out / "table.csv", index=False)
-    tables = list(sweep_lib.tables(cells, found).values())
+    tables_lib.summarized(frame, axes).to_csv(out / "table.csv", index=False)
+    tables = list(tables_lib.tables(cells, found).values())
     texts = [f"### {head}\n\n{said}\n\n{table.to_markdown()}\n" for head, said, table in tables]
     (out / "table.md").write_text("\n".join(texts))
     heading, _, table = tables[0]
     _print_table(table, heading)
-    for warning in sweep_lib.warnings_of(cells, found):
+    for warning in tables_lib.warnings_of(cells, found):
         console.print(f"[bold yellow]Warning:[/] {escape(warning)}", soft_wrap=True)
     groups: dict = {}
     for cell, result in zip(cells, found, strict=True):
         first, *rest = cell.parts
         groups.setdefault(first, {}).setdefault(" / ".join(rest) or "run", []).append(result)
-    lines = [f"{sweep_lib.data_of(found)}; {plotting.band_of(frame['seed'].nunique())}"]
+    lines = [f"{tables_lib.data_of(found)}; {plotting.band_of(frame['seed'].nunique())}"]
     lines = [settings.title, *lines] if settings.title else lines
     paths = plotting.grid_of_curves(groups, lines, out / "accuracy")
     console.print(f"Tables: {out / 'table.md'}\nFigure: {paths[0]}", soft_wrap=True)
@@ -197,7 +208,7 @@ def run_with_progress(
 
     `again` is the command that goes on after an interruption (None: this one).
     """
-    from fedjax_sec import sweep as sweep_lib
+    from fedjax_sec import sweeps as sweep_lib
 
     with interruptible(again or ["python", *sys.argv]), _progress() as progress:
 
@@ -240,7 +251,7 @@ def list_(
     with reported():
         if kind is not None and kind not in kinds:
             raise ConfigError(
-                f"Unknown kind {kind!r}.{schema.suggestion(kind, kinds)} Known: {', '.join(kinds)}."
+                f"Unknown kind {kind!r}.{core.suggestion(kind, kinds)} Known: {', '.join(kinds)}."
             )
     for name, found in kinds.items():
         if kind in (None, name):
@@ -257,15 +268,18 @@ def show(
     ],
 ) -> None:
     """Show a component, a section or an optimizer: what it does, its fields and their ranges."""
-    from fedjax_sec import keys, optimizers
+    from fedjax_sec.core import optimizers
+    from fedjax_sec.report import keys
 
     functions = optimizers.OPTIMIZERS | optimizers.SCHEDULES
     if name in keys.SECTIONS:
         _print_fields(f"[bold]{name}[/] (section)", keys.SECTIONS[name], keys)
         return
     if name in ("optimizer", "optimizers"):
-        for title, found in (("optimizers", optimizers.OPTIMIZERS),
-                             ("schedules of a learning rate", optimizers.SCHEDULES)):  # fmt: skip
+        for title, found in (
+            ("optimizers", optimizers.OPTIMIZERS),
+            ("schedules of a learning rate", optimizers.SCHEDULES),
+        ):
             table = Table(title=title, title_justify="left", show_header=False, box=None)
             for entry in sorted(found):
                 table.add_row(f"[bold]{entry}[/]", ", ".join(r.key for r in keys.arguments(entry)))
@@ -312,9 +326,9 @@ def trigger(
     data_dir: DataDir = None,
 ) -> None:
     """Draw what a backdoor does to test images, and each malicious client's part of it."""
-    from fedjax_sec import config as config_lib
-    from fedjax_sec import inspection, plotting
-    from fedjax_sec.preparation import load_source
+    from fedjax_sec.report import inspection, plotting
+    from fedjax_sec.runs import config as config_lib
+    from fedjax_sec.runs.prepare import load_source
 
     with reported():
         spec = config_lib.apply_overrides(config_lib.read_yaml(config), overrides or ())
@@ -335,9 +349,9 @@ def partition(
     data_dir: DataDir = None,
 ) -> None:
     """Draw how many examples of each class every client holds, and the server if it holds any."""
-    from fedjax_sec import config as config_lib
-    from fedjax_sec import inspection, plotting
-    from fedjax_sec.preparation import load_source
+    from fedjax_sec.report import inspection, plotting
+    from fedjax_sec.runs import config as config_lib
+    from fedjax_sec.runs.prepare import load_source
 
     with reported():
         spec = config_lib.apply_overrides(config_lib.read_yaml(config), overrides or ())
@@ -365,7 +379,7 @@ def audit(
     out: Annotated[Path | None, typer.Option(help="Markdown file for the report.")] = None,
 ) -> None:
     """Say whether a run's robustness is believable, overstated, or due to masked gradients."""
-    from fedjax_sec.audit import audit as look
+    from fedjax_sec.report.audit import audit as look
 
     with reported():
         if out is not None:
@@ -405,7 +419,7 @@ def bench(
     with reported():
         if suite not in SUITES:
             raise ConfigError(
-                f"Unknown benchmark {suite!r}.{schema.suggestion(suite, SUITES)} "
+                f"Unknown benchmark {suite!r}.{core.suggestion(suite, SUITES)} "
                 f"Known: {', '.join(SUITES)}."
             )
         shapes = [_shape(text) for text in size or ()]
@@ -418,7 +432,7 @@ def bench(
         for name in only or ():
             if not any(name in one for one in known):
                 raise ConfigError(
-                    f"--only: unknown {name!r}.{schema.suggestion(name, known)} "
+                    f"--only: unknown {name!r}.{core.suggestion(name, known)} "
                     f"Known: {', '.join(known)}."
                 )
         if with_peers and (absent := peers.missing()):
@@ -433,8 +447,9 @@ def bench(
     print(report.table(rows))
     console.print(
         f"Product {rates.flops / 1e9:.0f} GFLOP/s, copy {rates.bytes / 1e9:.1f} GB/s. "
-        f"Results: {out}", soft_wrap=True,
-    )  # fmt: skip
+        f"Results: {out}",
+        soft_wrap=True,
+    )
 
 
 def _shape(text: str) -> tuple[int, int]:

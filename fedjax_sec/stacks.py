@@ -2,7 +2,6 @@
 
 Errors are one line, name the argument, and never print an array.
 """
-# ruff: noqa: F821
 
 import numbers
 from collections.abc import Callable, Mapping
@@ -14,8 +13,8 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float
 
-from fedjax_sec.advice import one_line, shown
-from fedjax_sec.schema import ConfigError
+from fedjax_sec.core import ConfigError
+from fedjax_sec.core.advice import one_line, shown
 
 _KEPT = (jnp.float16, jnp.bfloat16, jnp.float32)
 _DEEPEST = 32  # nested lists
@@ -236,7 +235,7 @@ def _same_form(tree, like, name, other):
 # --- Vectors, masks and keys --------------------------------------------------------------------
 
 
-def as_vector(value: Any, name: str, stack: Stack) -> Float[Array, "D"]:
+def as_vector(value: Any, name: str, stack: Stack) -> Float[Array, " D"]:
     """What has the form of one client's update, as a vector in the stack's type; all finite."""
     if stack.like is None:
         vector = floats(value, name)
@@ -252,7 +251,7 @@ def as_vector(value: Any, name: str, stack: Stack) -> Float[Array, "D"]:
     return vector
 
 
-def as_weights(value: Any, stack: Stack) -> Float[Array, "K"]:
+def as_weights(value: Any, stack: Stack) -> Float[Array, " K"]:
     """The clients' weights [K] in the stack's type: finite, none negative, not all zero."""
     clients, dtype = stack.rows.shape[0], stack.rows.dtype
     if value is None:
@@ -280,7 +279,7 @@ def as_weights(value: Any, stack: Stack) -> Float[Array, "K"]:
     return jnp.asarray(weights.astype(np.float32)).astype(dtype)
 
 
-def as_mask(value: Any, clients: int) -> Bool[Array, "K"]:
+def as_mask(value: Any, clients: int) -> Bool[Array, " K"]:
     """Which clients are malicious [K]."""
     wanted = f"malicious must be K = {clients} booleans, one for each client"
     mask = value if isinstance(value, (np.ndarray, jax.Array)) else _array(value, "malicious")

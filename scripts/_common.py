@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from fedjax_sec import cli
-from fedjax_sec import config as config_lib
+from fedjax_sec.runs import config as config_lib
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 

@@ -11,8 +11,8 @@ import _common as common
 import typer
 
 from fedjax_sec import cli
-from fedjax_sec import config as config_lib
 from fedjax_sec.papers import alie
+from fedjax_sec.runs import config as config_lib
 
 Item = common.choice("Item", (*alie.ITEMS, "all"))
 Scale = common.choice("Scale", alie.SCALES)

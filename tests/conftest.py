@@ -8,7 +8,7 @@ from jaxtyping import install_import_hook
 
 # Shapes and types are checked at run time wherever arrays are annotated. Modules that define
 # components are left out: their fields say `float` and hold tracers inside a compiled function.
-CHECKED = ("ops", "types", "round", "pipeline", "api", "evaluation")
+CHECKED = ("ops", "core.types", "round", "api", "evaluation")
 install_import_hook([f"fedjax_sec.{name}" for name in CHECKED], "beartype.beartype")
 
 # The rule decides how local training is computed; tests of the measuring switch it on.

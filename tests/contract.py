@@ -17,13 +17,13 @@ import numpy as np
 import yaml
 from helpers import CLASSES, SHAPE, close, count_traces, same_bits, sample, tiny_pool, tiny_task
 
-from fedjax_sec import schema
-from fedjax_sec.datasets import MissingDataError, checked
-from fedjax_sec.datasets.packing import check_partition
+from fedjax_sec import core
+from fedjax_sec.core import ConfigError, Setting, check_components, fill_defaults
+from fedjax_sec.core.types import AttackerView, LocalData, ServerData, ServerView
+from fedjax_sec.data import MissingDataError, checked
+from fedjax_sec.data.packing import check_partition
 from fedjax_sec.ops import evasion
-from fedjax_sec.pipeline import Attack, Defense, Setting, check_components, fill_num_byzantine
-from fedjax_sec.schema import ConfigError
-from fedjax_sec.types import AttackerView, LocalData, ServerData, ServerView
+from fedjax_sec.round.pipeline import Attack, Defense
 
 # With f = 3 every score of Bulyan sums two distances or more: with fewer, two clients tie, and the
 # lower row wins whatever the order.
@@ -45,7 +45,7 @@ def passes_check(component, setting) -> bool:
 
 def variants(registry, name, setting, every_pair=True):
     """The component as it comes, and with every choice of its fields that its check accepts."""
-    base = fill_num_byzantine(registry.build(name), BYZANTINE)
+    base = fill_defaults(registry.build(name), {"num_malicious": BYZANTINE})
     options = {}
     for field in dataclasses.fields(base):
         choices = field.metadata.get("choices")
@@ -151,9 +151,9 @@ def check_ends(cls):
             continue
         if not re.search(r"\b(int|float)\b", str(field.type)):
             continue
-        both = all(schema.ends(meta))
+        both = all(core.ends(meta))
         assert both or meta.get("unbounded"), (
-            f"field {field.name} has the ends {schema.ends(meta)}, and gives no reason (unbounded)"
+            f"field {field.name} has the ends {core.ends(meta)}, and gives no reason (unbounded)"
         )
 
 
@@ -169,9 +169,13 @@ def check_gate(registry, component):
             continue
         kinds = set(re.findall(r"\b(int|float|bool|str|None)\b", str(field.type)))
         for value, allowed in (
-            (np.float32("nan"), ()), (jnp.inf, ()), (np.True_, ("bool",)), (None, ("None",)),
-            ({"a": 1}, ()), ("${seed}", ()),
-        ):  # fmt: skip
+            (np.float32("nan"), ()),
+            (jnp.inf, ()),
+            (np.True_, ("bool",)),
+            (None, ("None",)),
+            ({"a": 1}, ()),
+            ("${seed}", ()),
+        ):
             if kinds.isdisjoint(allowed):
                 changed = dataclasses.replace(component, **{field.name: value})
                 with contextlib.suppress(ConfigError):
@@ -181,22 +185,22 @@ def check_gate(registry, component):
         for scalar in (np.asarray(values[1])[()], jnp.asarray(values[1])):
             built = registry.build(dataclasses.replace(component, **{name: scalar}))
             assert type(getattr(built, name)) in (int, float), f"{name} stays {type(scalar)}"
-            assert yaml.safe_load(yaml.safe_dump(schema.dump(built))) == schema.dump(built)
+            assert yaml.safe_load(yaml.safe_dump(core.dump(built))) == core.dump(built)
 
 
 def check_round_trip(registry, component):
     """What `dump` writes, `build` reads back."""
-    spec = schema.dump(component)
+    spec = core.dump(component)
     assert spec["name"] == component.registered_name
     again = registry.build(spec)
     assert type(again) is type(component) and again == component
-    assert schema.dump(again) == spec
+    assert core.dump(again) == spec
 
 
 # --- Defences -----------------------------------------------------------------------------------
 
 
-@schema.pytree
+@core.pytree
 class PlainMean:
     """An aggregator for stages that need one: the unweighted mean of the valid rows."""
 
@@ -334,8 +338,8 @@ def check_defense_fields(part):
     )
 
 
-@schema.pytree
-class Pairs:
+@core.pytree
+class Pairs(core.Stage):
     """A stage that makes one row of every two clients."""
 
     stage = "before"
@@ -351,9 +355,10 @@ class Pairs:
         rows = updates.shape[0] // 2
         members = jnp.repeat(jnp.eye(rows, dtype=updates.dtype), 2, axis=1)
         view = view._replace(
-            valid=view.valid.reshape(rows, 2).all(1), weights=members @ view.weights,
+            valid=view.valid.reshape(rows, 2).all(1),
+            weights=members @ view.weights,
             members=members,
-        )  # fmt: skip
+        )
         return members @ updates / 2, view, state, {}
 
 
@@ -366,9 +371,13 @@ def check_merged_rows(part):
         return
     updates = stack_of_updates()
     view = ServerView(
-        jnp.zeros(DIM), jnp.ones(CLIENTS), jnp.arange(CLIENTS), jnp.ones(CLIENTS, bool),
-        jnp.array(0), root=ServerData(lambda: updates[0], lambda params: jnp.sum(params**2)),
-    )  # fmt: skip
+        jnp.zeros(DIM),
+        jnp.ones(CLIENTS),
+        jnp.arange(CLIENTS),
+        jnp.ones(CLIENTS, bool),
+        jnp.array(0),
+        root=ServerData(lambda: updates[0], lambda params: jnp.sum(params**2)),
+    )
     defense = Defense(stages)
     try:
         aggregate, _, metrics = defense.apply(
@@ -402,10 +411,15 @@ def attacker_view(visible=MALICIOUS, params=None, malicious=MALICIOUS):
     task = tiny_task()
     params = 0.2 * jax.random.normal(jax.random.key(7), (task.dim,)) if params is None else params
     return AttackerView(
-        jnp.asarray(malicious), jnp.asarray(visible), params, jnp.arange(CLIENTS), jnp.array(0),
-        task, sample,
+        jnp.asarray(malicious),
+        jnp.asarray(visible),
+        params,
+        jnp.arange(CLIENTS),
+        jnp.array(0),
+        task,
+        sample,
         lambda updates, guess=None: defend(PlainMean(), updates, own=guess)[0],
-    )  # fmt: skip
+    )
 
 
 def assail(part, updates, seed=0, visible=MALICIOUS, malicious=MALICIOUS):
@@ -558,8 +572,8 @@ def check_wrapped(outer, field, part):
     """
     wrapped = dataclasses.replace(outer, **{field: part})
     alone, inside = Attack((part,)), Attack((wrapped,))
-    for need in ("needs_root", "needs_task", "needs_defense"):
-        missing = set(schema.needing((part,), need)) - set(schema.needing((wrapped,), need))
+    for need in ("root", "task", "rule"):
+        missing = set(core.needing((part,), need)) - set(core.needing((wrapped,), need))
         assert not missing, f"{need} of the attack inside is lost"
     assert set(alone.backdoors) <= set(inside.backdoors), "the backdoor inside is lost"
     assert set(alone.data_stages) <= set(inside.data_stages), "nobody's data is poisoned"
@@ -571,9 +585,11 @@ def check_wrapped(outer, field, part):
         same_bits(who, MALICIOUS & np.asarray(shares[field]))
         assert who.any(), "no client poisons"
     checked = []
-    spy = type(part.__class__.__name__, (type(part),), {
-        "check": lambda self, path, setting: checked.append(path)
-    })  # fmt: skip
+    spy = type(
+        part.__class__.__name__,
+        (type(part),),
+        {"check": lambda self, path, setting: checked.append(path)},
+    )
     spied = spy(**{f.name: getattr(part, f.name) for f in dataclasses.fields(part)})
     check_components((dataclasses.replace(outer, **{field: spied}),), "attack", Setting(CLIENTS, 5))
     assert checked == [f"attack.{field}"], "the check of the attack inside is not run"
@@ -733,8 +749,10 @@ def check_model(component, shape=(32, 32, 3), classes=7):
     stacked = jax.tree.map(lambda a, b: jnp.stack([a, b]), variables, other)
     close(
         jax.jit(jax.vmap(apply, (0, None)))(stacked, x),
-        jnp.stack([logits, apply(other, x)]), rtol=1e-4, atol=1e-5,
-    )  # fmt: skip
+        jnp.stack([logits, apply(other, x)]),
+        rtol=1e-4,
+        atol=1e-5,
+    )
 
 
 def check_dataset(component, folder):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_sec import registry
+from fedjax_sec.core import registry
 from fedjax_sec.ops.client_axis import Layout
 from fedjax_sec.round import Pool, Problem, make_task
 

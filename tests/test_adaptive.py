@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 import fedjax_sec
-from fedjax_sec import config
-from fedjax_sec.pipeline import Attack, Defense
+from fedjax_sec.core import ConfigError
+from fedjax_sec.core.types import AttackerView, ServerData, ServerView
 from fedjax_sec.round import known_defense
-from fedjax_sec.schema import ConfigError
-from fedjax_sec.types import AttackerView, ServerData, ServerView
+from fedjax_sec.round.pipeline import Attack, Defense
+from fedjax_sec.runs import config
 
 CLIENTS, BAD, DIM = 12, 3, 9
 MASK = np.arange(CLIENTS) < BAD
@@ -28,16 +28,27 @@ def assail(attack, updates, rule="mean", full=True, own=OWN, seed=0):
     """(updates, metrics) of an attack that knows the rule and, with full knowledge, all else."""
     pipeline, defense = Attack.build(attack), Defense.build(rule)
     view = ServerView(
-        jnp.zeros(DIM), jnp.ones(CLIENTS), jnp.arange(CLIENTS), jnp.ones(CLIENTS, bool),
-        jnp.array(0), False, ServerData(lambda: jnp.asarray(own), None),
-    )  # fmt: skip
+        jnp.zeros(DIM),
+        jnp.ones(CLIENTS),
+        jnp.arange(CLIENTS),
+        jnp.ones(CLIENTS, bool),
+        jnp.array(0),
+        False,
+        ServerData(lambda: jnp.asarray(own), None),
+    )
     state = defense.init(CLIENTS, DIM)
     known = known_defense(defense, jax.random.key(1), view, state if full else None, CLIENTS)
     visible = jnp.ones(CLIENTS, bool) if full else jnp.asarray(MASK)
     seen = AttackerView(
-        jnp.asarray(MASK), visible, jnp.zeros(DIM), jnp.arange(CLIENTS), jnp.array(0), None, None,
+        jnp.asarray(MASK),
+        visible,
+        jnp.zeros(DIM),
+        jnp.arange(CLIENTS),
+        jnp.array(0),
+        None,
+        None,
         *known,
-    )  # fmt: skip
+    )
     init = pipeline.init(CLIENTS, DIM)
     sent, _, metrics = pipeline.apply(jax.random.key(seed), jnp.asarray(updates), init, seen)
     return np.asarray(sent), {name.split("/")[1]: float(v) for name, v in metrics.items()}

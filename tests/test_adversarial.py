@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 from helpers import small, tiny_pool, tiny_task
 from hypothesis import strategies as st
-from jax.extend import core
+from jax.extend import core as jax_core
 
-from fedjax_sec import registry, schema
-from fedjax_sec.config import from_mapping
+from fedjax_sec import core
+from fedjax_sec.core import ConfigError, registry
+from fedjax_sec.core.types import LocalData
 from fedjax_sec.ops.client_axis import Layout, map_clients
 from fedjax_sec.ops.pgd import linf_pgd
-from fedjax_sec.program import Program
 from fedjax_sec.round import make_task
-from fedjax_sec.schema import ConfigError
-from fedjax_sec.types import LocalData
+from fedjax_sec.runs.config import from_mapping
+from fedjax_sec.runs.program import Program
 
 LINEAR = jnp.array([[1.0, -2.0, 0.0, 0.5]])
 
@@ -30,9 +30,13 @@ def test_pgd_reaches_the_optimum_of_a_linear_loss(random_start, eps, step_size, 
     x = jnp.asarray(np.random.default_rng(0).uniform(size=(5, 4)).astype(np.float32))
     found = linf_pgd(
         lambda moved: jnp.broadcast_to(LINEAR, moved.shape),
-        x, jax.random.key(1), eps=eps, step_size=step_size, num_steps=100,
+        x,
+        jax.random.key(1),
+        eps=eps,
+        step_size=step_size,
+        num_steps=100,
         random_start=random_start,
-    )  # fmt: skip
+    )
     best = jnp.clip(x + eps * jnp.sign(LINEAR), 0, 1)
     still = np.asarray(LINEAR[0] == 0)
     np.testing.assert_allclose(found[:, ~still], best[:, ~still], atol=1e-6)
@@ -42,9 +46,13 @@ def test_pgd_reaches_the_optimum_of_a_linear_loss(random_start, eps, step_size, 
         np.testing.assert_array_equal(found[:, still], x[:, still])
     few = linf_pgd(
         lambda moved: jnp.broadcast_to(LINEAR, moved.shape),
-        x, jax.random.key(1), eps=eps, step_size=step_size, num_steps=num_steps,
+        x,
+        jax.random.key(1),
+        eps=eps,
+        step_size=step_size,
+        num_steps=num_steps,
         random_start=random_start,
-    )  # fmt: skip
+    )
     assert np.all(np.abs(few - x) <= eps + 1e-6) and few.min() >= 0 and few.max() <= 1
     if not random_start:
         moved = np.minimum(num_steps * step_size, eps) * np.sign(np.asarray(LINEAR))
@@ -141,7 +149,7 @@ def test_the_share_can_follow_a_schedule():
 
     @jax.jit
     def replaced(index):
-        now = schema.resolve(part, index)
+        now = core.resolve(part, index)
         moved, _ = now.examples(jax.random.key(0), params, x, y, mask, task)
         return jnp.any((moved != x).reshape(8, -1), axis=1).sum()
 
@@ -196,9 +204,9 @@ def products(jaxpr, inside=False):
         loop = inside or eqn.primitive.name in ("while", "scan")
         for value in eqn.params.values():
             for inner in value if isinstance(value, (tuple, list)) else (value,):
-                if isinstance(inner, core.ClosedJaxpr):
+                if isinstance(inner, jax_core.ClosedJaxpr):
                     yield from products(inner.jaxpr, loop)
-                elif isinstance(inner, core.Jaxpr):
+                elif isinstance(inner, jax_core.Jaxpr):
                     yield from products(inner, loop)
 
 

@@ -4,8 +4,9 @@ import pytest
 from helpers import small
 
 import fedjax_sec
-from fedjax_sec import advice, config, optimizers, registry, sweep
-from fedjax_sec.schema import ConfigError
+from fedjax_sec import sweeps
+from fedjax_sec.core import ConfigError, advice, optimizers, registry
+from fedjax_sec.runs import config
 
 
 @pytest.mark.parametrize(
@@ -56,7 +57,7 @@ def test_the_nearest_name(kind, name, names):
 def test_synonyms_lead_somewhere():
     names = {name for found in registry.KINDS.values() for name in found.names()}
     keys = {place.rpartition(".")[2] for place in config._places({})} | set(optimizers.RANGES)
-    keys |= {field for cls in (config.Experiment, sweep.Sweep) for field in cls.__annotations__}
+    keys |= {field for cls in (config.Experiment, sweeps.Sweep) for field in cls.__annotations__}
     keys |= {"num_byzantine", "eps", "step_size"} | set(optimizers.OPTIMIZERS)
     for word, meant in advice.SYNONYMS.items():
         assert advice.letters(word) == word
@@ -81,14 +82,19 @@ def test_synonyms_lead_somewhere():
         ({"aggregator": "krum"}, "Did you mean 'defense'?"),
         ({"data.clients": 3}, "data: unknown key 'clients'. Did you mean 'num_clients'"),
         ({"client.batchsize": 3}, "client: unknown key 'batchsize'. Did you mean 'batch_size'?"),
-        ({"attack": "none"}, "attack.name: unknown attack 'none'. null (None in Python) means no "
-                             "attack. Known: "),
+        (
+            {"attack": "none"},
+            "attack.name: unknown attack 'none'. null (None in Python) means no attack. Known: ",
+        ),
         ({"attack": False}, "got False. null (None in Python) means no attack."),
         ({"defense": "none"}, "unknown defense 'none'. Without a defence the rule is 'mean'."),
-        ({"grid": {}}, "This is a sweep, not an experiment: it has the key 'grid'. Run it with "
-                       "`fedjax-sec sweep FILE --out DIR`."),
+        (
+            {"grid": {}},
+            "This is a sweep, not an experiment: it has the key 'grid'. Run it with "
+            "`fedjax-sec sweep FILE --out DIR`.",
+        ),
     ],
-)  # fmt: skip
+)
 def test_the_whole_key_is_named(change, part):
     with pytest.raises(ConfigError) as error:
         config.from_mapping(small(), change)
@@ -98,16 +104,22 @@ def test_the_whole_key_is_named(change, part):
 def test_files_for_the_other_command(tmp_path):
     path = tmp_path / "a.yaml"
     path.write_text("seeds: [0, 1]\nexperiment: {rounds: 3}")
-    with pytest.raises(ConfigError, match="This is a sweep, not an experiment: it has the key "
-                       "'seeds'. Run it with `fedjax-sec sweep FILE --out DIR`."):  # fmt: skip
+    with pytest.raises(
+        ConfigError,
+        match="This is a sweep, not an experiment: it has the key "
+        "'seeds'. Run it with `fedjax-sec sweep FILE --out DIR`.",
+    ):
         fedjax_sec.run(path)
     path.write_text("rounds: 3")
-    with pytest.raises(ConfigError, match="is an experiment, not a sweep: it has the key 'rounds'. "
-                       "Run it with `fedjax-sec run .*a.yaml --out DIR`"):  # fmt: skip
-        sweep.load(path)
+    with pytest.raises(
+        ConfigError,
+        match="is an experiment, not a sweep: it has the key 'rounds'. "
+        "Run it with `fedjax-sec run .*a.yaml --out DIR`",
+    ):
+        sweeps.load(path)
     path.write_text("grid: {defense: [mean]}\nsedes: [1]")
     with pytest.raises(ConfigError, match="The sweep: unknown key 'sedes'. Did you mean 'seeds'?"):
-        sweep.load(path)
+        sweeps.load(path)
 
 
 def test_epochs_take_the_place_of_the_default_steps():
@@ -117,8 +129,9 @@ def test_epochs_take_the_place_of_the_default_steps():
     assert written["steps"] is None and written["epochs"] == 2
     kept = config.from_mapping({"client": {"epochs": None}}).client
     assert (kept.steps, kept.epochs) == (1, None)
-    with pytest.raises(ConfigError, match="got steps=1, epochs=2; set client.steps or "
-                       "client.epochs to null"):  # fmt: skip
+    with pytest.raises(
+        ConfigError, match="got steps=1, epochs=2; set client.steps or client.epochs to null"
+    ):
         config.from_mapping({"client": {"name": "sgd", "steps": 1}}, ["client.epochs=2"])
     with pytest.raises(ConfigError, match="got steps=None, epochs=None; such as client.steps=1"):
         config.from_mapping({"client": "sgd"})

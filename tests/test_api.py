@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 from helpers import same_bits
 
-from fedjax_sec import aggregate, attack, registry, schema
-from fedjax_sec.pipeline import Attack, Defense
-from fedjax_sec.schema import ConfigError
+from fedjax_sec import aggregate, attack, core
+from fedjax_sec.core import ConfigError, registry
+from fedjax_sec.round.pipeline import Attack, Defense
 
 STACK = [[1.0, 2.0], [3.0, 4.0], [8.0, 6.0]]
 MASK = [True, True, False]
@@ -218,8 +218,10 @@ def test_rows_that_show_the_adversary_nothing():
 def test_what_overflows_is_refused():
     refused(
         lambda: attack(STACK, "sign_flip", malicious=MASK, scale=3e38),
-        "what the malicious clients would send is not finite", "['sign_flip']", "scale them down",
-    )  # fmt: skip
+        "what the malicious clients would send is not finite",
+        "['sign_flip']",
+        "scale them down",
+    )
 
 
 def test_an_attack_that_changes_nothing_says_so():
@@ -365,7 +367,7 @@ def test_built_components_and_pipelines_are_taken_and_checked():
     flip = registry.attacks.build("sign_flip")
     for given in (flip, [flip], Attack.build("sign_flip")):
         same_bits(attack(STACK, given, malicious=MASK), attack(STACK, "sign_flip", malicious=MASK))
-    unknown = Defense((schema.pytree(type("Unregistered", (), {"stage": "aggregate"}))(),))
+    unknown = Defense((core.pytree(type("Unregistered", (), {"stage": "aggregate"}))(),))
     refused(lambda: aggregate(STACK, unknown), "Unregistered")
 
 
@@ -401,7 +403,7 @@ class Rule:
     """An aggregator that does nothing until told."""
 
     stage = "aggregate"
-    needs_root = True
+    needs = frozenset({"root"})
 
     def init(self, num_clients, dim):
         return ()
@@ -517,16 +519,18 @@ def test_an_adversary_that_knows_the_servers_loss(register):
     assert sent.shape == (3, 2) and sent[2].tolist() == STACK[2]
     refused(
         lambda: attack(STACK, "gradient_adaptive", knowledge="omniscient", **told),
-        "'by_loss'", "or server_loss",
-    )  # fmt: skip
+        "'by_loss'",
+        "or server_loss",
+    )
     refused(
         lambda: attack(STACK, "gradient_adaptive", server_loss=loss, **told),
         "server_loss is known to an adversary with knowledge='omniscient' only",
     )
     refused(
         lambda: attack(STACK, "gradient_adaptive", **told),
-        "does not see the loss on the server's examples", "omniscient",
-    )  # fmt: skip
+        "does not see the loss on the server's examples",
+        "omniscient",
+    )
 
 
 # --- Stages that change the rows ----------------------------------------------------------------

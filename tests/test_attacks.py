@@ -8,11 +8,11 @@ from helpers import CLASSES, sample, small, tiny_mlp, tiny_pool, tiny_task
 from scipy.stats import norm
 
 import fedjax_sec
-from fedjax_sec import config, registry
+from fedjax_sec.core import ConfigError, registry
+from fedjax_sec.core.types import AttackerView
 from fedjax_sec.ops.perturbation import z_max
-from fedjax_sec.pipeline import Attack
-from fedjax_sec.schema import ConfigError
-from fedjax_sec.types import AttackerView
+from fedjax_sec.round.pipeline import Attack
+from fedjax_sec.runs import config
 
 CLIENTS = 9
 MALICIOUS = np.array([0, 1, 0, 0, 1, 0, 1, 0, 0], bool)
@@ -54,9 +54,13 @@ def test_alie_over_honest_updates(ddof):
 def test_mean_control_over_honest_updates_reverses_the_honest_mean_exactly():
     stack = updates()
     sent = fedjax_sec.attack(
-        stack, "mean_control", malicious=MALICIOUS, knowledge="omniscient", statistics="honest",
+        stack,
+        "mean_control",
+        malicious=MALICIOUS,
+        knowledge="omniscient",
+        statistics="honest",
         scale=2.0,
-    )  # fmt: skip
+    )
     np.testing.assert_allclose(sent.mean(0), -2 * stack[~MALICIOUS].mean(0), rtol=1e-4, atol=1e-5)
 
 

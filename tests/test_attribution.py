@@ -8,7 +8,7 @@ from helpers import same_bits, small, tiny_mlp, tiny_pool, tiny_task
 from jax.flatten_util import ravel_pytree
 
 import fedjax_sec
-from fedjax_sec import config, plotting
+from fedjax_sec.core import ConfigError
 from fedjax_sec.evaluation.attribution import (
     FeatureMap,
     completeness_gap,
@@ -16,10 +16,11 @@ from fedjax_sec.evaluation.attribution import (
     gradient_shap,
     integrated_gradients,
 )
-from fedjax_sec.preparation import load_source
-from fedjax_sec.schema import ConfigError
-from fedjax_sec.sweep import make_cells, run_cells
-from fedjax_sec.trained import final_params, logits_of
+from fedjax_sec.report import plotting
+from fedjax_sec.runs import config
+from fedjax_sec.runs.loading import final_params, logits_of
+from fedjax_sec.runs.prepare import load_source
+from fedjax_sec.sweeps import make_cells, run_cells
 
 TARGET = jnp.array([0, 2, 1, 2])
 
@@ -177,9 +178,13 @@ def test_the_figure_has_one_panel_for_each_model_and_image(
     save = plotting.save
     monkeypatch.setattr(plotting, "save", lambda *args: kept.append(args[0]) or save(*args))
     written = plotting.feature_maps(
-        x, maps, tmp_path / "maps", class_names=["sandal", "sneaker"], labels=[0, 1],
+        x,
+        maps,
+        tmp_path / "maps",
+        class_names=["sandal", "sneaker"],
+        labels=[0, 1],
         quantile=quantile,
-    )  # fmt: skip
+    )
     assert [path.name for path in written] == ["maps.png", "maps.pdf"]
     assert written[0].read_bytes()[:4] == b"\x89PNG" and written[0].stat().st_size > 5000
     panels = [axes for axes in kept[0].axes if axes.get_title()]

@@ -6,16 +6,22 @@ import pytest
 from helpers import small
 
 import fedjax_sec
-from fedjax_sec.audit import Audit, audit
+from fedjax_sec.core import ConfigError
 from fedjax_sec.evaluation.masking import ROLES, judge
-from fedjax_sec.results import RunFolder
-from fedjax_sec.schema import ConfigError
-from fedjax_sec.trained import final_params
+from fedjax_sec.report.audit import Audit, audit
+from fedjax_sec.runs.loading import final_params
+from fedjax_sec.runs.results import RunFolder
 
 HONEST = {
-    "clean": 0.95, "noise": 0.94, "one_step": 0.8, "white_box": 0.7, "stronger": 0.66,
-    "scaled": 0.7, "transfer": 0.9, "unbounded": 0.0,
-}  # fmt: skip
+    "clean": 0.95,
+    "noise": 0.94,
+    "one_step": 0.8,
+    "white_box": 0.7,
+    "stronger": 0.66,
+    "scaled": 0.7,
+    "transfer": 0.9,
+    "unbounded": 0.0,
+}
 
 
 def test_honest_robustness_is_believed():
@@ -24,9 +30,16 @@ def test_honest_robustness_is_believed():
     assert verdict.startswith("Believable") and "At most 66.0%" in verdict
 
 
-@pytest.mark.parametrize(("name", "value"), [
-    ("noise", 0.6), ("one_step", 0.6), ("transfer", 0.6), ("scaled", 0.6), ("unbounded", 0.2),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("noise", 0.6),
+        ("one_step", 0.6),
+        ("transfer", 0.6),
+        ("scaled", 0.6),
+        ("unbounded", 0.2),
+    ],
+)
 def test_every_sign_is_seen_alone(name, value):
     findings, verdict = judge(HONEST | {name: value}, 0.0, 1000)
     assert [finding.check for finding in findings if not finding.holds] == [name]
@@ -60,9 +73,11 @@ def trained(tmp_path_factory):
     """Runs on digits: with adversarial training, without, and one without whose logits are huge."""
     folder = tmp_path_factory.mktemp("audit")
     common = {
-        "data": {"num_clients": 4, "max_train": 1437}, "rounds": 12,
-        "model": {"name": "mlp", "hidden": [48]}, "checkpoint": {"keep_params": True},
-    }  # fmt: skip
+        "data": {"num_clients": 4, "max_train": 1437},
+        "rounds": 12,
+        "model": {"name": "mlp", "hidden": [48]},
+        "checkpoint": {"keep_params": True},
+    }
     local = {"epochs": 1, "batch_size": 30, "optimizer": {"name": "adam", "learning_rate": 0.005}}
     plain = {"name": "sgd"} | local
     robust = {"name": "adversarial", "eps": 0.1, "step_size": 0.02, "pgd_steps": 10} | local

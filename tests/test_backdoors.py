@@ -10,12 +10,13 @@ from helpers import CLASSES, SHAPE, NumpyMlp, same_bits, sample, small, tiny_tas
 from jax.flatten_util import ravel_pytree
 
 import fedjax_sec
-from fedjax_sec import config, experiment, inspection, plotting, preparation, registry, schema
+from fedjax_sec import core
 from fedjax_sec.attacks.update.scaling import CORNER
-from fedjax_sec.datasets.source import Source
+from fedjax_sec.core import ConfigError, Setting, registry
+from fedjax_sec.core.optimizers import build as build_optimizer
+from fedjax_sec.data.source import Source
 from fedjax_sec.ops.client_axis import Layout
-from fedjax_sec.optimizers import build as build_optimizer
-from fedjax_sec.pipeline import Attack, Defense, Setting
+from fedjax_sec.report import inspection, plotting
 from fedjax_sec.round import (
     Components,
     Pool,
@@ -24,8 +25,9 @@ from fedjax_sec.round import (
     Replica,
     make_task,
     train_clients,
-)  # fmt: skip
-from fedjax_sec.schema import ConfigError
+)
+from fedjax_sec.round.pipeline import Attack, Defense
+from fedjax_sec.runs import config, experiment, prepare
 
 OPTIMIZER = build_optimizer({"name": "sgd", "learning_rate": 1.0})
 
@@ -205,7 +207,7 @@ def test_bands_of_a_mark_unite_to_the_whole(pattern):
 # --- Inside the round ---------------------------------------------------------------------------
 
 
-@schema.pytree
+@core.pytree
 class Reveals:
     """A client whose "update" are its images, and whose metrics are its labels."""
 
@@ -345,9 +347,12 @@ def test_boost_multiplies_malicious_rows_only():
 def test_a_boosted_label_flip_moves_the_model_further():
     flip = {"name": "label_flip", "base": 3, "target": 8}
     spec = small(
-        rounds=20, threat={"num_malicious": 1}, evaluation={"every": 20},
-        data={"max_train": None}, client={"name": "sgd", "steps": 2, "batch_size": 64},
-    )  # fmt: skip
+        rounds=20,
+        threat={"num_malicious": 1},
+        evaluation={"every": 20},
+        data={"max_train": None},
+        client={"name": "sgd", "steps": 2, "batch_size": 64},
+    )
     success = {}
     for name, attack in (("alone", flip), ("boosted", [flip, "boost"])):
         result = fedjax_sec.run(spec, attack=attack)
@@ -374,7 +379,7 @@ QUICK = {
 
 def by_hand(result):
     """ASR, loss of the backdoor and accuracy of the base class, from the final parameters."""
-    source = preparation.load_source(result.experiment)
+    source = prepare.load_source(result.experiment)
     mlp = NumpyMlp(64, 6, 10, source.mean[0], source.std[0])
     params = np.asarray(ravel_pytree(result.params)[0])
     base = source.x_test[source.y_test == 5] / source.scale
@@ -508,9 +513,10 @@ def test_the_check_of_a_nested_backdoor_runs():
 
 def test_a_class_that_no_malicious_client_holds_is_refused():
     spec = small(
-        data={"num_clients": 43}, client={"name": "sgd", "steps": 1, "batch_size": 1},
+        data={"num_clients": 43},
+        client={"name": "sgd", "steps": 1, "batch_size": 1},
         threat={"num_malicious": 1},
-    )  # fmt: skip
+    )
     refused = 0
     for base in range(10):
         one = config.from_mapping(spec, {"attack": {"name": "label_flip", "base": base}})
@@ -557,18 +563,18 @@ def test_the_pixels_of_a_trigger_that_the_network_sees_are_counted():
     known = np.zeros((28, 28), bool)
     known[:26, :26] = True
     built = registry.models.build("fltrust_cnn")
-    np.testing.assert_array_equal(preparation._seen_pixels(built, (28, 28, 1), 10), known)
+    np.testing.assert_array_equal(prepare._seen_pixels(built, (28, 28, 1), 10), known)
     for pixels, expected in ((CORNER["pixels"], (1, 4)), ([[24, 24], [25, 25]], (2, 2))):
-        found = preparation.trigger_pixels(with_trigger(pixels), blank_source())
+        found = prepare.trigger_pixels(with_trigger(pixels), blank_source())
         assert found == expected
-    assert preparation.trigger_pixels(with_trigger([[27, 27]], "mlp"), blank_source()) is None
+    assert prepare.trigger_pixels(with_trigger([[27, 27]], "mlp"), blank_source()) is None
     with pytest.raises(ConfigError, match="sees none of the 2 pixels of 'trojan'"):
-        preparation.check_trigger(with_trigger([[26, 3], [3, 27]]), blank_source())
+        prepare.check_trigger(with_trigger([[26, 3], [3, 27]]), blank_source())
 
 
 def test_a_run_refuses_an_unseen_trigger_and_warns_of_a_part(monkeypatch):
     seen = np.ones((8, 8), bool)
-    monkeypatch.setattr(preparation, "_seen_pixels", lambda *_: seen)
+    monkeypatch.setattr(prepare, "_seen_pixels", lambda *_: seen)
     attack = {"name": "pattern", "size": 2}
     given = small(model="small_cnn", attack=attack, threat={"num_malicious": 1}, rounds=1)
     experiment.verify(config.from_mapping(given))

@@ -14,12 +14,13 @@ from jax.experimental.compilation_cache import compilation_cache
 from typer.testing import CliRunner
 
 import fedjax_sec
-from fedjax_sec import bench, cli, registry
-from fedjax_sec import config as config_lib
+from fedjax_sec import bench, cli
 from fedjax_sec.bench import aggregators, fixed, memory, peers, rounds, scaling, timing
+from fedjax_sec.core import registry
+from fedjax_sec.core.types import LocalData
 from fedjax_sec.ops.client_axis import Layout
 from fedjax_sec.round import Pool, Problem, make_task, to_pixels
-from fedjax_sec.types import LocalData
+from fedjax_sec.runs import config as config_lib
 
 
 def test_cases_take_turns_and_slow_ones_fewer(monkeypatch):
@@ -60,8 +61,11 @@ def test_compiling_anew_reads_no_compiled_program(tmp_path):
         jax.jit(lambda x: jnp.sin(x) * 3 + 1).lower(jnp.ones(7)).compile()
         return len(read)
 
-    names = ("compilation_cache_dir", "persistent_cache_min_compile_time_secs",
-             "enable_compilation_cache")  # fmt: skip
+    names = (
+        "compilation_cache_dir",
+        "persistent_cache_min_compile_time_secs",
+        "enable_compilation_cache",
+    )
     before = {f"jax_{name}": getattr(jax.config, f"jax_{name}") for name in names}
     jax.monitoring.register_event_listener(note)
     try:
@@ -160,9 +164,17 @@ def test_the_pytorch_loop_computes_our_updates(name, kind):
     steps = {"epochs": 2} if kind == "epochs" else {"steps": 1}
     model = registry.models.build(name).make((28, 28, 1), 10)
     problem = Problem(
-        model=model, input_shape=(28, 28, 1), num_classes=10, pixel_scale=255.0, mean=(0.2,),
-        std=(0.3,), num_clients=3, clients_per_round=3, omniscient=False, layout=Layout(3),
-    )  # fmt: skip
+        model=model,
+        input_shape=(28, 28, 1),
+        num_classes=10,
+        pixel_scale=255.0,
+        mean=(0.2,),
+        std=(0.3,),
+        num_clients=3,
+        clients_per_round=3,
+        omniscient=False,
+        layout=Layout(3),
+    )
     task = make_task(problem, Pool(jnp.asarray(x), jnp.asarray(y)))
     optimizer = {"name": "sgd", "learning_rate": 0.1, "momentum": 0.9}
     spec = {"name": "sgd", "batch_size": 8, "optimizer": optimizer, **steps}
@@ -185,10 +197,18 @@ def test_the_pytorch_loop_computes_our_updates(name, kind):
     network = torch_loop.network(name)
     torch_loop.load_parameters(network, variables)
     loop = torch_loop.Simulator(
-        network, x, y, [range(8 * i, 8 * i + 8) for i in range(3)], batch_size=8, **steps,
-        momentum=0.9, aggregate=lambda stack: stack.mean(0), mean=0.2, std=0.3,
+        network,
+        x,
+        y,
+        [range(8 * i, 8 * i + 8) for i in range(3)],
+        batch_size=8,
+        **steps,
+        momentum=0.9,
+        aggregate=lambda stack: stack.mean(0),
+        mean=0.2,
+        std=0.3,
         pgd=pgd if kind == "pgd" else None,
-    )  # fmt: skip
+    )
     before = [weight.detach().clone() for weight in loop.weights]
     loop.round()
     for row, update in zip(loop.stack, ours, strict=True):
@@ -242,8 +262,11 @@ def test_scaling_has_a_row_for_each_size(axis, monkeypatch):
     rows = list(scaling.run(timing.Rates(1e9, 1e9), [axis], repeats=1))
     if axis == "K":
         assert [(row["K"], row["rule"]) for row in rows] == [
-            (8, "mean"), (8, "krum"), (9, "mean"), (9, "krum")
-        ]  # fmt: skip
+            (8, "mean"),
+            (8, "krum"),
+            (9, "mean"),
+            (9, "krum"),
+        ]
         assert all(row["ours ms"] > 0 for row in rows)
     else:
         assert [row["seeds"] for row in rows] == [1, 2]

@@ -8,11 +8,11 @@ from pathlib import Path
 import jax
 import pytest
 
-from fedjax_sec import caching
+from fedjax_sec.core import caching
 
 START = """
 import jax, fedjax_sec
-from fedjax_sec.caching import compiled_programs_kept
+from fedjax_sec.core.caching import compiled_programs_kept
 result = fedjax_sec.run({"rounds": 2, "data": {"num_clients": 4, "max_train": 200}})
 with compiled_programs_kept():
     print(jax.config.jax_compilation_cache_dir, result.summary["final"]["loss"])

@@ -9,8 +9,10 @@ import pytest
 from helpers import small
 from typer.testing import CliRunner
 
-from fedjax_sec import config, keys, optimizers, plotting, registry
 from fedjax_sec.cli import app, console
+from fedjax_sec.core import optimizers, registry
+from fedjax_sec.report import keys, plotting
+from fedjax_sec.runs import config
 
 NAMES = [name for found in registry.KINDS.values() for name in found.names()]
 
@@ -148,13 +150,21 @@ def test_show_says_why_an_end_is_missing(invoke):
         (["run", "{file}", "client.batch_size=99", "--out", "{out}"], "batch_size must be <= 9"),
         (["run", "{file}", "--out", "{out}", "--resume", "--overwrite"], "not both"),
         (
-            ["run", "{file}", "data.name=mnist", "data.download=false", "--out", "{out}",
-             "--data-dir", "{out}"],
+            [
+                "run",
+                "{file}",
+                "data.name=mnist",
+                "data.download=false",
+                "--out",
+                "{out}",
+                "--data-dir",
+                "{out}",
+            ],
             "Data set 'mnist' is not in",
         ),
         (["sweep", "{file}", "--out", "{out}"], "is an experiment, not a sweep"),
     ],
-)  # fmt: skip
+)
 def test_errors(invoke, file, tmp_path, monkeypatch, arguments, part):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))  # and put back, as --data-dir sets it
     places = {"file": file, "out": tmp_path / "out"}
@@ -169,9 +179,14 @@ def test_partition_picture(invoke, tmp_path):
     path.write_text("data: {name: digits, num_clients: 12, partition: label_groups}\n")
     out = tmp_path / "folder" / "clients.png"
     done = invoke(
-        "partition", path, "--out", out, "threat.num_malicious=3", "attack=zero",
+        "partition",
+        path,
+        "--out",
+        out,
+        "threat.num_malicious=3",
+        "attack=zero",
         "server.root={size: 50}",
-    )  # fmt: skip
+    )
     assert done.exit_code == 0 and out.stat().st_size > 5000 and str(out) in done.output
     wrong = invoke("partition", path, "--out", out, "data.partition=dirichlett")
     assert wrong.exit_code == 2 and "Did you mean 'dirichlet'" in wrong.output

@@ -4,10 +4,10 @@ import pytest
 from helpers import small
 
 import fedjax_sec
-from fedjax_sec import config, results
-from fedjax_sec.datasets import MissingDataError
-from fedjax_sec.program import Program
-from fedjax_sec.schema import ConfigError
+from fedjax_sec.core import ConfigError
+from fedjax_sec.data import MissingDataError
+from fedjax_sec.runs import config, results
+from fedjax_sec.runs.program import Program
 
 
 @pytest.fixture
@@ -226,16 +226,44 @@ def test_bad_overrides(override, part, nothing_compiles):
     [
         {},
         {"attack": None, "defense": ["clip_norm", "median", {"name": "gaussian_noise"}]},
-        {"attack": {"name": "hybrid", "main": {"name": "alie", "z": 0.3}, "solo": "zero"},
-         "threat": {"num_malicious": 2}},
-        {"attack": {"name": "alie_backdoor", "backdoor": {"name": "sample", "index": 3}},
-         "threat": {"num_malicious": 2}, "data": {"num_clients": 11}, "defense": "bulyan"},
-        {"server": {"clients_per_round": 3, "optimizer": {"name": "adam", "learning_rate": {
-            "name": "cosine_decay_schedule", "init_value": 0.1, "decay_steps": 100}}}},
-        {"client": {"name": "sgd", "epochs": 2, "batch_size": 3, "optimizer": {
-            "name": "sgd", "learning_rate": 0.1, "momentum": 0.9, "nesterov": True}}},
+        {
+            "attack": {"name": "hybrid", "main": {"name": "alie", "z": 0.3}, "solo": "zero"},
+            "threat": {"num_malicious": 2},
+        },
+        {
+            "attack": {"name": "alie_backdoor", "backdoor": {"name": "sample", "index": 3}},
+            "threat": {"num_malicious": 2},
+            "data": {"num_clients": 11},
+            "defense": "bulyan",
+        },
+        {
+            "server": {
+                "clients_per_round": 3,
+                "optimizer": {
+                    "name": "adam",
+                    "learning_rate": {
+                        "name": "cosine_decay_schedule",
+                        "init_value": 0.1,
+                        "decay_steps": 100,
+                    },
+                },
+            }
+        },
+        {
+            "client": {
+                "name": "sgd",
+                "epochs": 2,
+                "batch_size": 3,
+                "optimizer": {
+                    "name": "sgd",
+                    "learning_rate": 0.1,
+                    "momentum": 0.9,
+                    "nesterov": True,
+                },
+            }
+        },
     ],
-)  # fmt: skip
+)
 def test_dump_and_load(changes, tmp_path):
     experiment = config.from_mapping(small(**changes))
     path = tmp_path / "config.yaml"

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 import fedjax_sec
-from fedjax_sec import config, preparation, sweep
-from fedjax_sec.datasets import MissingDataError
-from fedjax_sec.program import Program
+from fedjax_sec import sweeps
+from fedjax_sec.data import MissingDataError
+from fedjax_sec.runs import config, prepare
+from fedjax_sec.runs.program import Program
 
 FOLDER = Path(__file__).parents[1] / "configs"
 FILES = sorted(FOLDER.rglob("*.yaml"))
@@ -29,7 +30,7 @@ def experiments(path):
     """The experiments of a file: its own, or those of the first and last cell of a sweep."""
     content = config.read_yaml(path)
     if "grid" in content or "experiment" in content:
-        cells = sweep.load(path)[1]
+        cells = sweeps.load(path)[1]
         return [cell.experiment for cell in (cells[0], cells[-1])]
     return [config.load(path)]
 
@@ -55,9 +56,14 @@ def test_is_read_and_says_how_it_is_run(path):
 
 # The others differ from these in their data and network; unoptimised, those take minutes.
 RUN = (
-    "alie/mnist.yaml", "demo/digits.yaml", "demo/sweep.yaml", "fat/mnist.yaml",
-    "fltrust/har_windows.yaml", "fltrust/mnist-0.5.yaml", "rlr/fashion_mnist.yaml",
-)  # fmt: skip
+    "alie/mnist.yaml",
+    "demo/digits.yaml",
+    "demo/sweeps.yaml",
+    "fat/mnist.yaml",
+    "fltrust/har_windows.yaml",
+    "fltrust/mnist-0.5.yaml",
+    "rlr/fashion_mnist.yaml",
+)
 
 
 @pytest.mark.data
@@ -81,7 +87,7 @@ def test_a_round(path):
             changes |= {"client.pgd_steps": 2}
         one = config.from_mapping(one.to_dict(), changes)
         try:
-            preparation.load_source(one)
+            prepare.load_source(one)
         except MissingDataError as error:
             pytest.skip(str(error).splitlines()[0])
         if name_of(path) not in RUN:

@@ -8,18 +8,27 @@ import pytest
 from contract import BYZANTINE, CLIENTS
 from helpers import shallow
 
-from fedjax_sec import config, registry
-from fedjax_sec.datasets.local_test import LocalTest
-from fedjax_sec.datasets.root import Root
+from fedjax_sec.core import Setting, fill_defaults, registry
+from fedjax_sec.data.local_test import LocalTest
+from fedjax_sec.data.root import Root
 from fedjax_sec.evaluation.influence import Influence
-from fedjax_sec.pipeline import Setting, fill_num_byzantine
-from fedjax_sec.sweep import Sweep
+from fedjax_sec.runs import config
+from fedjax_sec.sweeps import Sweep
 
 SETTING = Setting(CLIENTS, BYZANTINE)
 SECTIONS = [
-    config.Experiment, config.Data, config.Server, config.Threat, config.Evaluation,
-    config.Checkpoint, config.Execution, Root, LocalTest, Influence, Sweep,
-]  # fmt: skip
+    config.Experiment,
+    config.Data,
+    config.Server,
+    config.Threat,
+    config.Evaluation,
+    config.Checkpoint,
+    config.Execution,
+    Root,
+    LocalTest,
+    Influence,
+    Sweep,
+]
 
 
 def label(component):
@@ -75,7 +84,7 @@ def test_dump_and_build(found, name):
 @pytest.mark.parametrize(("found", "name"), EVERYTHING)
 def test_gate(found, name):
     contract.check_ends(found.get(name))
-    contract.check_gate(found, fill_num_byzantine(found.build(name), BYZANTINE))
+    contract.check_gate(found, fill_defaults(found.build(name), {"num_malicious": BYZANTINE}))
 
 
 @pytest.mark.parametrize("cls", SECTIONS)

@@ -10,18 +10,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_sec import pipeline, registry, schema
-from fedjax_sec.datasets import Source
-from fedjax_sec.schema import numeric
+from fedjax_sec import core
+from fedjax_sec.core import numeric, registry
+from fedjax_sec.data import Source
+from fedjax_sec.round import pipeline
 
 
 def component(cls):
     """What `Registry.register` does, without registering."""
     cls.registered_name = "broken"
-    return schema.pytree(cls)
+    return core.pytree(cls)
 
 
-class Stage:
+class Stage(core.Stage):
     stage = "aggregate"
 
     def init(self, num_clients, dim):
@@ -149,7 +150,7 @@ def test_a_rule_that_takes_merged_rows_for_clients():
     assert contract.check_merged_rows(Sound()) is None
 
 
-class UpdateStage(Stage):
+class UpdateStage(core.UpdateAttack):
     stage = "update"
 
 
@@ -315,14 +316,14 @@ class Wraps(UpdateStage):
 
 @component
 class SoundWrapper(Wraps):
-    inner: Any = schema.component("attack", registry.attacks.build("zero"), "What is sent.")
+    inner: Any = core.component("attack", registry.attacks.build("zero"), "What is sent.")
 
 
 @component
 class HiddenInside(Wraps):
     """Its field is no component, so nobody can look into it."""
 
-    inner: Any = schema.static(registry.attacks.build("zero"), "What is sent.")
+    inner: Any = core.static(registry.attacks.build("zero"), "What is sent.")
 
 
 @component
@@ -356,7 +357,7 @@ def test_sound_wrapper():
     assert contract.check_wrapped(SoundWrapper(), "inner", scaling) is None
 
 
-class DataStage:
+class DataStage(core.DataAttack):
     stage = "data"
     base = None
 
@@ -432,7 +433,7 @@ def test_broken_choice(cls):
 
 
 @component
-class IgnoresCount:
+class IgnoresCount(core.Client):
     keeps_state = False
 
     def init(self, dim):
@@ -526,7 +527,7 @@ def test_a_missing_end_is_noticed():
 
 
 def test_a_hole_in_the_gate_is_noticed():
-    gate = SimpleNamespace(build=lambda spec: schema.rebuild(spec, "defense"))
+    gate = SimpleNamespace(build=lambda spec: core.rebuild(spec, "defense"))
     with pytest.raises(AssertionError, match="field scale takes"):
         contract.check_gate(gate, TakesAnything())
     with pytest.raises(AssertionError, match="field scale takes"):  # what `build` did once

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from helpers import shallow
 
-from fedjax_sec import registry, schema
+from fedjax_sec import core
+from fedjax_sec.core import registry
 from fedjax_sec.ops import polyphase
 from fedjax_sec.ops.convolution import LOWERINGS, conv2d, max_pool
 
@@ -195,16 +196,22 @@ def test_equal_maxima_share_the_gradient(pool):
 
 @pytest.mark.parametrize(
     ("name", "shape"),
-    [("fltrust_cnn", (12, 11, 2)), ("rlr_cnn", (7, 8, 1)), ("small_cnn", (6, 7, 3)),
-     ("alie_cifar10", (26, 25, 3)), ("rlr_cifar10", (27, 24, 2)), ("resnet", (6, 5, 3)),
-     ("madry_cnn", (9, 8, 2))],
-)  # fmt: skip
+    [
+        ("fltrust_cnn", (12, 11, 2)),
+        ("rlr_cnn", (7, 8, 1)),
+        ("small_cnn", (6, 7, 3)),
+        ("alie_cifar10", (26, 25, 3)),
+        ("rlr_cifar10", (27, 24, 2)),
+        ("resnet", (6, 5, 3)),
+        ("madry_cnn", (9, 8, 2)),
+    ],
+)
 def test_networks_do_not_depend_on_the_lowering(name, shape):
     """Same parameters, outputs, dropped activations and gradients, whatever the arrangement."""
     x = jax.random.uniform(jax.random.key(0), (3, *shape))
     results = []
     fields = registry.models.build(name)
-    for lowering in [one for one in schema.choices(fields, "convolution") if one != "auto"]:
+    for lowering in [one for one in core.choices(fields, "convolution") if one != "auto"]:
         model = shallow(name, convolution=lowering).make(shape, 4)
         variables = jax.jit(model.init)(jax.random.key(1))
 

@@ -6,8 +6,8 @@ import pytest
 from helpers import CLIENT_OF_TWENTY, same_bits, small
 
 import fedjax_sec
-from fedjax_sec import experiment as experiment_lib
 from fedjax_sec.ops.moments import differs_in_rows
+from fedjax_sec.runs import experiment as experiment_lib
 
 
 def federation(**changes):

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 import fedjax_sec
-from fedjax_sec import registry
-from fedjax_sec.datasets import MissingDataError, Source, _files, _tfds, checked, take
-from fedjax_sec.datasets.digits import MEAN, STD, Digits
-from fedjax_sec.schema import ConfigError
+from fedjax_sec.core import ConfigError, registry
+from fedjax_sec.data import MissingDataError, Source, checked, take
+from fedjax_sec.data.sources import _files, _tfds
+from fedjax_sec.data.sources.digits import MEAN, STD, Digits
 
 TEST_DATA = os.environ.get("FEDJAX_SEC_TEST_DATA")
 
@@ -321,7 +321,7 @@ def test_a_part_may_lack_a_class():
 
 
 def test_what_is_no_source_is_refused():
-    with pytest.raises(ConfigError, match="must return a fedjax_sec.datasets.Source, got tuple"):
+    with pytest.raises(ConfigError, match="must return a fedjax_sec.data.Source, got tuple"):
         checked((X, Y), "mine")
 
 
@@ -357,7 +357,7 @@ def test_every_source_is_checked_before_anything_compiles(register):
 
 
 def test_a_class_of_the_same_name_elsewhere_replaces_nothing():
-    with pytest.raises(ValueError, match="'digits' is already registered by fedjax_sec.datasets"):
+    with pytest.raises(ValueError, match="'digits' is already registered by fedjax_sec.data"):
         registry.datasets.register("digits")(type("Digits", (), {}))
     assert registry.datasets.get("digits") is Digits
 
@@ -655,8 +655,17 @@ def test_real_mnist(real_data, capfd):
     source = real_data("mnist")
     assert source.label == "mnist"
     assert np.bincount(source.y_train).tolist() == [
-        5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949,
-    ]  # fmt: skip
+        5923,
+        6742,
+        5958,
+        6131,
+        5842,
+        5421,
+        5918,
+        6265,
+        5851,
+        5949,
+    ]
     pixels = source.x_train / source.scale
     np.testing.assert_allclose([pixels.mean(), pixels.std()], [0.1307, 0.3081], atol=1e-4)
     assert capfd.readouterr().err == ""

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import fedjax_sec
-from fedjax_sec.pipeline import Defense
-from fedjax_sec.schema import ConfigError
-from fedjax_sec.types import ServerView
+from fedjax_sec.core import ConfigError
+from fedjax_sec.core.types import ServerView
+from fedjax_sec.round.pipeline import Defense
 
 # --- Oracles, written from the papers' formulas -------------------------------------------------
 
@@ -118,11 +118,14 @@ CASES = {
     ),
     "bulyan": ("bulyan", bulyan),
     "bulyan author": (
-        {"name": "bulyan", "convention": "author",
-         "selection": {"name": "krum", "convention": "author"}},
+        {
+            "name": "bulyan",
+            "convention": "author",
+            "selection": {"name": "krum", "convention": "author"},
+        },
         lambda u, f: bulyan(u, f, True, True),
     ),
-}  # fmt: skip
+}
 
 
 def specification(name, f):

@@ -7,10 +7,9 @@ import pytest
 from helpers import sample, small, tiny_mlp, tiny_task
 
 import fedjax_sec
-from fedjax_sec import registry
+from fedjax_sec.core import ConfigError, registry
+from fedjax_sec.core.types import AttackerView
 from fedjax_sec.ops.layers import layer_mask, layer_sizes
-from fedjax_sec.schema import ConfigError
-from fedjax_sec.types import AttackerView
 
 CLIENTS = 5
 BAD = jnp.arange(CLIENTS) < 2

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 import fedjax_sec
-from fedjax_sec import keys, registry
+from fedjax_sec.core import registry
+from fedjax_sec.report import keys
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -49,15 +50,19 @@ def test_names_in_the_documents_exist(page):
 
 
 def test_a_wrong_name_would_be_seen():
-    text = "`experiment.final_params(folder)` and fedjax_sec.trained.final_params, `sweep.yaml`"
-    assert names(text) == {"experiment.final_params", "trained.final_params"}
-    assert there_is("trained.final_params") and not there_is("experiment.final_params")
+    text = (
+        "`runs.experiment.final_params(folder)`, `sweep.yaml` and "
+        "fedjax_sec.runs.loading.final_params"
+    )
+    assert names(text) == {"runs.experiment.final_params", "runs.loading.final_params"}
+    assert there_is("runs.loading.final_params")
+    assert not there_is("runs.experiment.final_params")
 
 
 def test_the_page_of_all_keys_is_up_to_date():
     page = ROOT / "docs" / "configuration.md"
     assert page.read_text() == keys.page(), (
-        "python -m fedjax_sec.keys > docs/configuration.md makes it anew"
+        "python -m fedjax_sec.report.keys > docs/configuration.md makes it anew"
     )
     assert "docs/configuration.md" in (ROOT / "README.md").read_text()
 

@@ -10,11 +10,11 @@ import pytest
 from helpers import small
 
 import fedjax_sec
-from fedjax_sec import preparation, registry, trained
-from fedjax_sec.config import from_mapping
+from fedjax_sec.core import ConfigError, registry
 from fedjax_sec.evaluation.robustness import withstood
 from fedjax_sec.ops.evasion import checkpoints, linf_apgd, margin, objective
-from fedjax_sec.schema import ConfigError
+from fedjax_sec.runs import loading, prepare
+from fedjax_sec.runs.config import from_mapping
 
 REFERENCE = Path(__file__).parent / "golden" / "evasion.npz"
 # The attacks of benchmarks/evasion_reference.py, by their names there.
@@ -94,10 +94,15 @@ def test_an_unknown_objective_is_refused():
 LINEAR = jnp.asarray(np.random.default_rng(3).normal(size=(4, 3)).astype(np.float32))
 
 
-@pytest.mark.parametrize("spec", [
-    {"name": "fgsm"}, {"name": "pgd", "steps": 60}, {"name": "apgd", "steps": 60},
-    {"name": "pgd", "steps": 60, "momentum": 0.5},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"name": "fgsm"},
+        {"name": "pgd", "steps": 60},
+        {"name": "apgd", "steps": 60},
+        {"name": "pgd", "steps": 60, "momentum": 0.5},
+    ],
+)
 def test_the_optimum_of_a_linear_model_is_found(spec):
     """With two classes the best input is x - eps sign(w_y - w_other), cut to the range."""
     two = LINEAR[:, :2]
@@ -175,9 +180,13 @@ def test_auto_pgd_is_its_algorithm(steps):
     for row in range(6):
         apart = lambda z, row=row: z - center[row]  # noqa: E731
         expected = np_apgd(
-            lambda z: -apart(z) @ matrix @ apart(z), lambda z: -2 * matrix @ apart(z),  # noqa: B023
-            x[row], start[row], eps, steps,
-        )  # fmt: skip
+            lambda z, apart=apart: -apart(z) @ matrix @ apart(z),
+            lambda z, apart=apart: -2 * matrix @ apart(z),
+            x[row],
+            start[row],
+            eps,
+            steps,
+        )
         np.testing.assert_allclose(found[row], expected, atol=2e-5)
 
 
@@ -250,8 +259,8 @@ def test_a_run_measures_robust_accuracy(tmp_path):
     assert np.all(m["robust_accuracy/pgd"] <= m["robust_accuracy/fgsm"] + 0.02)
     # Without a radius: plain accuracy on the first 150 test images.
     experiment = result.experiment
-    source = preparation.load_source(experiment)
-    logits = trained.logits_of(experiment)
+    source = prepare.load_source(experiment)
+    logits = loading.logits_of(experiment)
     x = jnp.asarray(source.x_test[:150] / np.float32(source.scale))
     read = np.argmax(np.asarray(logits(result.params, x)), axis=1)
     right = read == np.asarray(source.y_test[:150])
@@ -263,8 +272,9 @@ def test_transfer_attacks_with_a_finished_run(tmp_path):
     learns = {
         "data": {"num_clients": 5, "max_train": 600},
         "client": {"name": "sgd", "epochs": 2, "batch_size": 20},
-        "model": {"name": "mlp", "hidden": [32]}, "rounds": 6,
-    }  # fmt: skip
+        "model": {"name": "mlp", "hidden": [32]},
+        "rounds": 6,
+    }
     other = small(seed=1, checkpoint={"keep_params": True}, **learns)
     fedjax_sec.run(other, out=tmp_path / "other")
     pgd = {"name": "pgd", "eps": 0.2, "step_size": 0.02}
@@ -279,14 +289,20 @@ def test_transfer_attacks_with_a_finished_run(tmp_path):
     assert found[0] == pytest.approx(found[1], abs=0.01)
 
 
-@pytest.mark.parametrize(("evaluation", "message"), [
-    ({"evasions": "pdg"}, "unknown evasion 'pdg'. Did you mean 'pgd'?"),
-    ({"evasions": "transfer"}, "'transfer' needs 'surrogate'"),
-    ({"evasions": {"name": "pgd", "targets": 10}}, "targets must be <= 9"),
-    ({"evasion_images": 10}, "evasion_images does nothing without evaluation.evasions"),
-    ({"evasions": "pgd", "evasion_images": 361}, "evasion_images must be <= 360"),
-    ({"evasions": {"name": "transfer", "surrogate": "nowhere"}}, "'nowhere' holds no finished run"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("evaluation", "message"),
+    [
+        ({"evasions": "pdg"}, "unknown evasion 'pdg'. Did you mean 'pgd'?"),
+        ({"evasions": "transfer"}, "'transfer' needs 'surrogate'"),
+        ({"evasions": {"name": "pgd", "targets": 10}}, "targets must be <= 9"),
+        ({"evasion_images": 10}, "evasion_images does nothing without evaluation.evasions"),
+        ({"evasions": "pgd", "evasion_images": 361}, "evasion_images must be <= 360"),
+        (
+            {"evasions": {"name": "transfer", "surrogate": "nowhere"}},
+            "'nowhere' holds no finished run",
+        ),
+    ],
+)
 def test_what_cannot_be_measured_is_refused_before_anything_is_run(evaluation, message, tmp_path):
     with pytest.raises(ConfigError, match=message):
         fedjax_sec.run(small(evaluation=evaluation), out=tmp_path / "run")

@@ -15,10 +15,11 @@ from helpers import NumpyMlp, close, same_bits, small
 from jax.flatten_util import ravel_pytree
 
 import fedjax_sec
-from fedjax_sec import config, experiment, plotting, preparation, results
-from fedjax_sec.experiment import train
-from fedjax_sec.program import Program
-from fedjax_sec.schema import ConfigError
+from fedjax_sec.core import ConfigError
+from fedjax_sec.report import plotting
+from fedjax_sec.runs import config, experiment, prepare, results
+from fedjax_sec.runs.experiment import train
+from fedjax_sec.runs.program import Program
 
 LONG = small(rounds=160, checkpoint={"every": 10}, evaluation={"every": 1})
 
@@ -92,8 +93,8 @@ def test_the_summary_says_who_is_malicious(placement):
     one = config.from_mapping(small(), changes | {"attack": "sign_flip"})
     other = dataclasses.replace(one, seed=4)
     for result in train([one, other]):
-        source = preparation.load_source(one)
-        population, _ = preparation.make_population(result.experiment, source)
+        source = prepare.load_source(one)
+        population, _ = prepare.make_population(result.experiment, source)
         summary = result.summary
         assert summary["malicious_clients"] == np.flatnonzero(population.malicious).tolist()
         assert (summary["placement"], summary["seed"]) == (placement, result.experiment.seed)
@@ -106,8 +107,12 @@ def test_the_summary_says_who_is_malicious(placement):
 def test_per_client_numbers_say_whose_they_are():
     everybody = fedjax_sec.run(small()).metrics
     assert "clients" not in everybody  # client i is entry i
-    spec = small(server={"clients_per_round": 2}, threat={"num_malicious": 2}, attack="zero",
-                 evaluation={"every": 1})  # fmt: skip
+    spec = small(
+        server={"clients_per_round": 2},
+        threat={"num_malicious": 2},
+        attack="zero",
+        evaluation={"every": 1},
+    )
     result = fedjax_sec.run(spec)
     clients, norms = (result.metrics[name][1:] for name in ("clients", "update_norm"))
     assert clients.shape == norms.shape == (3, 2)
@@ -210,8 +215,9 @@ def test_a_line_cut_short_is_repaired(tmp_path):
         file.write('{"round": 3, "lo')
     assert [row["round"] for row in folder.rows()] == [0, 1, 2]
     assert folder.take_up(digests[:2], [0, 1]) == [
-        {"round": 0, "loss": None}, {"round": 1, "loss": None},
-    ]  # fmt: skip
+        {"round": 0, "loss": None},
+        {"round": 1, "loss": None},
+    ]
     text = (tmp_path / "metrics.jsonl").read_text()
     assert text == '{"round": 0, "loss": null}\n{"round": 1, "loss": null}\n'
 
@@ -230,8 +236,10 @@ def kill_after(lines, folder, file, env):
     command = "from fedjax_sec.cli import main; main()"
     process = subprocess.Popen(
         [sys.executable, "-c", command, "run", str(file), "--out", str(folder)],
-        env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-    )  # fmt: skip
+        env=env,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
     metrics, end = folder / "metrics.jsonl", time.monotonic() + 120
     while not metrics.exists() or metrics.read_bytes().count(b"\n") < lines:
         assert process.poll() is None, process.stderr.read().decode()
@@ -274,8 +282,11 @@ def test_resuming_by_the_command_line(tmp_path, uninterrupted, subprocess_env):
     command = "from fedjax_sec.cli import main; main()"
     done = subprocess.run(
         [sys.executable, "-c", command, "run", str(file), "--out", str(folder), "--resume"],
-        env=subprocess_env, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+        env=subprocess_env,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr
     assert (folder / "metrics.jsonl").read_text() == (
         uninterrupted[1] / "metrics.jsonl"
@@ -398,7 +409,7 @@ def test_a_profile_holds_one_stretch_of_rounds(rounds, tmp_path):
 
 def test_metrics_are_those_of_the_test_set(finished):
     result, _ = finished
-    source = preparation.load_source(result.experiment)
+    source = prepare.load_source(result.experiment)
     expected = hand_accuracy(result, source, source.y_test)
     assert result.metrics["accuracy"][-1] == pytest.approx(expected, abs=1e-6)
     share = np.bincount(source.y_test) / len(source.y_test)
@@ -408,9 +419,9 @@ def test_metrics_are_those_of_the_test_set(finished):
 def test_training_labels_never_enter_a_test_metric(monkeypatch):
     """Trained on wrong labels, the model is judged by the right ones."""
     rounds = {"rounds": 60, "evaluation.every": 60, "data.max_train": None, "client.batch_size": 64}
-    source = preparation.load_source(config.from_mapping(small(), rounds))
+    source = prepare.load_source(config.from_mapping(small(), rounds))
     wrong = source._replace(y_train=(source.y_train + 1) % 10)
-    monkeypatch.setattr(preparation, "_load", lambda *args: wrong)
+    monkeypatch.setattr(prepare, "_load", lambda *args: wrong)
     result = experiment.train([config.from_mapping(small(), rounds)])[0]
     expected = hand_accuracy(result, source, source.y_test)
     shifted = hand_accuracy(result, source, (source.y_test + 1) % 10)
@@ -423,7 +434,7 @@ def test_attack_success_is_measured_on_stamped_test_images():
     base = small(attack=attack, threat={"num_malicious": 1}, rounds=1)
     for exclude in (True, False):
         result = fedjax_sec.run(base, **{"evaluation.exclude_target": exclude})
-        source = preparation.load_source(result.experiment)
+        source = prepare.load_source(result.experiment)
         stamped = source.x_test / source.scale
         stamped[:, :3, :3] = 1.0
         mlp = NumpyMlp(64, 6, 10, source.mean[0], source.std[0])
@@ -440,17 +451,23 @@ def test_an_attack_without_effect_is_reported():
     )
     assert not any("changed no update" in w for w in result.summary["warnings"])
     idle = small(
-        rounds=1, threat={"num_malicious": 1}, attack="zero",
-        client={"name": "sgd", "steps": 1, "batch_size": 9,
-                "optimizer": {"name": "sgd", "learning_rate": 0.0}},
-    )  # fmt: skip
+        rounds=1,
+        threat={"num_malicious": 1},
+        attack="zero",
+        client={
+            "name": "sgd",
+            "steps": 1,
+            "batch_size": 9,
+            "optimizer": {"name": "sgd", "learning_rate": 0.0},
+        },
+    )
     warnings = fedjax_sec.run(idle).summary["warnings"]
     assert "the attack changed no update in any of the 1 rounds" in warnings
 
 
 def test_normalisation_is_the_data_sets_own_unless_given():
     own = fedjax_sec.run(small(rounds=1))
-    source = preparation.load_source(own.experiment)
+    source = prepare.load_source(own.experiment)
     spelled = {"data.mean": list(source.mean), "data.std": list(source.std)}
     same = fedjax_sec.run(small(rounds=1), **spelled)
     same_bits(own.params, same.params)

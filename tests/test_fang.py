@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import fedjax_sec
-from fedjax_sec import config, registry
 from fedjax_sec.attacks.update.krum_attack import KrumAttack
-from fedjax_sec.schema import ConfigError
+from fedjax_sec.core import ConfigError, registry
+from fedjax_sec.runs import config
 
 KNOWLEDGE = ("omniscient", "corrupted")
 
@@ -179,7 +179,7 @@ def test_when_nothing_is_selected_the_attack_says_so():
     """Honest clients that agree to the last bit leave no room: their scores are zero."""
     updates = np.tile(stack(1, 5), (12, 1))
     attack = KrumAttack()
-    from fedjax_sec.types import AttackerView
+    from fedjax_sec.core.types import AttackerView
 
     view = AttackerView(
         jnp.arange(12) < 2, jnp.ones(12, bool), jnp.zeros(5), jnp.arange(12), jnp.array(0)
@@ -213,7 +213,7 @@ def scaling_run(copies=True, fraction=0.5, factor=None, rounds=1, **changes):
 def trained_on(experiment, client):
     """The examples that a client fetches in its first epoch: (x, y, count)."""
     from fedjax_sec import round as round_lib
-    from fedjax_sec.program import Program
+    from fedjax_sec.runs.program import Program
 
     program = Program(experiment)
     replica = jax.tree.map(lambda leaf: leaf[0], program.replicas([experiment])[0])
@@ -229,9 +229,15 @@ def trained_on(experiment, client):
     replica = replica._replace(components=replica.components._replace(client=Spy()))
     task = round_lib.make_task(program.problem, program.pool)
     _, _, found = round_lib.train_clients(
-        program.problem, task, program.pool, replica, jnp.zeros(task.dim), (), jnp.arange(6),
+        program.problem,
+        task,
+        program.pool,
+        replica,
+        jnp.zeros(task.dim),
+        (),
+        jnp.arange(6),
         jnp.int32(0),
-    )  # fmt: skip
+    )
     count = int(found["count"][client])
     own = int(replica.population.counts[client])
     return np.asarray(found["x"][client][:count]), np.asarray(found["y"][client][:count]), own
@@ -271,9 +277,16 @@ def test_scaling_multiplies_by_the_number_of_clients():
 
 def test_scaling_teaches_the_backdoor_through_the_mean():
     result = fedjax_sec.run(scaling_run(rounds=15))
-    unscaled = fedjax_sec.run(scaling_run(rounds=15, attack=None, threat={}, **{
-        "evaluation.backdoor": SQUARE,
-    }))  # fmt: skip
+    unscaled = fedjax_sec.run(
+        scaling_run(
+            rounds=15,
+            attack=None,
+            threat={},
+            **{
+                "evaluation.backdoor": SQUARE,
+            },
+        )
+    )
     assert result.metrics["attack_success_rate"][-1] > 0.9
     assert unscaled.metrics["attack_success_rate"][-1] < 0.3
 

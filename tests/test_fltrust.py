@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 import fedjax_sec
-from fedjax_sec import config
-from fedjax_sec.datasets.root import Root
-from fedjax_sec.preparation import load_source, make_population
-from fedjax_sec.schema import ConfigError
+from fedjax_sec.core import ConfigError
+from fedjax_sec.data.root import Root
+from fedjax_sec.runs import config
+from fedjax_sec.runs.prepare import load_source, make_population
 
 
 def oracle(updates, own):
@@ -145,7 +145,7 @@ def test_no_client_holds_an_example_of_the_server():
 
 
 def test_the_class_table_counts_everything_once():
-    from fedjax_sec.inspection import class_table
+    from fedjax_sec.report.inspection import class_table
 
     found = class_table(
         config.from_mapping(EXPERIMENT, {"threat.num_malicious": 2, "attack": "zero"})
@@ -167,8 +167,8 @@ def test_the_seed_decides_the_root_and_the_root_leaves_the_malicious_alone():
 
 def test_the_round_uses_the_servers_own_update():
     """With one client whose examples the rule trusts, the step has the server update's length."""
-    from fedjax_sec.program import Program
     from fedjax_sec.round import make_task, server_data
+    from fedjax_sec.runs.program import Program
 
     experiment = config.from_mapping(EXPERIMENT, {"rounds": 1, "evaluation.every": 1})
     program = Program(experiment)

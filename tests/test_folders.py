@@ -25,12 +25,14 @@ from helpers import same_bits, small
 from typer.testing import CliRunner
 
 import fedjax_sec
-from fedjax_sec import cli, config, experiment, files, results, sweep, trained, tuning
-from fedjax_sec.checkpoints import Checkpoints, Saved
-from fedjax_sec.datasets import _femnist
-from fedjax_sec.datasets._files import store_cache
-from fedjax_sec.results import LOCK, MARK
-from fedjax_sec.schema import ConfigError
+from fedjax_sec import cli, sweeps
+from fedjax_sec.core import ConfigError, files
+from fedjax_sec.data.sources import _femnist
+from fedjax_sec.data.sources._files import store_cache
+from fedjax_sec.runs import config, experiment, loading, results, tuning
+from fedjax_sec.runs.checkpoints import Checkpoints, Saved
+from fedjax_sec.runs.results import LOCK, MARK
+from fedjax_sec.sweeps import groups
 
 RUN = small(rounds=6, checkpoint={"every": 2, "keep_params": True})
 GRID = {"client.l2": [0.0, 0.1]}
@@ -49,7 +51,7 @@ def compile_once(monkeypatch):
         return PROGRAMS[first.structure()]
 
     monkeypatch.setattr(experiment, "Program", program)
-    monkeypatch.setattr(sweep, "Program", program)
+    monkeypatch.setattr(groups, "Program", program)
 
 
 def states(folder):
@@ -160,7 +162,7 @@ def test_overwriting_removes_our_files_only_and_names_the_rest(done, caplog):
 
 
 def test_a_sweep_removes_its_own_files_only(tmp_path, caplog):
-    cells = sweep.make_cells(RUN, GRID)
+    cells = sweeps.make_cells(RUN, GRID)
 
     def on_group(number, total, members):
         def callback(count, rows):
@@ -170,10 +172,10 @@ def test_a_sweep_removes_its_own_files_only(tmp_path, caplog):
 
         return callback
 
-    sweep.run_cells(cells, tmp_path, on_group=on_group)
+    sweeps.run_cells(cells, tmp_path, on_group=on_group)
     (kept,) = [path for path in (tmp_path / "groups").rglob("*") if path.is_file()]
     assert kept.name == "mine.txt" and "mine.txt" in caplog.text
-    sweep.run_cells(cells, tmp_path)  # what was left is in nobody's way
+    sweeps.run_cells(cells, tmp_path)  # what was left is in nobody's way
 
 
 @pytest.mark.parametrize("folder", ["cells", "locks"])
@@ -181,14 +183,14 @@ def test_a_sweep_needs_more_than_a_folder_of_that_name(folder, tmp_path):
     (tmp_path / folder).mkdir()
     (tmp_path / folder / "biology.txt").write_text("mine")
     with pytest.raises(ConfigError, match="in use by something else"):
-        sweep.run_cells(sweep.make_cells(RUN, GRID), tmp_path)
+        sweeps.run_cells(sweeps.make_cells(RUN, GRID), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [folder]
 
 
 def test_runs_and_sweeps_do_not_share_a_folder(done, tmp_path):
     with pytest.raises(ConfigError, match="holds a run, not a sweep"):
-        sweep.run_cells(sweep.make_cells(RUN, GRID), done)
-    sweep.run_cells(sweep.make_cells(RUN, GRID), tmp_path / "sweep")
+        sweeps.run_cells(sweeps.make_cells(RUN, GRID), done)
+    sweeps.run_cells(sweeps.make_cells(RUN, GRID), tmp_path / "sweep")
     refused("holds a sweep, not a run", out=tmp_path / "sweep", overwrite=True)
 
 
@@ -253,7 +255,7 @@ def test_a_second_run_in_a_folder_is_refused(half, whole):
 
 
 def test_a_sweeps_cell_is_not_for_run(tmp_path):
-    cells = sweep.make_cells(RUN, GRID)
+    cells = sweeps.make_cells(RUN, GRID)
     cell = tmp_path / "cells" / cells[0].name
 
     def on_group(number, total, members):
@@ -262,23 +264,23 @@ def test_a_sweeps_cell_is_not_for_run(tmp_path):
         return stop_at(3)
 
     with pytest.raises(Stop):
-        sweep.run_cells(cells, tmp_path, on_group=on_group)
+        sweeps.run_cells(cells, tmp_path, on_group=on_group)
     refused("is one of a sweep's", out=cell, resume=True)
-    found = sweep.run_cells(cells, tmp_path)
+    found = sweeps.run_cells(cells, tmp_path)
     again = fedjax_sec.run(cells[0].experiment, out=cell, resume=True)  # finished: read back
     same_bits(again.metrics["loss"], found[0].metrics["loss"])
     refused("is one of a sweep's", out=cell, overwrite=True)
 
 
 def test_a_run_in_a_cells_place_is_not_for_the_sweep(tmp_path):
-    cells = sweep.make_cells(RUN, GRID)
+    cells = sweeps.make_cells(RUN, GRID)
     with pytest.raises(Stop):
         fedjax_sec.run(
             cells[0].experiment, out=tmp_path / "cells" / cells[0].name, on_evaluation=stop_at(3)
         )
     (tmp_path / "locks").mkdir()
     with pytest.raises(ConfigError, match="holds a run that is not the sweep's"):
-        sweep.run_cells(cells, tmp_path)
+        sweeps.run_cells(cells, tmp_path)
 
 
 def test_locks_that_exclude_nobody_are_reported(tmp_path, monkeypatch, caplog):
@@ -414,9 +416,13 @@ def test_no_intact_state_is_an_error(damage, half):
     for state in states(half):
         DAMAGES[damage](parts(state)[-1])
     message = refused(
-        "2-0/", "4-0/", "No checkpoint is left to go on from",
-        "pass --overwrite to begin this run again", out=half, resume=True,
-    )  # fmt: skip
+        "2-0/",
+        "4-0/",
+        "No checkpoint is left to go on from",
+        "pass --overwrite to begin this run again",
+        out=half,
+        resume=True,
+    )
     assert message.count("is damaged") == 2 and message.index("4-0/") < message.index("2-0/")
 
 
@@ -493,7 +499,7 @@ def rewrite(name, change):
 def test_damage_to_a_finished_run_is_named(damage, message, done):
     damage(done)
     with pytest.raises(ConfigError) as error:
-        trained.final_params(done)
+        loading.final_params(done)
     assert message in str(error.value) and "\n" not in str(error.value)
     if "params.npy" not in message:
         refused(out=done, resume=True)
@@ -514,22 +520,22 @@ def test_a_damaged_execution_file_is_named(damage, half):
 
 
 def test_damage_in_a_sweep_is_named_with_a_remedy_that_helps(tmp_path):
-    cells = sweep.make_cells(RUN, GRID)
-    whole = sweep.run_cells(cells, tmp_path / "whole")
+    cells = sweeps.make_cells(RUN, GRID)
+    whole = sweeps.run_cells(cells, tmp_path / "whole")
     for name in ("members.json", "execution.json", "state/2.json"):
         out = tmp_path / name.partition(".")[0]
         with pytest.raises(Stop):
-            sweep.run_cells(cells, out, on_group=lambda *a: stop_at(3))
+            sweeps.run_cells(cells, out, on_group=lambda *a: stop_at(3))
         (group,) = (out / "groups").iterdir()
         (group / name).write_text("thesis")
         with pytest.raises(ConfigError, match=f"{Path(name).name}' is damaged.*emove '{group}'"):
-            sweep.run_cells(cells, out)
+            sweeps.run_cells(cells, out)
         shutil.rmtree(group)
-        for one, other in zip(whole, sweep.run_cells(cells, out), strict=True):
+        for one, other in zip(whole, sweeps.run_cells(cells, out), strict=True):
             same_bits(one.params, other.params)
     (tmp_path / "whole" / "cells" / cells[0].name / "summary.json").write_text("{")
     with pytest.raises(ConfigError, match=r"summary.json' is damaged.* Remove '.*seed0' yourself"):
-        sweep.run_cells(cells, tmp_path / "whole")
+        sweeps.run_cells(cells, tmp_path / "whole")
 
 
 # --- What a kill leaves -------------------------------------------------------------------------
@@ -543,8 +549,13 @@ def test_figures_that_a_kill_prevented_are_drawn(done):
 
 
 def test_temporary_files_of_dead_processes_are_removed(half):
-    names = (".metrics.jsonl.1.tmp", ".params.npy.1.tmp", "checkpoints/.4.json.1.tmp",
-             "figures/.accuracy.pdf.1.tmp", ".probe.1.tmp")  # fmt: skip
+    names = (
+        ".metrics.jsonl.1.tmp",
+        ".params.npy.1.tmp",
+        "checkpoints/.4.json.1.tmp",
+        "figures/.accuracy.pdf.1.tmp",
+        ".probe.1.tmp",
+    )
     (half / "figures").mkdir()
     for name in (*names, ".thesis.1.tmp"):
         (half / name).write_text("x")
@@ -633,9 +644,9 @@ def no_program(monkeypatch):
         raise AssertionError("compiled")
 
     monkeypatch.setattr(experiment, "Program", fail)
-    monkeypatch.setattr(sweep, "Program", fail)
+    monkeypatch.setattr(groups, "Program", fail)
     monkeypatch.setattr(experiment, "verify", fail)
-    monkeypatch.setattr(sweep, "verify", fail)
+    monkeypatch.setattr(groups, "verify", fail)
 
 
 def places(tmp_path):
@@ -656,7 +667,7 @@ def test_places_that_cannot_be_a_folder(place, tmp_path, no_program):
     out, part = places(tmp_path)[place]
     message = refused(f"Output folder '{out}'", part, out=out)
     with pytest.raises(ConfigError) as error:
-        sweep.run_cells(sweep.make_cells(RUN, GRID), out)
+        sweeps.run_cells(sweeps.make_cells(RUN, GRID), out)
     assert str(error.value) == message
     assert (tmp_path / "file").read_text() == "mine"
 
@@ -715,7 +726,7 @@ def test_a_disk_that_fills_up_while_orbax_writes_is_an_error_of_the_system(tmp_p
 def invoke(tmp_path):
     (tmp_path / "run.yaml").write_text(config.dump_yaml(RUN))
     spec = {"experiment": "run.yaml", "grid": GRID}
-    (tmp_path / "sweep.yaml").write_text(config.dump_yaml(spec))
+    (tmp_path / "sweeps.yaml").write_text(config.dump_yaml(spec))
 
     def call(*arguments):
         return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
@@ -727,8 +738,9 @@ def invoke(tmp_path):
 def test_the_command_reports_a_place_that_cannot_be_used(command, invoke, tmp_path):
     (tmp_path / "file").write_text("mine")
     out = tmp_path / "file" / "out.png"
-    done = invoke(command, tmp_path / f"{'sweep' if command == 'sweep' else 'run'}.yaml",
-                  "--out", out)  # fmt: skip
+    done = invoke(
+        command, tmp_path / f"{'sweep' if command == 'sweep' else 'run'}.yaml", "--out", out
+    )
     assert done.exit_code == 2 and isinstance(done.exception, SystemExit)
     assert "choose another folder" in done.output and "Traceback" not in done.output
     assert done.output.count("\n") == 1
@@ -787,7 +799,7 @@ def test_a_relative_folder_stays_where_it_was(tmp_path, monkeypatch, whole):
     fedjax_sec.run(RUN, out="out", on_evaluation=move)
     assert content(tmp_path / "here" / "out") == content(whole)
     monkeypatch.chdir(tmp_path / "here")
-    sweep.run_cells(sweep.make_cells(RUN, GRID), "sweep", on_group=lambda *args: move)
+    sweeps.run_cells(sweeps.make_cells(RUN, GRID), "sweep", on_group=lambda *args: move)
     assert len(list((tmp_path / "here" / "sweep" / "cells").iterdir())) == 2
     assert list((tmp_path / "there").iterdir()) == []
 
@@ -862,9 +874,9 @@ def test_a_run_that_is_needed_is_not_replaced(changes, done, monkeypatch):
 
 
 def test_replicas_of_one_program_may_start_from_different_runs(whole, tmp_path):
-    cells = sweep.make_cells(RUN, {"start_from": {"initial": None, "trained": str(whole)}})
+    cells = sweeps.make_cells(RUN, {"start_from": {"initial": None, "trained": str(whole)}})
     assert len({cell.experiment.structure() for cell in cells}) == 1
-    found = sweep.run_cells(cells, tmp_path)
+    found = sweeps.run_cells(cells, tmp_path)
     alone = [fedjax_sec.run(cell.experiment) for cell in cells]
     for one, other in zip(found, alone, strict=True):
         same_bits(one.metrics["loss"][0], other.metrics["loss"][0])
@@ -885,15 +897,15 @@ def test_runs_that_cannot_be_started_from(changes, message, whole):
 
 
 def test_a_run_of_other_inputs_cannot_be_started_from(whole, monkeypatch):
-    load = trained.load_source
+    load = loading.load_source
 
     def narrower(one):
         source = load(one)
         return source if one.seed == 0 else source._replace(num_classes=9)
 
-    monkeypatch.setattr(trained, "load_source", narrower)
+    monkeypatch.setattr(loading, "load_source", narrower)
     with pytest.raises(ConfigError, match=r"inputs of shape \(8, 8, 1\) in 10 classes, this .* 9"):
-        trained.load_start(config.from_mapping(RUN, {"start_from": str(whole), "seed": 1}))
+        loading.load_start(config.from_mapping(RUN, {"start_from": str(whole), "seed": 1}))
 
 
 # --- Kills at every file operation, and damage to every file ------------------------------------
@@ -1006,8 +1018,8 @@ def test_a_kill_at_any_file_operation_loses_nothing(scenario, tmp_path, monkeypa
 
 @pytest.mark.slow
 def test_a_kill_at_any_file_operation_of_a_sweep_loses_nothing(tmp_path, monkeypatch):
-    cells, root = sweep.make_cells(SHORT, GRID), tmp_path / "sweeps"
-    sweep.run_cells(cells, tmp_path / "whole")
+    cells, root = sweeps.make_cells(SHORT, GRID), tmp_path / "sweeps"
+    sweeps.run_cells(cells, tmp_path / "whole")
     expected = [content(tmp_path / "whole" / "cells" / cell.name) for cell in cells]
     root.mkdir()
     disk, last = Disk(root, monkeypatch), 0
@@ -1015,9 +1027,9 @@ def test_a_kill_at_any_file_operation_of_a_sweep_loses_nothing(tmp_path, monkeyp
         last += 1
         out = root / str(last)
         with disk.dying_at(last):
-            sweep.run_cells(cells, out)
+            sweeps.run_cells(cells, out)
         killed = disk.count >= last
-        sweep.run_cells(cells, out)
+        sweeps.run_cells(cells, out)
         found = [content(out / "cells" / cell.name) for cell in cells]
         assert found == expected, f"after a kill at operation {last}"
         assert not list((out / "groups").iterdir())

@@ -16,8 +16,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fedjax_sec import aggregate, attack, registry
-from fedjax_sec.schema import ConfigError
+from fedjax_sec import aggregate, attack
+from fedjax_sec.core import ConfigError, registry
 
 pytestmark = pytest.mark.slow
 
@@ -54,21 +54,88 @@ def recursive():
 STACK = np.random.default_rng(0).normal(size=(CLIENTS, DIM)).astype(np.float32)
 VECTOR = STACK[0].copy()
 NUMBERS = [
-    0, 1, -1, 2, 0.5, -0.0, 2**31, 2**40, 2**63, 2**64, 10**400, 1e-50, 1e-40, 1e18, 1e30, 3e38,
-    -3e38, 1e39, 1e308, math.nan, math.inf, -math.inf,
-]  # fmt: skip
+    0,
+    1,
+    -1,
+    2,
+    0.5,
+    -0.0,
+    2**31,
+    2**40,
+    2**63,
+    2**64,
+    10**400,
+    1e-50,
+    1e-40,
+    1e18,
+    1e30,
+    3e38,
+    -3e38,
+    1e39,
+    1e308,
+    math.nan,
+    math.inf,
+    -math.inf,
+]
 THINGS = [
-    None, True, False, "", "median", "krum", "alie", "zero", "omniscient", "nonsense", b"bytes", 1j,
-    [], (), {}, set(), {1}, [[]], [None], [1, 2], [True] * CLIENTS, [1.0] * DIM, [1] * CLIENTS,
-    {"name": "krum"}, {"name": None}, {"name": ["krum"]}, {"w": 1.0}, {1: 2, "a": 3}, object,
-    Odd(), Broken(), recursive(), print, lambda w: w, lambda w: jnp.sum(w), np.median, range(3),
-    decimal.Decimal(1), fractions.Fraction(1, 3), np.float32(2), np.int8(3), np.bool_(True),
-    np.array(1.0), np.zeros(DIM), np.ones(CLIENTS), np.ones((CLIENTS, DIM), object),
-    np.array(["a"]), np.ma.masked_array(np.ones(CLIENTS)), jnp.ones(DIM, jnp.bfloat16),
-    np.datetime64("2020-01-01"), jax.random.key(1), jax.random.PRNGKey(1),
-    registry.defenses.get("median"), registry.defenses.build("median"),
-    registry.attacks.build("zero"), pd.Series(np.ones(CLIENTS)), *NUMBERS,
-]  # fmt: skip
+    None,
+    True,
+    False,
+    "",
+    "median",
+    "krum",
+    "alie",
+    "zero",
+    "omniscient",
+    "nonsense",
+    b"bytes",
+    1j,
+    [],
+    (),
+    {},
+    set(),
+    {1},
+    [[]],
+    [None],
+    [1, 2],
+    [True] * CLIENTS,
+    [1.0] * DIM,
+    [1] * CLIENTS,
+    {"name": "krum"},
+    {"name": None},
+    {"name": ["krum"]},
+    {"w": 1.0},
+    {1: 2, "a": 3},
+    object,
+    Odd(),
+    Broken(),
+    recursive(),
+    print,
+    lambda w: w,
+    lambda w: jnp.sum(w),
+    np.median,
+    range(3),
+    decimal.Decimal(1),
+    fractions.Fraction(1, 3),
+    np.float32(2),
+    np.int8(3),
+    np.bool_(True),
+    np.array(1.0),
+    np.zeros(DIM),
+    np.ones(CLIENTS),
+    np.ones((CLIENTS, DIM), object),
+    np.array(["a"]),
+    np.ma.masked_array(np.ones(CLIENTS)),
+    jnp.ones(DIM, jnp.bfloat16),
+    np.datetime64("2020-01-01"),
+    jax.random.key(1),
+    jax.random.PRNGKey(1),
+    registry.defenses.get("median"),
+    registry.defenses.build("median"),
+    registry.attacks.build("zero"),
+    pd.Series(np.ones(CLIENTS)),
+    *NUMBERS,
+]
 
 # By position, so that a report does not print all of them.
 things = st.integers(0, len(THINGS) - 1).map(lambda i: THINGS[i])
@@ -113,11 +180,16 @@ trees = st.tuples(
 ).map(lambda change: tree(STACK, change))
 several = st.lists(things, min_size=1, max_size=CLIENTS)
 all_updates = st.one_of(
-    st.just(STACK), st.just(tree(STACK)), stacks, trees, several, things,
+    st.just(STACK),
+    st.just(tree(STACK)),
+    stacks,
+    trees,
+    several,
+    things,
     st.integers(0, 4).map(
         lambda i: [STACK.tolist(), list(STACK), pd.DataFrame(STACK), STACK[None], STACK[0]][i]
     ),
-)  # fmt: skip
+)
 
 
 def specifications(kind, names):
@@ -134,8 +206,15 @@ def specifications(kind, names):
 
 defenses = specifications("defense", registry.defenses.names())
 QUICK = (
-    "alie", "boost", "krum_attack", "mean_control", "random", "sign_flip", "trim_attack", "zero",
-)  # fmt: skip
+    "alie",
+    "boost",
+    "krum_attack",
+    "mean_control",
+    "random",
+    "sign_flip",
+    "trim_attack",
+    "zero",
+)
 attacks = specifications("attack", (*QUICK, "hybrid", "gradient_adaptive", "pattern", "scaling"))
 
 
@@ -207,7 +286,7 @@ def sound(kind, names, base):
 BOUNDED = {n: {"num_byzantine": 1} for n in ("bulyan", "krum", "multi_krum", "trimmed_mean")}
 AGGREGATORS = [
     name for name in registry.defenses.names() if registry.defenses.get(name).stage == "aggregate"
-]  # fmt: skip
+]
 aggregators = sound("defense", AGGREGATORS, BOUNDED)
 before = sound("defense", ["clip_norm"], {"clip_norm": {"max_norm": 1.0}})
 after = sound("defense", ["gaussian_noise", "rlr"], {"rlr": {"threshold": 3}})
@@ -217,7 +296,7 @@ pipelines = st.tuples(st.lists(before, max_size=1), aggregators, st.lists(after,
 odd_numbers = st.tuples(
     st.lists(large, max_size=6),
     st.sampled_from([np.float16, jnp.bfloat16, np.float32, np.float64]),
-).map(with_numbers)  # fmt: skip
+).map(with_numbers)
 odd_weights = st.lists(
     st.sampled_from([0, 1, 3, 1e-30, 1e18, 1e38]), min_size=CLIENTS, max_size=CLIENTS
 )

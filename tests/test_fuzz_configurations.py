@@ -17,12 +17,14 @@ from helpers import small
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fedjax_sec import config, keys, optimizers, registry, sweep
-from fedjax_sec.advice import SYNONYMS
-from fedjax_sec.datasets import MissingDataError
-from fedjax_sec.experiment import verify
-from fedjax_sec.reading import parse
-from fedjax_sec.schema import ConfigError
+from fedjax_sec import sweeps
+from fedjax_sec.core import ConfigError, optimizers, registry
+from fedjax_sec.core.advice import SYNONYMS
+from fedjax_sec.core.yaml import parse
+from fedjax_sec.data import MissingDataError
+from fedjax_sec.report import keys
+from fedjax_sec.runs import config
+from fedjax_sec.runs.experiment import verify
 
 pytestmark = pytest.mark.slow
 
@@ -47,30 +49,113 @@ class Odd:
 
 NAMES = sorted(
     {name for found in registry.KINDS.values() for name in found.names()}
-    | set(optimizers.OPTIMIZERS) | set(optimizers.SCHEDULES) | set(optimizers.UNUSABLE)
+    | set(optimizers.OPTIMIZERS)
+    | set(optimizers.SCHEDULES)
+    | set(optimizers.UNUSABLE)
     | set(SYNONYMS)
-)  # fmt: skip
+)
 KEYS = sorted(
     {row.key for cls in keys.SECTIONS.values() for row in keys.fields(cls)}
     | {"name", "learning_rate", "eps", "alpha", "size", "z", "schedule", "values"}
 )
 NUMBERS = [
-    0, 1, -1, 2, 3, 255, 2**31 - 1, 2**31, 2**32, 2**63, 10**400, -(2**63), 0.0, -0.0, 0.5, 1.5,
-    1e-50, 1e-8, 1e18, 1e38, 1e39, 1e308, math.nan, math.inf, -math.inf, 3.0,
-]  # fmt: skip
+    0,
+    1,
+    -1,
+    2,
+    3,
+    255,
+    2**31 - 1,
+    2**31,
+    2**32,
+    2**63,
+    10**400,
+    -(2**63),
+    0.0,
+    -0.0,
+    0.5,
+    1.5,
+    1e-50,
+    1e-8,
+    1e18,
+    1e38,
+    1e39,
+    1e308,
+    math.nan,
+    math.inf,
+    -math.inf,
+    3.0,
+]
 ODD = [
-    None, True, False, "", " ", "none", "null", "a.b", "${rounds}", "${oc.env:HOME}", "${", "???",
-    "1e-3", "2020-01-01", "x" * 3000, "a\nb", "\x00", "é²٣", b"bytes", [], {}, (), set(), [[]],
-    {"name": []}, {"name": {}}, {"name": None}, {None: 1}, {1: 2}, {(1, 2): 3}, [None], {"a": {}},
-    {"schedule": "steps", "values": {0: 1, 2: 3}}, {"schedule": "linear", "values": {0: 0.1, 9: 1}},
-    {"schedule": "steps", "values": {"a": 1}}, {"schedule": [], "values": 3}, {"values": {}},
+    None,
+    True,
+    False,
+    "",
+    " ",
+    "none",
+    "null",
+    "a.b",
+    "${rounds}",
+    "${oc.env:HOME}",
+    "${",
+    "???",
+    "1e-3",
+    "2020-01-01",
+    "x" * 3000,
+    "a\nb",
+    "\x00",
+    "é²٣",
+    b"bytes",
+    [],
+    {},
+    (),
+    set(),
+    [[]],
+    {"name": []},
+    {"name": {}},
+    {"name": None},
+    {None: 1},
+    {1: 2},
+    {(1, 2): 3},
+    [None],
+    {"a": {}},
+    {"schedule": "steps", "values": {0: 1, 2: 3}},
+    {"schedule": "linear", "values": {0: 0.1, 9: 1}},
+    {"schedule": "steps", "values": {"a": 1}},
+    {"schedule": [], "values": 3},
+    {"values": {}},
     {"name": "cosine_decay_schedule", "init_value": 0.1, "decay_steps": 3},
-    Colour.RED, Path("x"), Odd(), object(), int, len, datetime.date(2020, 1, 1), 1j, range(3),
-    np.float32(0.5), np.float32("nan"), np.float64(-1), np.int64(3), np.uint8(200), np.True_,
-    np.str_("krum"), np.array(2), np.array(2.5), np.arange(3), np.ones((2, 2)), np.array([]),
-    np.datetime64("2020-01-01"), np.longdouble(1), np.complex64(1), np.array([None]),
-    jnp.float32(0.5), jnp.int32(2), jnp.bfloat16(1), jnp.arange(2), jnp.array(True),
-]  # fmt: skip
+    Colour.RED,
+    Path("x"),
+    Odd(),
+    object(),
+    int,
+    len,
+    datetime.date(2020, 1, 1),
+    1j,
+    range(3),
+    np.float32(0.5),
+    np.float32("nan"),
+    np.float64(-1),
+    np.int64(3),
+    np.uint8(200),
+    np.True_,
+    np.str_("krum"),
+    np.array(2),
+    np.array(2.5),
+    np.arange(3),
+    np.ones((2, 2)),
+    np.array([]),
+    np.datetime64("2020-01-01"),
+    np.longdouble(1),
+    np.complex64(1),
+    np.array([None]),
+    jnp.float32(0.5),
+    jnp.int32(2),
+    jnp.bfloat16(1),
+    jnp.arange(2),
+    jnp.array(True),
+]
 VALUES = st.one_of(
     st.sampled_from(NUMBERS),
     st.sampled_from(ODD),
@@ -186,24 +271,71 @@ def test_what_the_schema_accepts_the_data_refuses_in_a_line(mapping):
 
 
 DOTTED = st.one_of(
-    st.sampled_from([
-        "rounds", "client", "client.l2", "client.optimizer.learning_rate", "defense.0.max_norm",
-        "data", "attack.z", "defense", "evaluation.evasions.1.eps", "server.root.size", "a.b.c", "",
-        ".", "..", "client.", ".client", "defense.99", "defense.-1", "defense.²", "rounds.x.y",
-        "client.optimizer.learning_rate.values.0", "x" * 3000, "name", "defense.0.0.0",
-    ]),
+    st.sampled_from(
+        [
+            "rounds",
+            "client",
+            "client.l2",
+            "client.optimizer.learning_rate",
+            "defense.0.max_norm",
+            "data",
+            "attack.z",
+            "defense",
+            "evaluation.evasions.1.eps",
+            "server.root.size",
+            "a.b.c",
+            "",
+            ".",
+            "..",
+            "client.",
+            ".client",
+            "defense.99",
+            "defense.-1",
+            "defense.²",
+            "rounds.x.y",
+            "client.optimizer.learning_rate.values.0",
+            "x" * 3000,
+            "name",
+            "defense.0.0.0",
+        ]
+    ),
     st.text(max_size=6),
     st.lists(st.sampled_from(KEYS), min_size=1, max_size=4).map(".".join),
     st.sampled_from([3, None, ("a",), b"rounds", 2.5]),
-)  # fmt: skip
+)
 TEXTS = st.one_of(
-    st.text(max_size=12), st.sampled_from(NAMES), st.sampled_from([
-        "", "null", "1e-3", "{a: 1}", "[1, 2", "!!python/name:os.system", "*a", "&a 1", "- 1",
-        "a: b", "1\n2", "[" * 99, "{name: krum}", "{schedule: steps, values: {0: 1}}",
-        "${seed}", "1_000", "0x10", "1:30", ".nan", ".inf", "~", "yes", "2020-01-01",
-        "!!binary aGk=", "? [1]\n: 2",
-    ]),
-)  # fmt: skip
+    st.text(max_size=12),
+    st.sampled_from(NAMES),
+    st.sampled_from(
+        [
+            "",
+            "null",
+            "1e-3",
+            "{a: 1}",
+            "[1, 2",
+            "!!python/name:os.system",
+            "*a",
+            "&a 1",
+            "- 1",
+            "a: b",
+            "1\n2",
+            "[" * 99,
+            "{name: krum}",
+            "{schedule: steps, values: {0: 1}}",
+            "${seed}",
+            "1_000",
+            "0x10",
+            "1:30",
+            ".nan",
+            ".inf",
+            "~",
+            "yes",
+            "2020-01-01",
+            "!!binary aGk=",
+            "? [1]\n: 2",
+        ]
+    ),
+)
 
 
 @FUZZ
@@ -223,16 +355,22 @@ def test_odd_overrides_are_refused_in_a_line_or_can_be_written(mapping, key, val
 
 SWEEPS = [
     {"experiment": small(), "grid": {"client.l2": [0.0, 1e-4]}, "seeds": [0, 1], "at_once": 1},
-    {"experiment": small(defense=["clip_norm", "mean"]), "overrides": {"rounds": 2},
-     "grid": {"(setting)": {"a": {"rounds": 4}, "b": {"rounds": 5}}, "defense.0.max_norm": [1, 2]}},
-]  # fmt: skip
+    {
+        "experiment": small(defense=["clip_norm", "mean"]),
+        "overrides": {"rounds": 2},
+        "grid": {
+            "(setting)": {"a": {"rounds": 4}, "b": {"rounds": 5}},
+            "defense.0.max_norm": [1, 2],
+        },
+    },
+]
 
 
 @FUZZ
 @given(mutated(SWEEPS))
 def test_a_mutated_sweep_is_refused_in_a_line_or_has_cells_that_can_be_written(spec):
     try:
-        built = sweep.from_mapping(spec)
+        built = sweeps.from_mapping(spec)
     except ConfigError as error:
         one_line(error)
         return
@@ -242,9 +380,33 @@ def test_a_mutated_sweep_is_refused_in_a_line_or_has_cells_that_can_be_written(s
 
 
 PIECES = [
-    "rounds: 3\n", "seed", ": ", "- ", "[", "]", "{", "}", "\t", "&a ", "*a", "!!set ", "? ", "|\n",
-    "${", "rounds}", "'", '"', "#", "\n", "  ", "---\n", "<<: ", "1e400", "0" * 50, "\ufeff",
-]  # fmt: skip
+    "rounds: 3\n",
+    "seed",
+    ": ",
+    "- ",
+    "[",
+    "]",
+    "{",
+    "}",
+    "\t",
+    "&a ",
+    "*a",
+    "!!set ",
+    "? ",
+    "|\n",
+    "${",
+    "rounds}",
+    "'",
+    '"',
+    "#",
+    "\n",
+    "  ",
+    "---\n",
+    "<<: ",
+    "1e400",
+    "0" * 50,
+    "\ufeff",
+]
 
 
 @FUZZ

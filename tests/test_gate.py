@@ -11,10 +11,11 @@ import pytest
 from helpers import small
 
 import fedjax_sec
-from fedjax_sec import config, preparation, registry, schema
-from fedjax_sec.experiment import verify
-from fedjax_sec.pipeline import Defense, Setting
-from fedjax_sec.schema import ConfigError
+from fedjax_sec import core, sweeps
+from fedjax_sec.core import ConfigError, Setting, registry
+from fedjax_sec.round.pipeline import Defense
+from fedjax_sec.runs import config, prepare
+from fedjax_sec.runs.experiment import verify
 
 NORM = "max_norm"
 
@@ -116,7 +117,7 @@ def test_integers_lists_names_and_paths_are_converted(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text(config.dump_yaml(experiment.to_dict()))
     assert config.load(path) == experiment
-    assert isinstance(schema.plain(pathlib.Path("x")), str)
+    assert isinstance(core.plain(pathlib.Path("x")), str)
 
 
 @pytest.mark.parametrize(
@@ -140,12 +141,17 @@ def test_integers_lists_names_and_paths_are_converted(tmp_path):
             "Pixels are in [0, 1]: 8 of 255 is 0.03137.",
         ),
         (
-            {"client": {"name": "adversarial", "steps": 1, "eps": {
-                "schedule": "steps", "values": {0: 0.1, 3: 8}}}},
+            {
+                "client": {
+                    "name": "adversarial",
+                    "steps": 1,
+                    "eps": {"schedule": "steps", "values": {0: 0.1, 3: 8}},
+                }
+            },
             "client.eps.values.3 must be >= 0 and <= 1, got 8.0. Pixels are in [0, 1]: 8 of 255",
         ),
     ],
-)  # fmt: skip
+)
 def test_types_and_ends(change, message):
     with pytest.raises(ConfigError) as error:
         config.from_mapping(small(**change))
@@ -166,19 +172,19 @@ def test_the_sign_of_a_clipping_norm_cannot_reverse_an_aggregate():
     with pytest.raises(ConfigError, match=r"defense\[0\].max_norm must be > 0, got -1.0"):
         fedjax_sec.aggregate(updates, stages)
     with pytest.raises(ConfigError, match=r"attack.scale must be > 0, got -4.0"):
-        fedjax_sec.attack(updates, "sign_flip", malicious=[True, False, False],
-                          scale=np.float32(-4))  # fmt: skip
+        fedjax_sec.attack(
+            updates, "sign_flip", malicious=[True, False, False], scale=np.float32(-4)
+        )
     krum = registry.defenses.build("krum")
     with pytest.raises(ConfigError, match="defense.num_byzantine must be >= 0, got -1"):
         fedjax_sec.aggregate(np.ones((5, 2)), dataclasses.replace(krum, num_byzantine=-1))
 
 
 def test_seeds_of_a_sweep_have_the_same_ends():
-    from fedjax_sec import sweep
 
     with pytest.raises(ConfigError, match="seed must be >= 0 and <= 4294967295, got 4294967296"):
-        sweep.make_cells(small(), {}, seeds=[0, 2**32])
-    cells = sweep.make_cells(small(), {}, seeds=np.arange(2))
+        sweeps.make_cells(small(), {}, seeds=[0, 2**32])
+    cells = sweeps.make_cells(small(), {}, seeds=np.arange(2))
     assert [cell.name for cell in cells] == ["run/seed0", "run/seed1"]
 
 
@@ -196,10 +202,10 @@ def test_a_built_experiment_is_checked_again(tmp_path):
 
 
 def test_a_component_without_a_name_is_checked_too():
-    @schema.pytree
-    class Unregistered:
+    @core.pytree
+    class Unregistered(core.Stage):
         stage = "before"
-        scale: float = schema.numeric(1.0, "A factor.", low=0, high=2)
+        scale: float = core.numeric(1.0, "A factor.", low=0, high=2)
 
     experiment = config.from_mapping(small())
     for scale, message in ((1.5, None), (3.0, r"defense.scale must be >= 0 and <= 2, got 3.0")):
@@ -260,7 +266,7 @@ def test_sizes_are_refused_before_anything_compiles(change, message):
 
 
 def test_updates_beyond_the_memory_are_refused(monkeypatch):
-    monkeypatch.setattr(preparation, "device_memory", lambda: 8 * 2**30)
+    monkeypatch.setattr(prepare, "device_memory", lambda: 8 * 2**30)
     message = (
         r"of a round \[K, D\] = \[5, 1001750010\] need 18.66 GiB, of which 6.80 GiB can be used"
     )

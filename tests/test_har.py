@@ -5,10 +5,11 @@ import os
 import numpy as np
 import pytest
 
-from fedjax_sec.datasets import MissingDataError, _har_features
-from fedjax_sec.datasets._har import by_user
-from fedjax_sec.datasets.har import Har
-from fedjax_sec.datasets.har_windows import HarWindows
+from fedjax_sec.data import MissingDataError
+from fedjax_sec.data.sources import _har_features
+from fedjax_sec.data.sources._har import by_user
+from fedjax_sec.data.sources.har import Har
+from fedjax_sec.data.sources.har_windows import HarWindows
 
 
 def signals(count=7, seed=0):

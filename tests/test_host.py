@@ -40,7 +40,8 @@ def changed(work):
 
 def work():
     import fedjax_sec
-    from fedjax_sec import sweep, trained
+    from fedjax_sec import sweeps
+    from fedjax_sec.runs import loading
     out = tempfile.mkdtemp()
     base = {"data": {"num_clients": 4}, "rounds": 2, "evaluation": {"every": 1}}
     result = fedjax_sec.run(base, out=out + "/run")
@@ -51,9 +52,12 @@ def work():
 
 def lines(program, env):
     done = subprocess.run(
-        [sys.executable, "-c", SNAPSHOT + program], env=env, capture_output=True, text=True,
+        [sys.executable, "-c", SNAPSHOT + program],
+        env=env,
+        capture_output=True,
+        text=True,
         timeout=300,
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 

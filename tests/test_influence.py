@@ -10,16 +10,17 @@ import pytest
 from helpers import NumpyMlp, same_bits, small, tiny_mlp, tiny_pool, tiny_task
 
 import fedjax_sec
-from fedjax_sec import config, schema
+from fedjax_sec import core
+from fedjax_sec.core import ConfigError
+from fedjax_sec.core.types import ServerView
 from fedjax_sec.evaluation import influence as module
 from fedjax_sec.evaluation.influence import Probes, importances, influence
-from fedjax_sec.experiment import train
-from fedjax_sec.pipeline import Attack, Defense
-from fedjax_sec.preparation import load_source, poisoned_probes
-from fedjax_sec.program import Program
 from fedjax_sec.round import make_task
-from fedjax_sec.schema import ConfigError
-from fedjax_sec.types import ServerView
+from fedjax_sec.round.pipeline import Attack, Defense
+from fedjax_sec.runs import config
+from fedjax_sec.runs.experiment import train
+from fedjax_sec.runs.prepare import load_source, poisoned_probes
+from fedjax_sec.runs.program import Program
 
 COUNT = 11
 NAMES = ("honest_plus", "honest_minus", "adversary_plus", "adversary_minus")
@@ -69,9 +70,7 @@ def numpy_influence(mlp, before, after, flipped, x, target, base, top, conventio
     move = np.asarray(after, np.float64) - np.asarray(before, np.float64)
     norm = {}
     for sign, side in (("plus", maximised), ("minus", minimised)):
-        for who, own, others in (
-            ("adversary", adversary, honest), ("honest", honest, adversary)
-        ):  # fmt: skip
+        for who, own, others in (("adversary", adversary, honest), ("honest", honest, adversary)):
             only = sorted((own & side) - (others & side))
             norm[f"{who}_{sign}"] = np.linalg.norm(move[only])
     net_honest = norm["honest_plus"] - norm["honest_minus"]
@@ -147,9 +146,15 @@ def test_influence_equals_the_authors_steps(convention, flips):
     after = params + jnp.asarray(rng.normal(size=len(params)), jnp.float32)
     flipped = rng.random(len(params)) < 0.4 if flips else np.zeros(len(params), bool)
     found = influence(
-        tiny_task(), params, after, jnp.asarray(flipped) if flips else None,
-        Probes(x, *labels, include), top=30, convention=convention, batch_size=3,
-    )  # fmt: skip
+        tiny_task(),
+        params,
+        after,
+        jnp.asarray(flipped) if flips else None,
+        Probes(x, *labels, include),
+        top=30,
+        convention=convention,
+        batch_size=3,
+    )
     before, x, labels = numpy_example()
     expected = numpy_influence(tiny_mlp(), before, after, flipped, x, *labels, 30, convention, 3)
     assert found.keys() == expected.keys()
@@ -168,7 +173,7 @@ def test_one_mapping_moves_nothing_of_its_own():
 # --- In a run -----------------------------------------------------------------------------------
 
 
-@schema.pytree
+@core.pytree
 class Turn:
     """Turns the aggregate where it is below its mean, as a robust learning rate might."""
 
@@ -182,7 +187,7 @@ class Turn:
         return jnp.where(aggregate < aggregate.mean(), -aggregate, aggregate), state, {}
 
 
-@schema.pytree
+@core.pytree
 class Stamp:
     """Images of class `base` with one pixel set are class `target`; only these are probes."""
 
@@ -238,9 +243,17 @@ def by_hand(before, after, flipped):
     x = source.x_test[source.y_test == 7] / source.scale
     x[:, 0, 0] = 1.0
     return numpy_influence(
-        NumpyMlp(64, 6, 10, source.mean[0], source.std[0]), before, after, flipped,
-        x, np.full(len(x), 4), np.full(len(x), 7), FIELDS["top"], "author", FIELDS["batch_size"],
-    )  # fmt: skip
+        NumpyMlp(64, 6, 10, source.mean[0], source.std[0]),
+        before,
+        after,
+        flipped,
+        x,
+        np.full(len(x), 4),
+        np.full(len(x), 7),
+        FIELDS["top"],
+        "author",
+        FIELDS["batch_size"],
+    )
 
 
 def test_a_run_adds_up_the_rounds():
@@ -310,9 +323,12 @@ class Stop(Exception):
 
 def test_an_interrupted_run_goes_on_to_the_same_sum(tmp_path):
     spec = small(
-        threat={"num_malicious": 1}, attack="pattern", rounds=6, checkpoint={"every": 2},
+        threat={"num_malicious": 1},
+        attack="pattern",
+        rounds=6,
+        checkpoint={"every": 2},
         evaluation={"influence": FIELDS},
-    )  # fmt: skip
+    )
     whole = fedjax_sec.run(spec, out=tmp_path / "whole")
 
     def stop(done, rows):

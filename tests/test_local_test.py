@@ -6,17 +6,17 @@ import pytest
 from helpers import small
 
 import fedjax_sec
-from fedjax_sec import preparation, trained
-from fedjax_sec.config import from_mapping
-from fedjax_sec.datasets import Source
-from fedjax_sec.datasets.local_test import LocalTest
-from fedjax_sec.schema import ConfigError
+from fedjax_sec.core import ConfigError
+from fedjax_sec.data import Source
+from fedjax_sec.data.local_test import LocalTest
+from fedjax_sec.runs import loading, prepare
+from fedjax_sec.runs.config import from_mapping
 
 
 def population(**data):
     experiment = from_mapping(small(data=data))
-    source = preparation.load_source(experiment)
-    return preparation.make_population(experiment, source)[0], source
+    source = prepare.load_source(experiment)
+    return prepare.make_population(experiment, source)[0], source
 
 
 @pytest.mark.parametrize("share", [0.1, 0.25, 0.5])
@@ -48,13 +48,21 @@ def with_users(monkeypatch, users_test):
     rng = np.random.default_rng(0)
     users = np.repeat(np.arange(4), 10)
     source = Source(
-        "toy", rng.integers(0, 256, (40, 4, 4, 1), np.uint8), (np.arange(40) % 3).astype(np.int32),
-        rng.integers(0, 256, (8, 4, 4, 1), np.uint8), (np.arange(8) % 3).astype(np.int32),
-        num_classes=3, scale=255.0, mean=(0.5,), std=(0.5,), official_sizes=(40, 8),
-        origin="nowhere", users_train=users.astype(np.int32),
+        "toy",
+        rng.integers(0, 256, (40, 4, 4, 1), np.uint8),
+        (np.arange(40) % 3).astype(np.int32),
+        rng.integers(0, 256, (8, 4, 4, 1), np.uint8),
+        (np.arange(8) % 3).astype(np.int32),
+        num_classes=3,
+        scale=255.0,
+        mean=(0.5,),
+        std=(0.5,),
+        official_sizes=(40, 8),
+        origin="nowhere",
+        users_train=users.astype(np.int32),
         users_test=np.asarray(users_test, np.int32),
-    )  # fmt: skip
-    monkeypatch.setattr(preparation, "_load", lambda *_: source)
+    )
+    monkeypatch.setattr(prepare, "_load", lambda *_: source)
     return source
 
 
@@ -62,7 +70,7 @@ def test_a_users_test_examples_are_its_clients(monkeypatch):
     source = with_users(monkeypatch, [3, 1, 1, 0, 2, 2, 2, 0])
     spec = small(data={"num_clients": 3, "partition": "natural", "local_test": "users"})
     spec["data"].pop("max_train")
-    found, _ = preparation.make_population(from_mapping(spec), source)
+    found, _ = prepare.make_population(from_mapping(spec), source)
     for index, local in zip(found.index, found.local, strict=True):
         user = source.users_train[index[0]]
         assert local[local >= 0].tolist() == np.flatnonzero(source.users_test == user).tolist()
@@ -73,18 +81,21 @@ def test_users_without_test_examples_are_refused(monkeypatch):
     spec = small(data={"num_clients": 3, "partition": "natural", "local_test": "users"})
     spec["data"].pop("max_train")
     with pytest.raises(ConfigError, match="by other users than the clients; use 'held_out'"):
-        preparation.make_population(from_mapping(spec), source)
+        prepare.make_population(from_mapping(spec), source)
     iid = small(data={"num_clients": 3, "local_test": "users"})
     with pytest.raises(ConfigError, match="the partition 'natural'"):
         fedjax_sec.run(iid)
 
 
-@pytest.mark.parametrize(("spec", "message"), [
-    ({"data": "dealt", "share": 0.2}, "share belongs to data 'held_out'"),
-    ({"data": "held_out", "share": 1.0}, "local_test.share must be > 0 and < 1"),
-    ("delt", "Did you mean 'dealt'"),
-    (3, "must be true, false, null or a mapping"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ({"data": "dealt", "share": 0.2}, "share belongs to data 'held_out'"),
+        ({"data": "held_out", "share": 1.0}, "local_test.share must be > 0 and < 1"),
+        ("delt", "Did you mean 'dealt'"),
+        (3, "must be true, false, null or a mapping"),
+    ],
+)
 def test_wrong_settings_are_refused(spec, message):
     with pytest.raises(ConfigError, match=message):
         from_mapping(small(data={"local_test": spec}))
@@ -113,12 +124,12 @@ def test_metrics_of_each_client(data):
     )
     result = fedjax_sec.run(spec)
     m, experiment = result.metrics, result.experiment
-    source = preparation.load_source(experiment)
-    found = preparation.make_population(experiment, source)[0]
+    source = prepare.load_source(experiment)
+    found = prepare.make_population(experiment, source)[0]
     x, y = (
         (source.x_train, source.y_train) if data == "held_out" else (source.x_test, source.y_test)
     )
-    logits = trained.logits_of(experiment)
+    logits = loading.logits_of(experiment)
     shares, counts = [], []
     for own in found.local:
         own = own[own >= 0]

@@ -5,10 +5,10 @@ import pytest
 from helpers import small
 
 import fedjax_sec
-from fedjax_sec import config, memory
-from fedjax_sec import program as program_lib
-from fedjax_sec.experiment import train
-from fedjax_sec.schema import ConfigError
+from fedjax_sec.core import ConfigError
+from fedjax_sec.runs import config, memory
+from fedjax_sec.runs import program as program_lib
+from fedjax_sec.runs.experiment import train
 
 GIB = 2**30
 

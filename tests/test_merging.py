@@ -8,10 +8,9 @@ import pytest
 from helpers import CLIENT_OF_TWENTY, small
 
 import fedjax_sec
-from fedjax_sec import registry
-from fedjax_sec.pipeline import Defense
-from fedjax_sec.schema import ConfigError, static
-from fedjax_sec.types import ServerView
+from fedjax_sec.core import ConfigError, registry, static
+from fedjax_sec.core.types import ServerView
+from fedjax_sec.round.pipeline import Defense
 
 
 class Bucketing:

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from fedjax_sec import registry
+from fedjax_sec.core import registry
+from fedjax_sec.core.types import Model
 from fedjax_sec.evaluation.metrics import TestSet, evaluate
 from fedjax_sec.ops.client_axis import Layout, map_clients
-from fedjax_sec.pipeline import Attack
 from fedjax_sec.round import (
     Components,
     Pool,
@@ -21,7 +21,7 @@ from fedjax_sec.round import (
     make_task,
     train_clients,
 )
-from fedjax_sec.types import Model
+from fedjax_sec.round.pipeline import Attack
 
 
 def test_rlr_cnn_drops_half_of_its_activations_in_training_only():
@@ -78,9 +78,13 @@ def updates_of_two_equal_clients(name, dropout, steps):
     pool = Pool(jnp.asarray(np.concatenate([x, x])), jnp.arange(8) % 4)
     problem = Problem(model, x.shape[1:], 10, 255.0, (0.5,), (0.5,), 2, 2, False, Layout(2))
     client = registry.clients.build(
-        {"name": "sgd", "steps": steps, "batch_size": 4,
-         "optimizer": {"name": "sgd", "learning_rate": 1e-4}}
-    )  # fmt: skip
+        {
+            "name": "sgd",
+            "steps": steps,
+            "batch_size": 4,
+            "optimizer": {"name": "sgd", "learning_rate": 1e-4},
+        }
+    )
     population = Population(jnp.arange(8).reshape(2, 4), jnp.array([4, 4]), jnp.zeros(2, bool))
     replica = Replica(jax.random.key(0), Components(client, None, Attack(()), None), population)
     task = make_task(problem, pool)

@@ -8,10 +8,9 @@ import optax
 import pytest
 
 import fedjax_sec
-from fedjax_sec import registry
-from fedjax_sec.advice import shown
-from fedjax_sec.datasets.digits import Digits
-from fedjax_sec.schema import ConfigError
+from fedjax_sec.core import ConfigError, registry
+from fedjax_sec.core.advice import shown
+from fedjax_sec.data.sources.digits import Digits
 
 X, Y = np.full((30, 4), 0.125, np.float32), np.zeros(30, np.int32)
 
@@ -63,17 +62,23 @@ def test_a_class_of_ours_is_given_by_name_or_built():
     message = said(model=registry.models.get("mlp"))
     assert message.endswith("Give its name, 'mlp', or an instance, Mlp().")
     built = registry.models.build({"name": "mlp", "hidden": [3]})
-    found = fedjax_sec.config.from_mapping({"model": built}).model
+    found = fedjax_sec.runs.config.from_mapping({"model": built}).model
     assert found == built
 
 
 @pytest.mark.parametrize(
     "given",
     [
-        (X, Y), [X, Y], X, Digits().load(), {"x": X, "y": Y}, {"name": (X, Y)}, {"x_train": X},
+        (X, Y),
+        [X, Y],
+        X,
+        Digits().load(),
+        {"x": X, "y": Y},
+        {"name": (X, Y)},
+        {"x_train": X},
         {"name": "digits", "train": [X, Y]},
     ],
-)  # fmt: skip
+)
 def test_data_is_given_by_name(given):
     message = said(data=given)
     assert "arrays cannot be given here, only the name of a data set, such as {name:" in message
@@ -81,7 +86,7 @@ def test_data_is_given_by_name(given):
 
 
 def test_numbers_of_a_normalisation_may_be_arrays():
-    found = fedjax_sec.config.from_mapping({"data": {"mean": np.zeros(1), "std": np.ones(1)}})
+    found = fedjax_sec.runs.config.from_mapping({"data": {"mean": np.zeros(1), "std": np.ones(1)}})
     assert found.data.mean == (0.0,) and found.data.std == (1.0,)
 
 

@@ -8,14 +8,23 @@ import optax
 import pytest
 from helpers import small
 
-from fedjax_sec import config, optimizers, schema
-from fedjax_sec.schema import ConfigError
+from fedjax_sec import core
+from fedjax_sec.core import ConfigError, optimizers
+from fedjax_sec.runs import config
 
 GIVEN = {
-    "learning_rate": 0.1, "init_value": 0.1, "end_value": 0.01, "peak_value": 0.2, "value": 0.1,
-    "decay_steps": 9, "transition_steps": 9, "warmup_steps": 2, "decay_rate": 0.5, "power": 1.0,
+    "learning_rate": 0.1,
+    "init_value": 0.1,
+    "end_value": 0.01,
+    "peak_value": 0.2,
+    "value": 0.1,
+    "decay_steps": 9,
+    "transition_steps": 9,
+    "warmup_steps": 2,
+    "decay_rate": 0.5,
+    "power": 1.0,
     "interpolate_type": "linear",
-}  # fmt: skip
+}
 
 
 def required(name, function):
@@ -55,7 +64,7 @@ def test_every_number_has_both_ends(functions):
         for key, parameter in inspect.signature(function).parameters.items():
             if optimizers.hint_of(name, parameter) in (int, float, float | None):
                 allowed = optimizers.range_of(name, key)
-                assert all(schema.ends(allowed)) or allowed.get("unbounded"), (name, key)
+                assert all(core.ends(allowed)) or allowed.get("unbounded"), (name, key)
 
 
 @pytest.mark.parametrize("name", sorted(optimizers.SCHEDULES))
@@ -116,15 +125,20 @@ BAD = [
         "o.learning_rate.decay_steps must be >= 1, got 0.",
     ),
     (
-        {"learning_rate": {"name": "piecewise_constant_schedule", "init_value": 0.1,
-                           "boundaries_and_scales": {"a": 1}}},
+        {
+            "learning_rate": {
+                "name": "piecewise_constant_schedule",
+                "init_value": 0.1,
+                "boundaries_and_scales": {"a": 1},
+            }
+        },
         "o.learning_rate.boundaries_and_scales: a step: expected an integer, got 'a' (str).",
     ),
     (
         {"name": "adafactor", "min_dim_size_to_factor": 2.5},
         "o.min_dim_size_to_factor: expected an integer, got 2.5 (float).",
     ),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("change", "message"), BAD)
@@ -139,12 +153,19 @@ def test_bad_arguments(change, message):
 
 def test_what_optax_cannot_build_is_found_at_once():
     rate = {
-        "name": "piecewise_interpolate_schedule", "init_value": 0.1, "interpolate_type": "linear",
+        "name": "piecewise_interpolate_schedule",
+        "init_value": 0.1,
+        "interpolate_type": "linear",
         "boundaries_and_scales": {3: 0.5},
-    }  # fmt: skip
+    }
     assert optimizers.build({"name": "sgd", "learning_rate": rate})
-    rate = {"name": "warmup_cosine_decay_schedule", "init_value": 0, "peak_value": 0.1,
-            "warmup_steps": 9, "decay_steps": 3}  # fmt: skip
+    rate = {
+        "name": "warmup_cosine_decay_schedule",
+        "init_value": 0,
+        "peak_value": 0.1,
+        "warmup_steps": 9,
+        "decay_steps": 3,
+    }
     with pytest.raises(ConfigError, match="o: optax.sgd cannot be made of these arguments: ") as e:
         optimizers.build({"name": "sgd", "learning_rate": rate}, "o")
     assert "\n" not in str(e.value)

@@ -8,11 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fedjax_sec import config, plotting
-from fedjax_sec.experiment import Result, best_evaluation
+from fedjax_sec.core import ConfigError
 from fedjax_sec.papers import alie, fat, fltrust, rlr
 from fedjax_sec.papers._runs import percent
-from fedjax_sec.schema import ConfigError
+from fedjax_sec.report import plotting
+from fedjax_sec.runs import config
+from fedjax_sec.runs.experiment import Result, best_evaluation
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "rlr"
 BASES = {
@@ -116,10 +117,13 @@ def fltrust_base(dataset):
     ("dataset", "scale"),
     [
         *((dataset, "paper") for dataset in fltrust.DATASETS),
-        ("har_windows", "smoke"), ("mnist-0.5", "smoke"), ("mnist-0.5", "small"),
-        ("cifar10", "smoke"), ("cifar10", "small"),
+        ("har_windows", "smoke"),
+        ("mnist-0.5", "smoke"),
+        ("mnist-0.5", "small"),
+        ("cifar10", "smoke"),
+        ("cifar10", "small"),
     ],
-)  # fmt: skip
+)
 def test_every_item_of_fltrust_is_a_set_of_valid_experiments(dataset, scale):
     plan = fltrust.Plan(dataset, scale, seeds=1)
     found = fltrust.make_cells(plan, fltrust.ITEMS, fltrust_base(dataset))
@@ -177,10 +181,12 @@ def test_the_authors_step_needs_a_rate_that_is_a_number():
 @pytest.mark.parametrize(
     ("scale", "dataset", "rate", "rounds", "sweeps"),
     [
-        ("paper", "mnist-0.5", 0.0096, 2000, 10), ("small", "mnist-0.5", 0.096, 400, 2),
-        ("small", "fashion_mnist", 0.192, 400, 2), ("small", "har_windows", 0.096, 1000, 10),
+        ("paper", "mnist-0.5", 0.0096, 2000, 10),
+        ("small", "mnist-0.5", 0.096, 400, 2),
+        ("small", "fashion_mnist", 0.192, 400, 2),
+        ("small", "har_windows", 0.096, 1000, 10),
     ],
-)  # fmt: skip
+)
 def test_what_fltrusts_scales_change(scale, dataset, rate, rounds, sweeps):
     found = fltrust.make_cells(fltrust.Plan(dataset, scale, 1), ["table3"], fltrust_base(dataset))
     one = found["table3", "Adaptive attack", "FLTrust", ""][0].experiment
@@ -275,9 +281,10 @@ def test_fltrusts_norms_are_told_apart(tmp_path):
     for number, ((_, row, column, norm), (cell,)) in enumerate(found.items()):
         model = cell.experiment.model
         assert (model.norm, model.statistics) == {
-            "aggregated": ("batch", "aggregated"), "local": ("batch", "local"),
+            "aggregated": ("batch", "aggregated"),
+            "local": ("batch", "local"),
             "group": ("group", "aggregated"),
-        }[norm]  # fmt: skip
+        }[norm]
         result = made_up(cell.experiment, [0.5, number / 100])
         for whose, first in (("honest", 0.4), ("malicious", 0.2)):
             result.metrics[f"kept_{whose}"] = np.array([first, first + 0.1])
@@ -356,9 +363,13 @@ def test_fats_defences_withstand_as_many_as_they_are_made_for():
     assert krum.client.keep_optimizer_state and krum.client.pgd_steps == 40
 
 
-@pytest.mark.parametrize(("scale", "honest", "adversary"), [
-    ("paper", 0.001, 0.001), ("small", 0.003, 0.002),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("scale", "honest", "adversary"),
+    [
+        ("paper", 0.001, 0.001),
+        ("small", 0.003, 0.002),
+    ],
+)
 def test_fats_adversary_on_krum_has_its_own_rate(scale, honest, adversary):
     found = fat.make_cells(fat.Plan(scale), ["table3"], FAT_BASES)
     one = found["table3", "mnist", "Krum, distillation"][0].experiment
@@ -388,8 +399,12 @@ def fat_regenerated(tmp_path_factory):
     """Most items on scikit-learn's digits with a perceptron."""
     data = {"name": "digits", "num_clients": 11, "local_test": True}
     bases = {name: {**base, "data": data} for name, base in FAT_BASES.items()}
-    small_work = ("model=mlp", "client.batch_size=8", "server.clients_per_round=null",
-                  "data.max_train=700")  # fmt: skip
+    small_work = (
+        "model=mlp",
+        "client.batch_size=8",
+        "server.clients_per_round=null",
+        "data.max_train=700",
+    )
     plan = fat.Plan("smoke", 1, ("mnist",), "femnist", small_work)
     out = tmp_path_factory.mktemp("fat")
 
@@ -466,9 +481,10 @@ def cells_of(paper, overrides, scale="smoke", seeds=1):
     """All cells of one paper's items, with these overrides."""
     if paper == "alie":
         return alie.make_cells(
-            alie.Plan("mnist", scale, seeds, overrides=overrides), ["table1", "table3"],
+            alie.Plan("mnist", scale, seeds, overrides=overrides),
+            ["table1", "table3"],
             alie_base("mnist"),
-        )  # fmt: skip
+        )
     if paper == "fat":
         plan = fat.Plan(scale, seeds, ("mnist",), overrides=overrides)
         return fat.make_cells(plan, ["table1", "table2", "table3"], FAT_BASES)
@@ -577,9 +593,10 @@ def written_by(paper, out, monkeypatch, overrides=(), seeds=1, diverged=()):
     """The Markdown tables, and the titles of the figures, of one paper's items."""
     titles, save = [], plotting.save
     monkeypatch.setattr(
-        plotting, "save",
+        plotting,
+        "save",
         lambda figure, path: titles.append(figure.get_suptitle()) or save(figure, path),
-    )  # fmt: skip
+    )
     run = fake_run(diverged)
     if paper == "alie":
         for data, items in (("mnist", ["table1", "table2", "figure2"]), ("cifar10", ["figure4"])):

@@ -9,17 +9,18 @@ import pytest
 from helpers import CLIENT_OF_TWENTY, same_bits, small
 
 import fedjax_sec
-from fedjax_sec import config, schema
-from fedjax_sec.pipeline import Defense
-from fedjax_sec.preparation import make_replicas
-from fedjax_sec.program import Program
+from fedjax_sec import core
+from fedjax_sec.core import ConfigError
 from fedjax_sec.round import make_task, run_round
-from fedjax_sec.schema import ConfigError
+from fedjax_sec.round.pipeline import Defense
+from fedjax_sec.runs import config
+from fedjax_sec.runs.prepare import make_replicas
+from fedjax_sec.runs.program import Program
 
 BOOST = {"name": "boost", "factor": 1000.0}
 
 
-@schema.pytree
+@core.pytree
 class Watcher:
     """An unweighted mean of the valid rows that keeps the last round's rows."""
 
@@ -196,9 +197,11 @@ def test_replicas_with_empty_clients_are_marked():
 
 def test_detection_rates_are_those_of_what_krum_removes():
     spec = federation(
-        server={"clients_per_round": None}, threat={"num_malicious": 3}, defense="multi_krum",
+        server={"clients_per_round": None},
+        threat={"num_malicious": 3},
+        defense="multi_krum",
         rounds=1,
-    )  # fmt: skip
+    )
     metrics = fedjax_sec.run(spec).metrics
     kept = metrics["kept"][-1]
     _, malicious = rounds_of(spec, [])

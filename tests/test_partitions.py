@@ -7,14 +7,13 @@ import numpy as np
 import pytest
 
 import fedjax_sec
-from fedjax_sec import registry
-from fedjax_sec.datasets.packing import Partition, check_partition, materialize, pack_lists
-from fedjax_sec.partitions.by_label import ByLabel
-from fedjax_sec.partitions.dirichlet import Dirichlet
-from fedjax_sec.partitions.iid import Iid
-from fedjax_sec.partitions.label_groups import LabelGroups
-from fedjax_sec.partitions.natural import Natural
-from fedjax_sec.schema import ConfigError
+from fedjax_sec.core import ConfigError, registry
+from fedjax_sec.data.packing import Partition, check_partition, materialize, pack_lists
+from fedjax_sec.data.partitions.by_label import ByLabel
+from fedjax_sec.data.partitions.dirichlet import Dirichlet
+from fedjax_sec.data.partitions.iid import Iid
+from fedjax_sec.data.partitions.label_groups import LabelGroups
+from fedjax_sec.data.partitions.natural import Natural
 
 PARTITIONERS = {
     "iid": Iid(),
@@ -264,12 +263,50 @@ def test_dirichlet_draws_as_ever():
     labels = np.repeat(np.arange(10), 100)
     counts = Dirichlet(alpha=0.3, min_examples=15).split(rng(7), labels, 20).counts
     assert counts.tolist() == [
-        59, 60, 28, 25, 92, 60, 45, 29, 97, 83, 16, 47, 79, 36, 34, 33, 38, 37, 51, 51,
-    ]  # fmt: skip
+        59,
+        60,
+        28,
+        25,
+        92,
+        60,
+        45,
+        29,
+        97,
+        83,
+        16,
+        47,
+        79,
+        36,
+        34,
+        33,
+        38,
+        37,
+        51,
+        51,
+    ]
     counts = Dirichlet(alpha=0.3, min_examples=20, balanced=True).split(rng(8), labels, 20).counts
     assert counts.tolist() == [
-        22, 58, 64, 50, 55, 58, 59, 48, 25, 68, 40, 74, 37, 73, 60, 69, 22, 20, 51, 47,
-    ]  # fmt: skip
+        22,
+        58,
+        64,
+        50,
+        55,
+        58,
+        59,
+        48,
+        25,
+        68,
+        40,
+        74,
+        37,
+        73,
+        60,
+        69,
+        22,
+        20,
+        51,
+        47,
+    ]
 
 
 def test_label_groups_need_two_classes():

@@ -5,9 +5,10 @@ from helpers import small
 from omegaconf import OmegaConf
 
 import fedjax_sec
-from fedjax_sec import config, sweep
-from fedjax_sec.reading import parse
-from fedjax_sec.schema import ConfigError
+from fedjax_sec import sweeps
+from fedjax_sec.core import ConfigError
+from fedjax_sec.core.yaml import parse
+from fedjax_sec.runs import config
 
 BOMB = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "\n".join(
     f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]"
@@ -22,7 +23,8 @@ FILES = {
     "control": (b"rounds: \x003", "not readable YAML"),
     "deep": (b"[" * 5000 + b"]" * 5000, "more than 40 levels inside one another"),
     "deep mapping": (
-        "\n".join(" " * i + "a:" for i in range(99)).encode(), "more than 40 levels inside",
+        "\n".join(" " * i + "a:" for i in range(99)).encode(),
+        "more than 40 levels inside",
     ),
     "bomb": (BOMB.encode(), "more than 100000 values, so it is no configuration"),
     "itself": (b"a: &a [*a]", "the alias *a stands for itself, or for nothing"),
@@ -50,7 +52,7 @@ FILES = {
         b"a0: 1\n" + b"\n".join(b"a%d: '${a%d}${a%d}'" % (i + 1, i, i) for i in range(40)),
         "80 references, of which 32 are allowed",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -58,7 +60,7 @@ def test_files_that_cannot_be_read(name, tmp_path):
     content, message = FILES[name]
     path = tmp_path / "config.yaml"
     path.write_bytes(content)
-    for read in (fedjax_sec.run, sweep.load):
+    for read in (fedjax_sec.run, sweeps.load):
         with pytest.raises(ConfigError) as error:
             read(path)
         text = str(error.value)
@@ -69,8 +71,11 @@ def test_references_to_keys_of_the_file_stay(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text("rounds: 4\nevaluation: {every: '${rounds}'}\nbase: &b 7\nseed: *b")
     assert config.read_yaml(path) == {
-        "rounds": 4, "evaluation": {"every": 4}, "base": 7, "seed": 7,
-    }  # fmt: skip
+        "rounds": 4,
+        "evaluation": {"every": 4},
+        "base": 7,
+        "seed": 7,
+    }
     path.write_bytes("\ufeffrounds: 4".encode())  # a byte order mark, as some editors write
     assert config.load(path).rounds == 4
     assert parse("", "text") == {}
@@ -170,7 +175,7 @@ def test_odd_names_and_types(change, message):
 
 
 def test_odd_sweeps(tmp_path):
-    path = tmp_path / "sweep.yaml"
+    path = tmp_path / "sweeps.yaml"
     for content, message in (
         ("grid: {3: [1]}", "grid: an axis is a dotted key such as client.l2, got 3."),
         ("grid: {seed: 3}", "grid.seed: expected a list or {label: value}, got 3."),
@@ -189,9 +194,9 @@ def test_odd_sweeps(tmp_path):
     ):
         path.write_text(content)
         with pytest.raises(ConfigError) as error:
-            sweep.load(path)
+            sweeps.load(path)
         assert message in str(error.value) and "\n" not in str(error.value)
     with pytest.raises(ConfigError, match="seeds must be a list of one or more integers, got 3"):
-        sweep.make_cells({}, {}, seeds=3)
+        sweeps.make_cells({}, {}, seeds=3)
     with pytest.raises(ConfigError, match=r"grid must be a mapping of dotted keys, got \['a'\]"):
-        sweep.make_cells({}, ["a"])
+        sweeps.make_cells({}, ["a"])

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fedjax_sec import registry
+from fedjax_sec.core import registry
 
 ROOT = Path(__file__).parents[1]
 

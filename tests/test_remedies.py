@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from helpers import small
 
-from fedjax_sec import config, memory, registry, sweep
-from fedjax_sec.datasets.local_test import LocalTest
-from fedjax_sec.pipeline import Setting
-from fedjax_sec.preparation import _away_from_edges
-from fedjax_sec.schema import ConfigError
+from fedjax_sec import sweeps
+from fedjax_sec.core import ConfigError, Setting, registry
+from fedjax_sec.data.local_test import LocalTest
+from fedjax_sec.runs import config, memory
+from fedjax_sec.runs.prepare import _away_from_edges
 
 
 def test_a_rule_that_no_bound_would_satisfy_asks_for_clients():
@@ -70,7 +70,7 @@ def test_memory_names_what_is_large(part, remedy):
 )
 def test_sweeps_whose_seeds_or_labels_clash(call, message):
     with pytest.raises(ConfigError, match=message):
-        sweep.from_mapping({"experiment": small()} | call)
+        sweeps.from_mapping({"experiment": small()} | call)
 
 
 @pytest.mark.parametrize("name", ["alie_cifar10", "fltrust_cnn", "madry_cnn", "rlr_cnn", "resnet"])

@@ -8,12 +8,12 @@ from flax import linen as nn
 from helpers import close, count_traces, small
 
 import fedjax_sec
-from fedjax_sec import registry
+from fedjax_sec.core import registry
+from fedjax_sec.core.types import LocalData
 from fedjax_sec.evaluation.batches import in_batches
 from fedjax_sec.models.resnet import _BatchNorm
 from fedjax_sec.ops.client_axis import Layout
 from fedjax_sec.round import Pool, Problem, make_task
-from fedjax_sec.types import LocalData
 
 SHAPE = (8, 8, 3)
 SMALL = (4, 4, 1)
@@ -49,10 +49,16 @@ def test_padding_does_not_change_the_others_in_training(kind):
     np.testing.assert_allclose(found, model.apply(variables, x, train=True), atol=1e-5)
 
 
-@pytest.mark.parametrize(("kind", "train", "alone"), [
-    ("aggregated", False, True), ("aggregated", True, False), ("local", False, False),
-    ("group", False, True), ("group", True, True),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("kind", "train", "alone"),
+    [
+        ("aggregated", False, True),
+        ("aggregated", True, False),
+        ("local", False, False),
+        ("group", False, True),
+        ("group", True, True),
+    ],
+)
 def test_what_an_example_is_normalised_with(kind, train, alone):
     """`alone`: an example's logits do not depend on the others in its batch."""
     model, variables = build(kind)
@@ -146,9 +152,11 @@ def optimized():
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_learns_with_every_kind(kind, optimized):
     client = {
-        "name": "sgd", "epochs": 3, "batch_size": 3,
+        "name": "sgd",
+        "epochs": 3,
+        "batch_size": 3,
         "optimizer": {"name": "sgd", "learning_rate": 0.05},
-    }  # fmt: skip
+    }
     quick = {"clients": "map"}  # nothing is measured first, which would compile for minutes
     model = QUICK | KINDS[kind]
     experiment = small(model=model, client=client, rounds=4, execution=quick)

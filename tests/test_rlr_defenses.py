@@ -9,10 +9,10 @@ import pytest
 from helpers import same_bits, small
 
 import fedjax_sec
-from fedjax_sec import config, registry
-from fedjax_sec import program as program_lib
-from fedjax_sec.schema import ConfigError
-from fedjax_sec.types import ServerView
+from fedjax_sec.core import ConfigError, registry
+from fedjax_sec.core.types import ServerView
+from fedjax_sec.runs import config
+from fedjax_sec.runs import program as program_lib
 
 
 def aggregate(updates, *stages, **kwargs):

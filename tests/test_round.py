@@ -14,13 +14,15 @@ from helpers import NumpyMlp, close, small, tiny_mlp, tiny_pool, tiny_task
 from jax.flatten_util import ravel_pytree
 
 import fedjax_sec
-from fedjax_sec import config, registry, schema
+from fedjax_sec import core
+from fedjax_sec.core import registry
+from fedjax_sec.core.types import LocalData
 from fedjax_sec.ops.permutation import permute
-from fedjax_sec.pipeline import Attack, Defense
-from fedjax_sec.preparation import make_population
-from fedjax_sec.program import Program
 from fedjax_sec.round import init_state, make_task, run_round
-from fedjax_sec.types import LocalData
+from fedjax_sec.round.pipeline import Attack, Defense
+from fedjax_sec.runs import config
+from fedjax_sec.runs.prepare import make_population
+from fedjax_sec.runs.program import Program
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -147,9 +149,12 @@ def test_local_training_equals_a_loop(fields):
 
 @pytest.mark.parametrize(
     ("fields", "bounds"),
-    [({"max_norm": 0.25}, (0.25, np.inf)), ({"clip_gradient": 0.3}, (np.inf, 0.3)),
-     ({"max_norm": 0.2, "clip_gradient": 0.5}, (0.2, 0.5))],
-)  # fmt: skip
+    [
+        ({"max_norm": 0.25}, (0.25, np.inf)),
+        ({"clip_gradient": 0.3}, (np.inf, 0.3)),
+        ({"max_norm": 0.2, "clip_gradient": 0.5}, (0.2, 0.5)),
+    ],
+)
 def test_projected_training_stays_within_the_norm_after_every_step(fields, bounds):
     """With `steps`, a shorter round is the beginning of a longer one: every step is seen."""
     optimizer = {"name": "sgd", "learning_rate": 0.4, "momentum": 0.7}
@@ -168,9 +173,12 @@ def test_projected_training_stays_within_the_norm_after_every_step(fields, bound
 @pytest.mark.parametrize("name", ["sgd", "adversarial"])
 def test_no_update_of_a_projected_run_is_longer_than_m(name):
     client = {
-        "name": name, "steps": 3, "batch_size": 4, "max_norm": {"schedule": "steps",
-        "values": {0: 0.3, 2: 0.1}}, "optimizer": {"name": "sgd", "learning_rate": 2.0},
-    } | ({"pgd_steps": 2} if name == "adversarial" else {})  # fmt: skip
+        "name": name,
+        "steps": 3,
+        "batch_size": 4,
+        "max_norm": {"schedule": "steps", "values": {0: 0.3, 2: 0.1}},
+        "optimizer": {"name": "sgd", "learning_rate": 2.0},
+    } | ({"pgd_steps": 2} if name == "adversarial" else {})
     norms = fedjax_sec.run(small(client=client)).metrics["update_norm"][1:]
     np.testing.assert_allclose(norms, np.repeat([[0.3], [0.3], [0.1]], 5, axis=1), rtol=1e-5)
 
@@ -224,7 +232,7 @@ def test_permutations_are_roughly_uniform():
 # --- Participation ------------------------------------------------------------------------------
 
 
-@schema.pytree
+@core.pytree
 class Recorder:
     """An unweighted mean that keeps what the server showed it; its state has a row a client."""
 
@@ -350,10 +358,11 @@ def test_the_adversary_draws_no_example_of_a_client_whose_update_is_not_finite()
     """Such a client may hold NaN; here the first two of six send it, and nobody else's are left."""
     experiment = config.from_mapping(
         small(
-            data={"num_clients": 6, "max_train": None}, attack="zero",
+            data={"num_clients": 6, "max_train": None},
+            attack="zero",
             threat={"num_malicious": 2, "knowledge": "omniscient"},
         )
-    )  # fmt: skip
+    )
     program = Program(experiment)
     replica = jax.tree.map(lambda leaf: leaf[0], program.replicas([experiment])[0])
     drawn = []
@@ -367,7 +376,7 @@ def test_the_adversary_draws_no_example_of_a_client_whose_update_is_not_finite()
             delta = jnp.where(bad, jnp.nan, jnp.zeros_like(params))
             return delta, state, {"train_loss": jnp.array(0.0)}
 
-    @schema.pytree
+    @core.pytree
     class Spy:
         stage, registered_name = "update", "spy"
 
@@ -385,8 +394,12 @@ def test_the_adversary_draws_no_example_of_a_client_whose_update_is_not_finite()
     components = replica.components._replace(client=Broken(), attack=Attack((Spy(),)))
     state = init_state(program.problem, task, replica.components, jnp.zeros(task.dim))
     run_round(
-        program.problem, task, program.pool, replica._replace(components=components),
-        state._replace(attack=((),)), jnp.int32(0),
-    )  # fmt: skip
+        program.problem,
+        task,
+        program.pool,
+        replica._replace(components=components),
+        state._replace(attack=((),)),
+        jnp.int32(0),
+    )
     holders = {image.tobytes(): i for i, row in enumerate(images) for image in row}
     assert {holders[image.tobytes()] for image in drawn[0]} == {2, 3, 4, 5}

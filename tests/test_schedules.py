@@ -8,11 +8,11 @@ from helpers import close, same_bits, small
 from jax.flatten_util import ravel_pytree
 
 import fedjax_sec
-from fedjax_sec import config, experiment, registry, schema, sweep
-from fedjax_sec.pipeline import Setting, check_components
-from fedjax_sec.program import Program
+from fedjax_sec import core, sweeps
+from fedjax_sec.core import ConfigError, Schedule, Setting, check_components, registry
 from fedjax_sec.round import make_task
-from fedjax_sec.schema import ConfigError, Schedule
+from fedjax_sec.runs import config, experiment
+from fedjax_sec.runs.program import Program
 
 CLIP = [{"name": "clip_norm", "max_norm": 0.05}, "mean"]
 
@@ -33,14 +33,14 @@ def flat(result):
 
 
 def test_steps_hold_from_their_round_on():
-    found = schema.build_schedule(steps(r0=1, r3=5, r7=2), float, "x", {})
+    found = core.build_schedule(steps(r0=1, r3=5, r7=2), float, "x", {})
     expected = [1, 1, 1, 5, 5, 5, 5, 2, 2]
     assert [found.number_at(i) for i in range(9)] == expected
     np.testing.assert_array_equal(jax.jit(jax.vmap(found.at))(jnp.arange(9)), expected)
 
 
 def test_lines_between_the_points():
-    found = schema.build_schedule(linear(r2=1.0, r6=3.0, r8=0.1), float, "x", {})
+    found = core.build_schedule(linear(r2=1.0, r6=3.0, r8=0.1), float, "x", {})
     expected = np.interp(np.arange(11), [2, 6, 8], [1.0, 3.0, 0.1])
     np.testing.assert_allclose([found.number_at(i) for i in range(11)], expected)
     got = np.asarray(jax.jit(jax.vmap(found.at))(jnp.arange(11)))
@@ -51,17 +51,17 @@ def test_lines_between_the_points():
 
 def test_the_order_in_the_file_does_not_matter():
     one, other = ({"schedule": "steps", "values": v} for v in ({5: 2, 0: 1}, {"0": 1, "5": 2}))
-    a, b = (schema.build_schedule(spec, float, "x", {}) for spec in (one, other))
+    a, b = (core.build_schedule(spec, float, "x", {}) for spec in (one, other))
     assert a == b == Schedule("steps", (0, 5), (1.0, 2.0))
 
 
 def test_resolve_reaches_nested_components_only_where_there_is_a_schedule():
     spec = {"name": "hybrid", "main": {"name": "alie", "z": steps(r0=1, r2=3)}, "solo": "zero"}
     part = registry.attacks.build(spec)
-    assert [float(schema.resolve(part, i).main.z) for i in (0, 1, 2)] == [1, 1, 3]
-    assert schema.has_schedules(part) and not schema.has_schedules(schema.resolve(part, 0))
+    assert [float(core.resolve(part, i).main.z) for i in (0, 1, 2)] == [1, 1, 3]
+    assert core.has_schedules(part) and not core.has_schedules(core.resolve(part, 0))
     plain = registry.attacks.build("hybrid")
-    assert schema.resolve(plain, 5) == plain
+    assert core.resolve(plain, 5) == plain
 
 
 # --- Runs ---------------------------------------------------------------------------------------
@@ -126,7 +126,7 @@ def test_an_attack_that_begins_later_leaves_the_rounds_before_as_they_were(attac
 
 def test_attacks_that_begin_in_different_rounds_share_a_program():
     base = small(threat={"num_malicious": 2}, attack="sign_flip")
-    cells = sweep.make_cells(base, {"threat.start": {"a": 0, "b": 1, "c": 2}})
+    cells = sweeps.make_cells(base, {"threat.start": {"a": 0, "b": 1, "c": 2}})
     first, *others = (cell.experiment for cell in cells)
     assert first.structure() != others[0].structure() == others[1].structure()
     program = Program(others[0], at_once=2)
@@ -166,7 +166,7 @@ def test_schedules_of_one_shape_share_a_program_and_run_as_replicas():
         "line": linear(r0=0.05, r2=0.4),
         "plain": 0.05,
     }
-    cells = sweep.make_cells(small(defense=CLIP), {"defense.0.max_norm": values}, seeds=(0, 1))
+    cells = sweeps.make_cells(small(defense=CLIP), {"defense.0.max_norm": values}, seeds=(0, 1))
     structures = [cell.experiment.structure() for cell in cells]
     assert len(set(structures)) == 3 and structures[0] == structures[3]
     pair = [cells[0].experiment, cells[3].experiment]
@@ -178,10 +178,11 @@ def test_schedules_of_one_shape_share_a_program_and_run_as_replicas():
 
 
 def test_a_label_names_a_schedule_in_a_list():
-    cells = sweep.make_cells(small(defense=CLIP), {"defense.0.max_norm": [1.0, steps(r0=1, r5=2)]})
+    cells = sweeps.make_cells(small(defense=CLIP), {"defense.0.max_norm": [1.0, steps(r0=1, r5=2)]})
     assert [cell.experiment.defense.stages[0].max_norm for cell in cells] == [
-        1.0, Schedule("steps", (0, 5), (1.0, 2.0)),
-    ]  # fmt: skip
+        1.0,
+        Schedule("steps", (0, 5), (1.0, 2.0)),
+    ]
 
 
 class Stop(Exception):
@@ -191,8 +192,9 @@ class Stop(Exception):
 def test_a_run_is_resumed_across_a_step(tmp_path):
     spec = small(
         defense=[{"name": "clip_norm", "max_norm": steps(r0=0.05, r2=0.4)}, "mean"],
-        rounds=4, checkpoint={"every": 1},
-    )  # fmt: skip
+        rounds=4,
+        checkpoint={"every": 1},
+    )
 
     def stop(done, rows):
         if done == 2:
@@ -212,9 +214,12 @@ def test_a_run_is_resumed_across_a_step(tmp_path):
 
 def test_an_optimizer_with_a_state_follows_a_schedule():
     client = {
-        "name": "sgd", "steps": 1, "batch_size": 9, "keep_optimizer_state": True,
+        "name": "sgd",
+        "steps": 1,
+        "batch_size": 9,
+        "keep_optimizer_state": True,
         "optimizer": {"name": "adam", "learning_rate": linear(r0=0.1, r2=0.0)},
-    }  # fmt: skip
+    }
     two, three = (fedjax_sec.run(small(client=client, rounds=n)) for n in (2, 3))
     same_bits(flat(three), flat(two))  # the rate is zero by round 2
     assert np.abs(flat(two) - flat(fedjax_sec.run(small(client=client, rounds=1)))).max() > 1e-3
@@ -223,7 +228,7 @@ def test_an_optimizer_with_a_state_follows_a_schedule():
 # --- Checks and errors --------------------------------------------------------------------------
 
 
-@schema.pytree
+@core.pytree
 class Checked:
     """A component that notes what its check is given."""
 
@@ -249,17 +254,25 @@ CHANGES = [
     ({"name": "clip_norm", "max_norm": steps(r0=1, r5=None)}, ["values.5: expected a number"]),
     ({"name": "clip_norm", "max_norm": steps(r1=1)}, ["value for round 0", "first is for round 1"]),
     ({"name": "clip_norm", "max_norm": linear(r1=1)}, ["at least two rounds"]),
-    ({"name": "clip_norm", "max_norm": {"schedule": "step", "values": {0: 1}}},
-     ["max_norm.schedule: unknown 'step'.", "Did you mean 'steps'?", "linear"]),
-    ({"name": "clip_norm", "max_norm": {"schedule": "steps", "value": {0: 1}}},
-     ["no key 'value'", "Did you mean 'values'?"]),
+    (
+        {"name": "clip_norm", "max_norm": {"schedule": "step", "values": {0: 1}}},
+        ["max_norm.schedule: unknown 'step'.", "Did you mean 'steps'?", "linear"],
+    ),
+    (
+        {"name": "clip_norm", "max_norm": {"schedule": "steps", "value": {0: 1}}},
+        ["no key 'value'", "Did you mean 'values'?"],
+    ),
     ({"name": "clip_norm", "max_norm": {"schedule": "steps"}}, ["values must map rounds to"]),
-    ({"name": "clip_norm", "max_norm": {"schedule": "steps", "values": {-1: 1}}},
-     ["a round must be an integer >= 0, got -1"]),
-    ({"name": "clip_norm", "max_norm": {"schedule": "steps", "values": {"0": 1, 0: 2}}},
-     ["round 0 is given twice"]),
+    (
+        {"name": "clip_norm", "max_norm": {"schedule": "steps", "values": {-1: 1}}},
+        ["a round must be an integer >= 0, got -1"],
+    ),
+    (
+        {"name": "clip_norm", "max_norm": {"schedule": "steps", "values": {"0": 1, 0: 2}}},
+        ["round 0 is given twice"],
+    ),
     ({"name": "clip_norm", "max_norm": {0: 1}}, ["expected a number, or a schedule such as"]),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("stage", "parts"), CHANGES)
@@ -281,7 +294,7 @@ def test_static_and_integer_fields():
     with pytest.raises(ConfigError, match="attack.index is an integer"):
         registry.attacks.build(sample, "attack")
     one = registry.attacks.build({"name": "sample", "index": steps(r0=1, r5=2)})
-    assert one.index.values == (1, 2) and schema.resolve(one, 5).index == 2
+    assert one.index.values == (1, 2) and core.resolve(one, 5).index == 2
 
 
 def test_outside_an_experiment_there_are_no_rounds():
@@ -312,5 +325,6 @@ def test_yaml_and_overrides(tmp_path):
     assert again == experiment_ and again.to_dict() == experiment_.to_dict()
     assert hash(again.structure()) == hash(experiment_.structure())
     assert experiment_.to_dict()["server"]["optimizer"]["learning_rate"] == {
-        "schedule": "linear", "values": {0: 1.0, 50: 0.1},
-    }  # fmt: skip
+        "schedule": "linear",
+        "values": {0: 1.0, 50: 0.1},
+    }

@@ -15,8 +15,8 @@ import jax, jax.numpy as jnp, numpy as np
 from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 import fedjax_sec
-from fedjax_sec import config
-from fedjax_sec.experiment import train
+from fedjax_sec.runs import config
+from fedjax_sec.runs.experiment import train
 
 assert jax.device_count() == 4
 base = {
@@ -57,7 +57,7 @@ whole = train(cells)
 class Stop(Exception): pass
 def stop(done, rows):
     if done == 3: raise Stop
-from fedjax_sec.results import RunFolder
+from fedjax_sec.runs.results import RunFolder
 cells = [config.from_mapping(c.to_dict() | {"checkpoint": {"every": 1}}) for c in cells]
 folders = [RunFolder(f"{sys.argv[1]}/{i}") for i in range(2)]
 for folder, cell in zip(folders, cells): folder.open(cell.to_dict())
@@ -103,8 +103,11 @@ def on_four_devices(text, *arguments):
     }
     done = subprocess.run(
         [sys.executable, "-c", PREAMBLE + text, *map(str, arguments)],
-        env=env, capture_output=True, text=True, timeout=600,
-    )  # fmt: skip
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from helpers import small
 
-from fedjax_sec import experiment as experiment_lib
-from fedjax_sec import program as program_lib
-from fedjax_sec import tuning
-from fedjax_sec.config import from_mapping
-from fedjax_sec.tuning import Choice, Tuning, candidates, tune
+import fedjax_sec
+from fedjax_sec.runs import program as program_lib
+from fedjax_sec.runs import tuning
+from fedjax_sec.runs.config import from_mapping
+from fedjax_sec.runs.tuning import Choice, Tuning, candidates, tune
 
 CNN = {"name": "small_cnn", "channels": [4], "hidden": 8}
 A, B, C = Choice("vmap"), Choice("map"), Choice("chunked", 8)
@@ -115,21 +115,21 @@ def test_nothing_is_measured_when_switched_off_or_nothing_is_open(measuring, mon
 @pytest.mark.parametrize("client", [{"steps": 3}, {"epochs": 1, "keep_optimizer_state": True}])
 def test_an_experiment_is_measured_and_computes_the_same(measuring, client):
     spec = small(model=CNN, client={"name": "sgd", "batch_size": 3, **client}, rounds=2)
-    found = experiment_lib.run(spec)
+    found = fedjax_sec.run(spec)
     tuned = found.summary["tuning"]
     names = {str(choice) for choice in candidates("auto", None, "auto", 5)}
     assert tuned["milliseconds"].keys() == names
     assert all(0 < value < 1e4 for value in tuned["milliseconds"].values())
     for clients, lowering in (("vmap", "rows"), ("map", "polyphase")):
         fixed = {"execution.clients": clients, "model.convolution": lowering}
-        other = experiment_lib.run(spec, **fixed)
+        other = fedjax_sec.run(spec, **fixed)
         assert other.summary["tuning"]["clients"] == clients
         assert other.summary["tuning"]["milliseconds"] == {}
         for a, b in zip(jax.tree.leaves(found.params), jax.tree.leaves(other.params), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
     (path,) = measuring.glob("tuning/*.json")
     assert json.loads(path.read_text())["shape"]["clients"] == 5
-    assert len(experiment_lib.run(spec | {"seed": 5, "defense": "median"}).summary["tuning"]) == 4
+    assert len(fedjax_sec.run(spec | {"seed": 5, "defense": "median"}).summary["tuning"]) == 4
     assert len(list(measuring.glob("tuning/*.json"))) == 1  # neither seed nor defence matters
 
 
@@ -143,9 +143,9 @@ def test_a_resumed_run_computes_as_it_began(measuring, monkeypatch, tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        experiment_lib.run(spec, out=out, on_evaluation=stop)
+        fedjax_sec.run(spec, out=out, on_evaluation=stop)
     monkeypatch.setattr(program_lib, "tune", None)  # calling it would fail
-    resumed = experiment_lib.run(spec, out=out, resume=True)
+    resumed = fedjax_sec.run(spec, out=out, resume=True)
     assert resumed.summary["tuning"]["convolution"] == "rows"
     assert resumed.summary["layout"]["at_once"] == 1
 

@@ -8,22 +8,23 @@ from helpers import NumpyMlp, same_bits, small, tiny_pool, tiny_task
 from jax.flatten_util import ravel_pytree
 
 import fedjax_sec
-from fedjax_sec import config, preparation, registry
-from fedjax_sec.datasets import Source, take
-from fedjax_sec.datasets.digits import Digits
-from fedjax_sec.pipeline import Attack
-from fedjax_sec.preparation import make_population
-from fedjax_sec.program import Program
-from fedjax_sec.round import Stream, make_task, run_round, stream
-from fedjax_sec.schema import ConfigError
-from fedjax_sec.types import AttackerView, LocalData
+from fedjax_sec.core import ConfigError, registry
+from fedjax_sec.core.random import Stream, stream
+from fedjax_sec.core.types import AttackerView, LocalData
+from fedjax_sec.data import Source, take
+from fedjax_sec.data.sources.digits import Digits
+from fedjax_sec.round import make_task, run_round
+from fedjax_sec.round.pipeline import Attack
+from fedjax_sec.runs import config, prepare
+from fedjax_sec.runs.prepare import make_population
+from fedjax_sec.runs.program import Program
 
 
 def by_user(monkeypatch, source, sizes):
     """Experiments then see the first examples of `source`, of users with these sizes."""
     users = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
     source = take(source, max_train=len(users))._replace(users_train=users)
-    monkeypatch.setattr(preparation, "_load", lambda *_: source)
+    monkeypatch.setattr(prepare, "_load", lambda *_: source)
     return source
 
 
@@ -86,9 +87,11 @@ def test_natural_sizes_give_steps_and_weights(monkeypatch):
     x[11:], y[11:] = x[11], y[11]  # the large user's digits are all one: so are its batches
     source = by_user(monkeypatch, source._replace(x_train=x, y_train=y), sizes)
     client = {
-        "name": "sgd", "epochs": 2, "batch_size": 8,
+        "name": "sgd",
+        "epochs": 2,
+        "batch_size": 8,
         "optimizer": {"name": "sgd", "learning_rate": rate, "momentum": momentum},
-    }  # fmt: skip
+    }
     result = fedjax_sec.run(natural(3, client=client, rounds=2))
     start = config.from_mapping(natural(3, client=client, rounds=2))
     program = Program(start)
@@ -121,12 +124,18 @@ def test_a_boost_by_weights_and_rate_replaces_the_model(monkeypatch, knowledge, 
     sizes, rate, server = (3, 8, 16), 0.2, 0.5
     source = by_user(monkeypatch, Digits().load(), sizes)
     spec = natural(
-        3, client={"name": "sgd", "epochs": 1, "batch_size": 16, "optimizer": {
-            "name": "sgd", "learning_rate": rate}},
+        3,
+        client={
+            "name": "sgd",
+            "epochs": 1,
+            "batch_size": 16,
+            "optimizer": {"name": "sgd", "learning_rate": rate},
+        },
         server={"optimizer": {"name": "sgd", "learning_rate": server}},
         threat={"num_malicious": 1, "placement": "first", "knowledge": knowledge},
-        attack={"name": "boost", "accounts_for": "weights_and_rate"}, rounds=1,
-    )  # fmt: skip
+        attack={"name": "boost", "accounts_for": "weights_and_rate"},
+        rounds=1,
+    )
     result = fedjax_sec.run(spec)
     one = config.from_mapping(spec)
     program = Program(one)
@@ -148,9 +157,14 @@ def test_without_honest_updates_the_model_is_the_attacker_s_own(name):
     before, update, weights = rng.normal(size=5), rng.normal(size=5), jnp.array([2.0, 7.0, 11.0])
     stack, malicious = jnp.zeros((3, 5)).at[1].set(update), jnp.arange(3) == 1
     view = AttackerView(
-        malicious, malicious | True, jnp.asarray(before), jnp.arange(3), jnp.array(0),
-        weights=weights, server_rate=0.5,
-    )  # fmt: skip
+        malicious,
+        malicious | True,
+        jnp.asarray(before),
+        jnp.arange(3),
+        jnp.array(0),
+        weights=weights,
+        server_rate=0.5,
+    )
     attack = Attack.build({"name": name, "accounts_for": "weights_and_rate"})
     sent, _, _ = attack.apply(jax.random.key(0), stack, ((),), view)
     after = before + 0.5 * np.asarray(fedjax_sec.aggregate(sent, "mean", weights=weights))
@@ -236,11 +250,17 @@ def test_a_round_that_draws_no_malicious_client_is_clean(monkeypatch, attack):
     }
     attacked = common | {"attack": attack, "threat": {"num_malicious": 4}}
     seed = next(
-        seed for seed in range(100)
-        if (drawn := sampled_malicious(
-            config.from_mapping(natural(30, seed=seed, **attacked)), source, 3
-        ))[0] == 0 and drawn[1] > 0 and drawn[2] != drawn[1]
-    )  # fmt: skip
+        seed
+        for seed in range(100)
+        if (
+            drawn := sampled_malicious(
+                config.from_mapping(natural(30, seed=seed, **attacked)), source, 3
+            )
+        )[0]
+        == 0
+        and drawn[1] > 0
+        and drawn[2] != drawn[1]
+    )
     clean, dirty = (
         fedjax_sec.run(natural(30, seed=seed, **how)).metrics for how in (common, attacked)
     )

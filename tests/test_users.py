@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedjax_sec import registry
-from fedjax_sec.datasets import MissingDataError, _femnist, _files, mnist_by_writer
-from fedjax_sec.partitions.natural import Natural
+from fedjax_sec.core import registry
+from fedjax_sec.data import MissingDataError
+from fedjax_sec.data.partitions.natural import Natural
+from fedjax_sec.data.sources import _femnist, _files, mnist_by_writer
 
 TEST_DATA = os.environ.get("FEDJAX_SEC_TEST_DATA")
 SIZES = {"f0": 23, "f1": 4, "f2": 0, "f3": 11}  # natural sizes; f2 has no examples

@@ -7,13 +7,14 @@ import pytest
 from helpers import CLIENT_OF_TWENTY, same_bits, small
 
 import fedjax_sec
-from fedjax_sec import config, registry, schema
+from fedjax_sec import core
 from fedjax_sec.attacks.update.hybrid import Hybrid
-from fedjax_sec.pipeline import Attack, Setting, check_components
-from fedjax_sec.preparation import make_population
-from fedjax_sec.program import Program
+from fedjax_sec.core import ConfigError, Setting, check_components, registry
 from fedjax_sec.round import make_task, train_clients
-from fedjax_sec.schema import ConfigError
+from fedjax_sec.round.pipeline import Attack
+from fedjax_sec.runs import config
+from fedjax_sec.runs.prepare import make_population
+from fedjax_sec.runs.program import Program
 
 SQUARE = {"name": "pattern", "size": 3, "fraction": 1.0}
 SCALING = {"name": "scaling", "backdoor": SQUARE, "copies": False}
@@ -35,10 +36,16 @@ def local_updates(attack):
     task = make_task(program.problem, program.pool)
     updates, _, _ = jax.jit(
         lambda: train_clients(
-            program.problem, task, program.pool, replica, start.params, (), jnp.arange(20),
+            program.problem,
+            task,
+            program.pool,
+            replica,
+            start.params,
+            (),
+            jnp.arange(20),
             jnp.int32(0),
         )
-    )()  # fmt: skip
+    )()
     return np.asarray(updates), make_population(experiment, program.source)[0].malicious
 
 
@@ -73,11 +80,14 @@ def test_the_backdoor_of_either_is_measured():
     assert np.isfinite(metrics["attack_success_rate"]).all()
 
 
-@pytest.mark.parametrize("attack", [
-    {"name": "hybrid", "main": "fltrust_adaptive"},
-    {"name": "hybrid", "solo": "fltrust_adaptive"},
-    {"name": "hybrid", "main": {"name": "hybrid", "main": "fltrust_adaptive"}},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "attack",
+    [
+        {"name": "hybrid", "main": "fltrust_adaptive"},
+        {"name": "hybrid", "solo": "fltrust_adaptive"},
+        {"name": "hybrid", "main": {"name": "hybrid", "main": "fltrust_adaptive"}},
+    ],
+)
 def test_the_root_data_set_that_is_needed_inside_is_demanded(attack):
     threat = {"num_malicious": 4, "knowledge": "omniscient"}
     with pytest.raises(ConfigError, match="'fltrust_adaptive' needs examples that the server"):
@@ -119,7 +129,7 @@ def test_dedicated_clients_are_the_same_in_every_round():
     updates, malicious = jnp.ones((3, 2)), jnp.array([True, True, False])
 
     def sent(ranks):
-        view = fedjax_sec.types.AttackerView(
+        view = fedjax_sec.core.types.AttackerView(
             malicious, malicious, jnp.zeros(2), jnp.arange(3), jnp.array(0), ranks=ranks
         )
         attack = Attack((hybrid,))
@@ -135,7 +145,11 @@ def test_hybrids_inside_hybrids_share_their_clients():
     attack = Attack((Hybrid(main=inner, solo=registry.attacks.build("sign_flip")),))
     who = attack.poisoned_by(jnp.array([True, False, True, True, True]))
     assert np.asarray(who).tolist() == [[False, False, False, True, True]]
-    assert [name for name, _ in schema.walk(attack.stages[0], "attack")] == [
-        "attack", "attack.main", "attack.main.main", "attack.main.main.backdoor",
-        "attack.main.solo", "attack.solo",
-    ]  # fmt: skip
+    assert [name for name, _, _ in core.walk(attack.stages[0], "attack")] == [
+        "attack",
+        "attack.main",
+        "attack.main.main",
+        "attack.main.main.backdoor",
+        "attack.main.solo",
+        "attack.solo",
+    ]

@@ -11,7 +11,7 @@ import numpy as np
 from fedjax_sec.api import _aggregate
 from fedjax_sec.bench import peers
 from fedjax_sec.bench.timing import Case, Rates, take_turns
-from fedjax_sec.pipeline import Defense
+from fedjax_sec.round.pipeline import Defense
 
 SHAPES = ((51, 80_000), (100, 1_000_000))
 ITERATIONS, RADIUS = 3, 100.0  # ByzFL's defaults

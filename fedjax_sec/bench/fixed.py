@@ -9,9 +9,9 @@ import time
 
 import jax
 
-from fedjax_sec import config as config_lib
 from fedjax_sec.bench.timing import Case, take_turns
-from fedjax_sec.program import Program
+from fedjax_sec.runs import config as config_lib
+from fedjax_sec.runs.program import Program
 
 TRIVIAL = {
     "data": {"name": "digits", "num_clients": 100},

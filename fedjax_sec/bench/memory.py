@@ -39,6 +39,10 @@ def run(only: Sequence[str] = (), shape=SHAPE) -> Iterator[dict]:
         done = subprocess.run(command, check=True, capture_output=True, text=True)
         beyond = int(done.stdout) / 2**10
         yield {
-            "rule": name, "K": num_rows, "D": dim, "stack MiB": stack,
-            "beyond the stack MiB": beyond, "peak / stack": 1 + beyond / stack,
-        }  # fmt: skip
+            "rule": name,
+            "K": num_rows,
+            "D": dim,
+            "stack MiB": stack,
+            "beyond the stack MiB": beyond,
+            "peak / stack": 1 + beyond / stack,
+        }

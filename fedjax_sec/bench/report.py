@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from fedjax_sec import files, results
 from fedjax_sec.bench import peers
 from fedjax_sec.bench.timing import Rates
+from fedjax_sec.core import files
+from fedjax_sec.runs import results
 
 
 def write(path: Path, command: str, rates: Rates, rows: Sequence[dict]) -> None:

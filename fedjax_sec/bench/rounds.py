@@ -5,11 +5,11 @@ from typing import NamedTuple
 
 import jax
 
-from fedjax_sec import config as config_lib
 from fedjax_sec.bench import peers
 from fedjax_sec.bench.timing import Case, Rates, compiling_anew, take_turns
-from fedjax_sec.preparation import make_population
-from fedjax_sec.program import Program
+from fedjax_sec.runs import config as config_lib
+from fedjax_sec.runs.prepare import make_population
+from fedjax_sec.runs.program import Program
 
 #: Multiplications of one image's forward pass: the first layer's, and all layers'.
 PRODUCTS = {
@@ -56,8 +56,9 @@ def workloads(data_dir: str | None = None) -> dict[str, Workload]:
                     "attack": attack,
                     "defense": defense | needs_f,
                 },
-                15, 51 * 83,
-            )  # fmt: skip
+                15,
+                51 * 83,
+            )
     for name in ("mean", "median", "Krum"):
         needs_f = {"num_byzantine": 20} if name == "Krum" else {}
         found[f"FLTrust CNN, {name}"] = Workload(
@@ -67,8 +68,9 @@ def workloads(data_dir: str | None = None) -> dict[str, Workload]:
                 "client": {"name": "sgd", "steps": 1, "batch_size": 32},
                 "defense": DEFENSES[name] | needs_f,
             },
-            2, 100 * 32,
-        )  # fmt: skip
+            2,
+            100 * 32,
+        )
     found["PGD-40 CNN, mean"] = Workload(
         {
             "data": {"name": "fashion_mnist", "num_clients": 51, **data},
@@ -76,20 +78,25 @@ def workloads(data_dir: str | None = None) -> dict[str, Workload]:
             "client": {"name": "adversarial", "steps": 1, "batch_size": 64, **PGD},
             "defense": DEFENSES["mean"],
         },
-        1, 51 * 64, 51 * 32 * PGD["pgd_steps"],
-    )  # fmt: skip
+        1,
+        51 * 64,
+        51 * 32 * PGD["pgd_steps"],
+    )
     found["RLR Fashion-MNIST, mean"] = Workload(
         {
             "data": {"name": "fashion_mnist", "num_clients": 10, **data},
             "model": "rlr_cnn",
             "client": {
-                "name": "sgd", "epochs": 2, "batch_size": 256,
+                "name": "sgd",
+                "epochs": 2,
+                "batch_size": 256,
                 "optimizer": {"name": "sgd", "learning_rate": 0.1, "momentum": 0.9},
             },
             "defense": DEFENSES["mean"],
         },
-        1, 2 * 60_000,
-    )  # fmt: skip
+        1,
+        2 * 60_000,
+    )
     return found
 
 
@@ -105,9 +112,13 @@ def flops(name: str, workload: Workload) -> float:
 
 
 def run(
-    rates: Rates, only: Sequence[str] = (), repeats: int = 5, data_dir: str | None = None,
-    with_peers: bool = True, at_most: float = 60.0,
-) -> Iterator[dict]:  # fmt: skip
+    rates: Rates,
+    only: Sequence[str] = (),
+    repeats: int = 5,
+    data_dir: str | None = None,
+    with_peers: bool = True,
+    at_most: float = 60.0,
+) -> Iterator[dict]:
     """One row a workload: rounds per second, ratios, compile seconds, memory."""
     for name, workload in workloads(data_dir).items():
         if not only or any(word in name for word in only):

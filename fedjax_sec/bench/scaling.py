@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_sec import config as config_lib
 from fedjax_sec.api import _aggregate
 from fedjax_sec.bench.aggregators import arguments, rules
 from fedjax_sec.bench.timing import Case, Rates, compiling_anew, take_turns
-from fedjax_sec.experiment import train
-from fedjax_sec.program import Program
+from fedjax_sec.runs import config as config_lib
+from fedjax_sec.runs.experiment import train
+from fedjax_sec.runs.program import Program
 
 RULES = ("mean", "median", "trimmed_mean", "near_median", "krum", "bulyan", "geometric_median")
 CLIENTS = (10, 20, 51, 100, 200)
@@ -59,10 +59,14 @@ def _stacks(axis, shapes, rates, repeats) -> list[dict]:
             limit = rates.seconds(known[name].flops, 4 * (num_rows + 1) * dim)
             rows.append(
                 {
-                    "over": axis, "K": num_rows, "D": dim, "rule": name,
-                    "ours ms": 1e3 * timing.median, "limit ms": 1e3 * limit,
+                    "over": axis,
+                    "K": num_rows,
+                    "D": dim,
+                    "rule": name,
+                    "ours ms": 1e3 * timing.median,
+                    "limit ms": 1e3 * limit,
                 }
-            )  # fmt: skip
+            )
     return rows
 
 
@@ -90,12 +94,15 @@ def _batches(rates, repeats, data_dir) -> list[dict]:
             timing = take_turns([Case("ours", call)], repeats, at_most=20.0)["ours"]
             rows.append(
                 {
-                    "over": "batch", "model": model, "K": 51, "B": batch,
+                    "over": "batch",
+                    "model": model,
+                    "K": 51,
+                    "B": batch,
                     "ours ms": 1e3 * timing.median / 2,
                     "limit ms": 1e3 * rates.seconds(6.0 * products * 51 * batch, 0.0),
                     "computed as": str(program.tuning.choice),
                 }
-            )  # fmt: skip
+            )
     return rows
 
 
@@ -120,13 +127,15 @@ def _seeds(repeats) -> list[dict]:
         median = {name: float(np.median(found)) for name, found in seconds.items()}
         rows.append(
             {
-                "over": "seeds", "seeds": size, **median,
+                "over": "seeds",
+                "seeds": size,
+                **median,
                 "faster": median["one after another s"] / median["one sweep s"],
                 "cached, faster": (
                     median["cached, one after another s"] / median["cached, one sweep s"]
                 ),
             }
-        )  # fmt: skip
+        )
     return rows
 
 

@@ -18,16 +18,31 @@ def network(name: str) -> nn.Sequential:
         layers = [nn.Flatten(), nn.Linear(784, 100), nn.ReLU(), nn.Linear(100, 10)]
     elif name == "fltrust_cnn":
         layers = [
-            nn.Conv2d(1, 30, 3), nn.ReLU(), nn.MaxPool2d(2),
-            nn.Conv2d(30, 50, 3), nn.ReLU(), nn.MaxPool2d(2),
-            nn.Flatten(), nn.Linear(1250, 100), nn.ReLU(), nn.Linear(100, 10),
-        ]  # fmt: skip
+            nn.Conv2d(1, 30, 3),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(30, 50, 3),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Linear(1250, 100),
+            nn.ReLU(),
+            nn.Linear(100, 10),
+        ]
     elif name == "rlr_cnn":
         layers = [
-            nn.Conv2d(1, 32, 3), nn.ReLU(), nn.Conv2d(32, 64, 3), nn.ReLU(), nn.MaxPool2d(2),
-            nn.Dropout(0.5), nn.Flatten(), nn.Linear(9216, 128), nn.ReLU(), nn.Dropout(0.5),
+            nn.Conv2d(1, 32, 3),
+            nn.ReLU(),
+            nn.Conv2d(32, 64, 3),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Dropout(0.5),
+            nn.Flatten(),
+            nn.Linear(9216, 128),
+            nn.ReLU(),
+            nn.Dropout(0.5),
             nn.Linear(128, 10),
-        ]  # fmt: skip
+        ]
     else:
         raise ValueError(f"no PyTorch version of the network {name!r}")
     return nn.Sequential(*layers)
@@ -72,10 +87,25 @@ class Simulator:
     """
 
     def __init__(
-        self, model, x, y, parts, *, batch_size, steps=None, epochs=None, learning_rate=0.1,
-        momentum=0.0, aggregate: Callable, attack: Callable | None = None, pgd=None,
-        mean=0.0, std=1.0, device="cpu", seed=0,
-    ):  # fmt: skip
+        self,
+        model,
+        x,
+        y,
+        parts,
+        *,
+        batch_size,
+        steps=None,
+        epochs=None,
+        learning_rate=0.1,
+        momentum=0.0,
+        aggregate: Callable,
+        attack: Callable | None = None,
+        pgd=None,
+        mean=0.0,
+        std=1.0,
+        device="cpu",
+        seed=0,
+    ):
         self.device = torch.device(device)
         self.model = model.to(self.device).train()
         self.x = torch.from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2))).to(self.device)

@@ -1,6 +1,6 @@
 """Checks that the aggregators share."""
 
-from fedjax_sec.schema import ConfigError
+from fedjax_sec.core import ConfigError
 
 
 def check_num_byzantine(path, rule, num_byzantine, num_clients, largest, bound) -> None:

@@ -5,10 +5,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fedjax_sec import registry
+from fedjax_sec.core import COUNT, ConfigError, component, registry, static
 from fedjax_sec.defenses._bounds import check_num_byzantine
 from fedjax_sec.ops import coordinatewise
-from fedjax_sec.schema import COUNT, ConfigError, component, static
 
 
 @registry.defenses.register("bulyan")
@@ -41,6 +40,7 @@ class Bulyan:
         "f, the Byzantine clients to tolerate (default: the threat's num_malicious).",
         low=0,
         high=COUNT,
+        default_from="num_malicious",
     )
     selection: Any = component("defense", "krum", "A, the rule that selects (its f is Bulyan's).")
     convention: str = static(
@@ -79,9 +79,11 @@ class Bulyan:
         def select(step, selected):
             left = view.valid & ~selected
             aggregate, _, _ = self.selection.apply(
-                jax.random.fold_in(key, step), updates, state,
+                jax.random.fold_in(key, step),
+                updates,
+                state,
                 view._replace(valid=left, with_kept=False),
-            )  # fmt: skip
+            )
             distance = jnp.linalg.norm(safe - aggregate[None], axis=1)
             # A huge finite row is infinitely far in float32: still nearer than one already taken.
             distance = jnp.minimum(

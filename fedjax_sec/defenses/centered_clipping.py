@@ -2,9 +2,8 @@
 
 import jax.numpy as jnp
 
-from fedjax_sec import registry
+from fedjax_sec.core import ANY_SCALE, numeric, registry, static
 from fedjax_sec.ops import iterative
-from fedjax_sec.schema import ANY_SCALE, numeric, static
 
 
 @registry.defenses.register("centered_clipping")

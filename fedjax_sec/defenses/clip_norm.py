@@ -2,10 +2,9 @@
 
 import jax.numpy as jnp
 
-from fedjax_sec import registry
+from fedjax_sec.core import ANY_SCALE, numeric, registry
 from fedjax_sec.ops.moments import row_norms
 from fedjax_sec.ops.precision import wide
-from fedjax_sec.schema import ANY_SCALE, numeric
 
 
 @registry.defenses.register("clip_norm")

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from fedjax_sec import registry
+from fedjax_sec.core import registry
 from fedjax_sec.ops.distances import cosines_to
 from fedjax_sec.ops.moments import row_norms, weighted_mean
 
@@ -35,7 +35,7 @@ class FLTrust:
     """
 
     stage = "aggregate"
-    needs_root = True
+    needs = frozenset({"root"})
 
     def init(self, num_clients, dim):
         return ()

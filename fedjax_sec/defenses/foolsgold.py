@@ -2,10 +2,9 @@
 
 import jax.numpy as jnp
 
-from fedjax_sec import registry
+from fedjax_sec.core import COUNT, ConfigError, numeric, registry, static
 from fedjax_sec.ops.distances import cosine_similarities
 from fedjax_sec.ops.moments import finite_rows, weighted_mean
-from fedjax_sec.schema import COUNT, ConfigError, numeric, static
 
 #: 1 - cosine below this is rounding in float32, and counts as no difference at all.
 ROUNDING = 1e-5
@@ -61,9 +60,10 @@ class FoolsGold:
 
     stage = "aggregate"
     convention: str = static(
-        "paper", "Constants: `paper`, the `author` code's, or `fedsecurity`'s.",
+        "paper",
+        "Constants: `paper`, the `author` code's, or `fedsecurity`'s.",
         choices=("paper", "author", "fedsecurity"),
-    )  # fmt: skip
+    )
     combine: str = static(
         "weighted", "How weighted updates are added up.", choices=("weighted", "sum", "normalised")
     )

@@ -2,8 +2,7 @@
 
 import jax
 
-from fedjax_sec import registry
-from fedjax_sec.schema import ANY_SCALE, numeric
+from fedjax_sec.core import ANY_SCALE, numeric, registry
 
 
 @registry.defenses.register("gaussian_noise")

@@ -2,10 +2,9 @@
 
 import jax.numpy as jnp
 
-from fedjax_sec import registry
+from fedjax_sec.core import ANY_SCALE, numeric, registry, static
 from fedjax_sec.ops import coordinatewise, iterative
 from fedjax_sec.ops.moments import weighted_mean
-from fedjax_sec.schema import ANY_SCALE, numeric, static
 
 
 @registry.defenses.register("geometric_median")

@@ -3,10 +3,9 @@
 import jax
 import jax.numpy as jnp
 
-from fedjax_sec import registry
+from fedjax_sec.core import COUNT, registry, static
 from fedjax_sec.defenses._bounds import check_num_byzantine
 from fedjax_sec.ops import distances
-from fedjax_sec.schema import COUNT, static
 
 
 @registry.defenses.register("krum")
@@ -38,11 +37,13 @@ class Krum:
         "f, the Byzantine clients to tolerate (default: the threat's num_malicious).",
         low=0,
         high=COUNT,
+        default_from="num_malicious",
     )
     convention: str = static(
-        "paper", "`author`: ALIE's code, unsquared and n - f neighbours.",
+        "paper",
+        "`author`: ALIE's code, unsquared and n - f neighbours.",
         choices=("paper", "author"),
-    )  # fmt: skip
+    )
 
     def check(self, path, setting):
         if self.convention == "author":

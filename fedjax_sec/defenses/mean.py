@@ -1,8 +1,7 @@
 """The mean of the updates, weighted by examples: FedAvg (McMahan et al., AISTATS 2017)."""
 
-from fedjax_sec import registry
+from fedjax_sec.core import registry, static
 from fedjax_sec.ops.moments import weighted_mean
-from fedjax_sec.schema import static
 
 
 @registry.defenses.register("mean")

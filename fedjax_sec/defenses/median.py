@@ -1,8 +1,7 @@
 """Coordinate-wise median (Yin et al., ICML 2018, Definition 1)."""
 
-from fedjax_sec import registry
+from fedjax_sec.core import registry, static
 from fedjax_sec.ops import coordinatewise
-from fedjax_sec.schema import static
 
 
 @registry.defenses.register("median")

@@ -2,11 +2,10 @@
 
 import jax.numpy as jnp
 
-from fedjax_sec import registry
+from fedjax_sec.core import COUNT, ConfigError, registry, static
 from fedjax_sec.defenses._bounds import check_num_byzantine
 from fedjax_sec.ops import distances
 from fedjax_sec.ops.moments import weighted_mean
-from fedjax_sec.schema import COUNT, ConfigError, static
 
 
 @registry.defenses.register("multi_krum")
@@ -36,6 +35,7 @@ class MultiKrum:
         "f, the Byzantine clients to tolerate (default: the threat's num_malicious).",
         low=0,
         high=COUNT,
+        default_from="num_malicious",
     )
     num_selected: int | None = static(
         None, "m, the updates averaged (null: K - f).", low=1, high=COUNT

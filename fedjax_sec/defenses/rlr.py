@@ -2,9 +2,8 @@
 
 import jax.numpy as jnp
 
-from fedjax_sec import registry
+from fedjax_sec.core import COUNT, ConfigError, numeric, registry
 from fedjax_sec.ops.signs import sign_votes
-from fedjax_sec.schema import COUNT, ConfigError, numeric
 
 
 @registry.defenses.register("rlr")

@@ -1,9 +1,8 @@
 """Coordinate-wise trimmed means: the three variants of ALIE's Section 2.3 and its k-means kin."""
 
-from fedjax_sec import registry
+from fedjax_sec.core import ANY_SCALE, COUNT, ConfigError, numeric, registry, static
 from fedjax_sec.defenses._bounds import check_num_byzantine
 from fedjax_sec.ops import coordinatewise
-from fedjax_sec.schema import ANY_SCALE, COUNT, ConfigError, numeric, static
 
 
 @registry.defenses.register("trimmed_mean")
@@ -42,6 +41,7 @@ class TrimmedMean:
         "f, the Byzantine clients to tolerate (default: the threat's num_malicious).",
         low=0,
         high=COUNT,
+        default_from="num_malicious",
     )
     variant: str = static(
         "extremes",
@@ -64,9 +64,13 @@ class TrimmedMean:
     def check(self, path, setting):
         if self.variant != "kmeans":
             check_num_byzantine(
-                path, "trimmed_mean", self.num_byzantine, setting.num_clients,
-                (setting.num_clients - 1) // 2, "2 f < K",
-            )  # fmt: skip
+                path,
+                "trimmed_mean",
+                self.num_byzantine,
+                setting.num_clients,
+                (setting.num_clients - 1) // 2,
+                "2 f < K",
+            )
             if self.threshold is not None:
                 raise ConfigError(
                     f"{path}.threshold is read by variant 'kmeans' only, but variant is "

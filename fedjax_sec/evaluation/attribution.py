@@ -1,5 +1,4 @@
 """Which pixels a prediction depends on: Gradient SHAP and integrated gradients."""
-# ruff: noqa: F821
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -12,20 +11,20 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 class FeatureMap(NamedTuple):
     """What one model says about B images: its label, that label's probability, and why."""
 
-    attribution: Float[Array, "B *shape"]
-    predicted: Int[Array, "B"]
-    confidence: Float[Array, "B"]
+    attribution: Float[Array, " B *shape"]
+    predicted: Int[Array, " B"]
+    confidence: Float[Array, " B"]
 
 
 def gradient_shap(
     logit_fn: Callable,
-    x: Float[Array, "B *shape"],
+    x: Float[Array, " B *shape"],
     baselines: Float[Array, "S ..."],
-    target: Int[Array, "B"],
+    target: Int[Array, " B"],
     key: PRNGKeyArray,
     num_samples: int,
     noise_std: float | Float[Array, ""] = 0.0,
-) -> Float[Array, "B *shape"]:
+) -> Float[Array, " B *shape"]:
     r"""Gradient SHAP: expected gradients between random baselines and the input.
 
     With f the logit of `target`, for each image by itself,
@@ -78,11 +77,11 @@ def gradient_shap(
 
 def integrated_gradients(
     logit_fn: Callable,
-    x: Float[Array, "B *shape"],
+    x: Float[Array, " B *shape"],
     baselines: Float[Array, "S ..."],
-    target: Int[Array, "B"],
+    target: Int[Array, " B"],
     num_steps: int = 64,
-) -> Float[Array, "B *shape"]:
+) -> Float[Array, " B *shape"]:
     r"""The same expectation without chance: every baseline, and alphas on a grid.
 
     .. math:: \phi(x) = \frac{1}{S n} \sum_{b} \sum_{t=1}^{n}
@@ -118,11 +117,11 @@ def integrated_gradients(
 
 def completeness_gap(
     logit_fn: Callable,
-    x: Float[Array, "B *shape"],
+    x: Float[Array, " B *shape"],
     baselines: Float[Array, "S ..."],
-    target: Int[Array, "B"],
-    attribution: Float[Array, "B *shape"],
-) -> Float[Array, "B"]:
+    target: Int[Array, " B"],
+    attribution: Float[Array, " B *shape"],
+) -> Float[Array, " B"]:
     """The attributions' sum minus (f(x) - mean f(b)), for each image; 0 when they are complete."""
     reached = jnp.take_along_axis(logit_fn(x), target[:, None], axis=1)[:, 0]
     absent = logit_fn(baselines).mean(0)[target]
@@ -131,13 +130,13 @@ def completeness_gap(
 
 def explain(
     logit_fn: Callable,
-    x: Float[Array, "B *shape"],
+    x: Float[Array, " B *shape"],
     baselines: Float[Array, "S ..."],
     key: PRNGKeyArray,
     *,
     num_samples: int = 256,
     noise_std: float = 0.0,
-    target: Int[Array, "B"] | None = None,
+    target: Int[Array, " B"] | None = None,
 ) -> FeatureMap:
     """A model's predictions and their Gradient SHAP maps, of what it predicts unless told `target`.
 

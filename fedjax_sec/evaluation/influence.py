@@ -1,5 +1,4 @@
 """Net influence: whose parameters the server moves, the backdoor's or the honest clients'."""
-# ruff: noqa: F821
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -8,11 +7,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from fedjax_sec import schema
-from fedjax_sec.advice import shown
+from fedjax_sec import core
+from fedjax_sec.core import COUNT, ConfigError, static
+from fedjax_sec.core.advice import shown
+from fedjax_sec.core.types import Metrics, Task
 from fedjax_sec.ops.backend import on_cpu
-from fedjax_sec.schema import COUNT, ConfigError, static
-from fedjax_sec.types import Metrics, Task
 
 #: Floats of per-example gradients held at once under `fisher` (at least one image's), however many
 #: probes. On a CPU no more than its cache holds: one image at a time is 2.4 times as fast for the
@@ -23,10 +22,10 @@ _FLOATS_CPU, _FLOATS = 2**21, 2**26
 class Probes(NamedTuple):
     """Trojaned images in [0, 1], the attacker's labels, their true labels, and which count."""
 
-    x: Float[Array, "P *shape"]
-    target: Int[Array, "P"]
-    base: Int[Array, "P"]
-    include: Bool[Array, "P"]
+    x: Float[Array, " P *shape"]
+    target: Int[Array, " P"]
+    base: Int[Array, " P"]
+    include: Bool[Array, " P"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,15 +59,21 @@ class Influence:
         task: Task,
         probes: Probes,
         total: Float[Array, "..."],
-        before: Float[Array, "D"],
-        after: Float[Array, "D"],
-        flipped: Bool[Array, "D"] | None,
+        before: Float[Array, " D"],
+        after: Float[Array, " D"],
+        flipped: Bool[Array, " D"] | None,
     ) -> tuple[Float[Array, "..."], Metrics]:
         """Adds one round to the sum: (new sum, the metrics of `influence` and the sum itself)."""
         found = influence(
-            task, before, after, flipped, probes, top=self.top, convention=self.convention,
+            task,
+            before,
+            after,
+            flipped,
+            probes,
+            top=self.top,
+            convention=self.convention,
             batch_size=self.batch_size,
-        )  # fmt: skip
+        )
         total = total + found.pop("net")
         metrics = {f"influence/{name}": value for name, value in found.items()}
         return total, metrics | {"net_influence": total}
@@ -77,22 +82,22 @@ class Influence:
 def build_influence(spec: Any, path: str) -> Influence | None:
     """From true, false or a mapping of fields."""
     if isinstance(spec, Influence):
-        return schema.rebuild(spec, path)
-    spec = schema.plain(spec)
+        return core.rebuild(spec, path)
+    spec = core.plain(spec)
     if isinstance(spec, bool):
         return Influence() if spec else None
     if not isinstance(spec, dict):
         raise ConfigError(
             f"{path} must be true, false, null or a mapping of fields, got {shown(spec)}."
         )
-    return schema.build(Influence, spec, path)
+    return core.build(Influence, spec, path)
 
 
 def influence(
     task: Task,
-    before: Float[Array, "D"],
-    after: Float[Array, "D"],
-    flipped: Bool[Array, "D"] | None,
+    before: Float[Array, " D"],
+    after: Float[Array, " D"],
+    flipped: Bool[Array, " D"] | None,
     probes: Probes,
     *,
     top: int = 100,
@@ -133,9 +138,14 @@ def influence(
     minus means that the server moved against the aggregate.
     """
     adversary, honest = importances(
-        task, before, probes.x, jnp.stack([probes.target, probes.base]), probes.include,
-        convention=convention, batch_size=batch_size,
-    )  # fmt: skip
+        task,
+        before,
+        probes.x,
+        jnp.stack([probes.target, probes.base]),
+        probes.include,
+        convention=convention,
+        batch_size=batch_size,
+    )
     top_adversary, top_honest = (jax.lax.top_k(values, top)[1] for values in (adversary, honest))
     move = after - before
     minus = jnp.zeros(move.shape, bool) if flipped is None else flipped
@@ -160,10 +170,10 @@ def influence(
 
 def importances(
     task: Task,
-    params: Float[Array, "D"],
-    x: Float[Array, "P *shape"],
+    params: Float[Array, " D"],
+    x: Float[Array, " P *shape"],
     labels: Int[Array, "L P"],
-    include: Bool[Array, "P"],
+    include: Bool[Array, " P"],
     *,
     convention: str = "author",
     batch_size: int = 256,
@@ -189,7 +199,7 @@ def importances(
     if convention not in ("author", "fisher"):
         raise ValueError(
             f"convention must be one of 'author', 'fisher', got {convention!r}."
-            f"{schema.suggestion(convention, ('author', 'fisher'))}"
+            f"{core.suggestion(convention, ('author', 'fisher'))}"
         )
     count, kinds = x.shape[0], labels.shape[0]
     # Those that count first, so that batches are the same whatever lies between them.

@@ -1,15 +1,14 @@
 """Metrics of the global model on every client's own test data."""
-# ruff: noqa: F821
 
 from collections.abc import Mapping
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-from fedjax_sec.types import Metrics
+from fedjax_sec.core.types import Metrics
 
 
-def by_client(right: Mapping[str, Bool[Array, "L"]], positions: Int[Array, "N T"]) -> Metrics:
+def by_client(right: Mapping[str, Bool[Array, " L"]], positions: Int[Array, "N T"]) -> Metrics:
     r"""Shares of each client's examples, and the mean over clients weighted by their numbers.
 
     `right[name] [N T]`, flattened, says for each of `positions` (-1: none) whether the model is

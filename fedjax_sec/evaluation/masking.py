@@ -66,9 +66,10 @@ def judge(shares: Mapping[str, float], vanishing: float, images: int) -> tuple[l
         holds = own >= pgd - apart
         relation = "is no stronger than" if holds else "is stronger than"
         return Finding(
-            name, holds, f"{what} {relation} white-box PGD: {percent(own)} withstand it, "
-            f"{percent(pgd)} PGD.",
-        )  # fmt: skip
+            name,
+            holds,
+            f"{what} {relation} white-box PGD: {percent(own)} withstand it, {percent(pgd)} PGD.",
+        )
 
     found = [
         beside("noise", "A random search"),
@@ -80,19 +81,22 @@ def judge(shares: Mapping[str, float], vanishing: float, images: int) -> tuple[l
     hard, far = shares["stronger"], shares["unbounded"]
     found += [
         Finding(
-            "stronger", hard >= pgd - max(apart, STRONGER),
+            "stronger",
+            hard >= pgd - max(apart, STRONGER),
             f"Auto-PGD leaves {percent(hard)}, plain PGD {percent(pgd)}.",
         ),
         Finding(
-            "unbounded", far <= apart,
+            "unbounded",
+            far <= apart,
             f"With a radius that allows every image PGD leaves {percent(far)}; gradients that lead "
             f"somewhere leave nothing.",
         ),
         Finding(
-            "vanishing", vanishing <= VANISHING,
+            "vanishing",
+            vanishing <= VANISHING,
             f"The loss's gradient is exactly zero at {percent(vanishing)} of the inputs.",
         ),
-    ]  # fmt: skip
+    ]
     bounded = [share for name, share in shares.items() if name not in ("clean", "unbounded")]
     broken = [finding.check for finding in found if not finding.holds]
     if broken == ["stronger"]:

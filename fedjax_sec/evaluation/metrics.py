@@ -1,5 +1,4 @@
 """Metrics of a model on test data. Nothing here ever sees training labels as a test set."""
-# ruff: noqa: F821
 
 from typing import Any, NamedTuple
 
@@ -7,9 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, UInt8
 
+from fedjax_sec.core.types import Metrics, Task, to_pixels
 from fedjax_sec.evaluation.batches import in_batches
-from fedjax_sec.round import to_pixels
-from fedjax_sec.types import Metrics, Task
 
 
 class TestSet(NamedTuple):
@@ -17,12 +15,12 @@ class TestSet(NamedTuple):
 
     __test__ = False  # not a test case, whatever pytest thinks of the name
 
-    x: UInt8[Array, "T *shape"]
-    y: Int[Array, "T"]
+    x: UInt8[Array, " T *shape"]
+    y: Int[Array, " T"]
 
 
 def evaluate(
-    params: Float[Array, "D"],
+    params: Float[Array, " D"],
     test: TestSet,
     task: Task,
     pixel_scale: float,

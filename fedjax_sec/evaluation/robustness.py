@@ -1,5 +1,4 @@
 """Robust accuracy: of a model whose inputs somebody moves."""
-# ruff: noqa: F821
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,19 +7,19 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from fedjax_sec.core import ConfigError
 from fedjax_sec.evaluation.batches import in_batches
-from fedjax_sec.schema import ConfigError
 
 
 def withstood(
     attack: Any,
     key: PRNGKeyArray,
     logits: Callable,
-    x: Float[Array, "T *shape"],
-    y: Int[Array, "T"],
+    x: Float[Array, " T *shape"],
+    y: Int[Array, " T"],
     batch_size: int,
     surrogate: Callable | None = None,
-) -> Bool[Array, "T"]:
+) -> Bool[Array, " T"]:
     """Whether each example is still read as its class after the attack has moved it.
 
     `x` in pixel units; `logits(x [B, ...]) -> [B, C]`, and so `surrogate`. Batches of `batch_size`
@@ -38,7 +37,7 @@ def withstood(
 def labels(attacks: Sequence) -> list[str]:
     """The name of each attack in metrics: its component's, numbered from the second of a kind on.
 
-    >>> from fedjax_sec import registry
+    >>> from fedjax_sec.core import registry
     >>> labels([registry.evasions.build(name) for name in ("pgd", "fgsm", "pgd")])
     ['pgd', 'fgsm', 'pgd_2']
     """

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from fedjax_sec.core import static
+from fedjax_sec.core.types import Model
 from fedjax_sec.ops import convolution, polyphase
 from fedjax_sec.ops.backend import on_cpu
-from fedjax_sec.schema import static
-from fedjax_sec.types import Model
 
 INITS = ("pytorch", "lecun", "glorot", "he")
 
@@ -48,9 +48,11 @@ def bias_init(name: str, fan_in: int):
 def dense(width: int, x, init: str, name: str, kernel: str | None = None, layer=nn.Dense):
     """A fully connected layer on the last axis of `x`."""
     return layer(
-        width, kernel_init=kernel_init(kernel or init), bias_init=bias_init(init, x.shape[-1]),
+        width,
+        kernel_init=kernel_init(kernel or init),
+        bias_init=bias_init(init, x.shape[-1]),
         name=name,
-    )(x)  # fmt: skip
+    )(x)
 
 
 def _channels(x) -> int:
@@ -130,9 +132,14 @@ class Convolutional:
         inputs = size * size * _channels(x)
         x = jnp.pad(x, ((0, 0), (around, around), (around, around), (0, 0)))
         layer = _Conv(
-            width, size, kernel_init(self.init), bias_init(self.init, inputs) if bias else None,
-            self.lowering, stride, name=name,
-        )  # fmt: skip
+            width,
+            size,
+            kernel_init(self.init),
+            bias_init(self.init, inputs) if bias else None,
+            self.lowering,
+            stride,
+            name=name,
+        )
         return layer(x)
 
     def relu(self, x):

@@ -2,14 +2,8 @@
 
 from flax import linen as nn
 
-from fedjax_sec import registry
-from fedjax_sec.models._common import (
-    INITS,
-    Convolutional,
-    convolution_field,
-    flax_model,
-)
-from fedjax_sec.schema import ConfigError, static
+from fedjax_sec.core import ConfigError, registry, static
+from fedjax_sec.models._common import INITS, Convolutional, convolution_field, flax_model
 
 
 class _Network(nn.Module):
@@ -44,7 +38,7 @@ class AlieCifar10:
 
     Example:
         >>> import jax
-        >>> from fedjax_sec import registry
+        >>> from fedjax_sec.core import registry
         >>> model = registry.models.build("alie_cifar10").make((32, 32, 3), 10)
         >>> sum(p.size for p in jax.tree.leaves(model.init(jax.random.key(0))))
         117706

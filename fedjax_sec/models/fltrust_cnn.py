@@ -2,14 +2,8 @@
 
 from flax import linen as nn
 
-from fedjax_sec import registry
-from fedjax_sec.models._common import (
-    INITS,
-    Convolutional,
-    convolution_field,
-    flax_model,
-)
-from fedjax_sec.schema import ConfigError, static
+from fedjax_sec.core import ConfigError, registry, static
+from fedjax_sec.models._common import INITS, Convolutional, convolution_field, flax_model
 
 
 class _Network(nn.Module):
@@ -42,7 +36,7 @@ class FltrustCnn:
 
     Example:
         >>> import jax
-        >>> from fedjax_sec import registry
+        >>> from fedjax_sec.core import registry
         >>> model = registry.models.build("fltrust_cnn").make((28, 28, 1), 10)
         >>> sum(p.size for p in jax.tree.leaves(model.init(jax.random.key(0))))
         139960

@@ -2,9 +2,8 @@
 
 from flax import linen as nn
 
-from fedjax_sec import registry
+from fedjax_sec.core import registry, static
 from fedjax_sec.models._common import INITS, dense, flax_model
-from fedjax_sec.schema import static
 
 
 class _Network(nn.Module):
@@ -26,7 +25,7 @@ class LogisticRegression:
 
     Example:
         >>> import jax
-        >>> from fedjax_sec import registry
+        >>> from fedjax_sec.core import registry
         >>> model = registry.models.build("logistic_regression").make((561,), 6)
         >>> sum(p.size for p in jax.tree.leaves(model.init(jax.random.key(0))))
         3372

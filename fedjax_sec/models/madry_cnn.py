@@ -2,14 +2,8 @@
 
 from flax import linen as nn
 
-from fedjax_sec import registry
-from fedjax_sec.models._common import (
-    INITS,
-    Convolutional,
-    convolution_field,
-    flax_model,
-)
-from fedjax_sec.schema import COUNT, ConfigError, static
+from fedjax_sec.core import COUNT, ConfigError, registry, static
+from fedjax_sec.models._common import INITS, Convolutional, convolution_field, flax_model
 
 
 class _Network(nn.Module):
@@ -45,7 +39,7 @@ class MadryCnn:
 
     Example:
         >>> import jax
-        >>> from fedjax_sec import registry
+        >>> from fedjax_sec.core import registry
         >>> count = lambda shapes: sum(p.size for p in jax.tree.leaves(shapes))
         >>> for classes, fields in ((10, {}), (62, {"hidden": 2048})):
         ...     model = registry.models.build({"name": "madry_cnn"} | fields)

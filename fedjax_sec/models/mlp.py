@@ -2,9 +2,8 @@
 
 from flax import linen as nn
 
-from fedjax_sec import registry
+from fedjax_sec.core import COUNT, registry, static
 from fedjax_sec.models._common import INITS, dense, flax_model
-from fedjax_sec.schema import COUNT, static
 
 
 class _Network(nn.Module):
@@ -33,7 +32,7 @@ class Mlp:
 
     Example:
         >>> import jax
-        >>> from fedjax_sec import registry
+        >>> from fedjax_sec.core import registry
         >>> model = registry.models.build("mlp").make((28, 28, 1), 10)
         >>> sum(p.size for p in jax.tree.leaves(model.init(jax.random.key(0))))
         79510

@@ -4,14 +4,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from fedjax_sec import registry
-from fedjax_sec.models._common import (
-    INITS,
-    Convolutional,
-    convolution_field,
-    flax_model,
-)
-from fedjax_sec.schema import ConfigError, static
+from fedjax_sec.core import ConfigError, registry, static
+from fedjax_sec.models._common import INITS, Convolutional, convolution_field, flax_model
 
 
 class _BatchNorm(nn.Module):
@@ -112,7 +106,7 @@ class ResNet:
 
     Example:
         >>> import jax
-        >>> from fedjax_sec import registry
+        >>> from fedjax_sec.core import registry
         >>> model = registry.models.build("resnet").make((32, 32, 3), 10)
         >>> shapes = jax.eval_shape(model.init, jax.random.key(0))
         >>> {name: sum(p.size for p in jax.tree.leaves(tree)) for name, tree in shapes.items()}
@@ -149,10 +143,20 @@ class ResNet:
             raise ConfigError(f"model.groups must be 1, 2, 4, 8 or 16, got {self.groups}.")
         keeps = self.norm == "batch" and self.statistics == "aggregated"
         network = _Network(
-            num_classes, blocks, self.norm, self.groups, keeps, self.momentum, self.init,
+            num_classes,
+            blocks,
+            self.norm,
+            self.groups,
+            keeps,
+            self.momentum,
+            self.init,
             self.convolution,
-        )  # fmt: skip
+        )
         return flax_model(
-            network, input_shape, convolves=True, trains_differently=True, keeps_statistics=keeps,
+            network,
+            input_shape,
+            convolves=True,
+            trains_differently=True,
+            keeps_statistics=keeps,
             pools_batch=self.norm == "batch",
-        )  # fmt: skip
+        )

@@ -4,14 +4,8 @@ import functools
 
 from flax import linen as nn
 
-from fedjax_sec import registry
-from fedjax_sec.models._common import (
-    INITS,
-    Convolutional,
-    convolution_field,
-    flax_model,
-)
-from fedjax_sec.schema import COUNT, ConfigError, static
+from fedjax_sec.core import COUNT, ConfigError, registry, static
+from fedjax_sec.models._common import INITS, Convolutional, convolution_field, flax_model
 
 
 class _Network(nn.Module):
@@ -52,7 +46,7 @@ class RlrCifar10:
 
     Example:
         >>> import jax
-        >>> from fedjax_sec import registry
+        >>> from fedjax_sec.core import registry
         >>> model = registry.models.build("rlr_cifar10").make((32, 32, 3), 10)
         >>> sum(p.size for p in jax.tree.leaves(jax.eval_shape(model.init, jax.random.key(0))))
         537610

@@ -1,4 +1,3 @@
-# ruff: noqa: F821
 """Robust estimates of location, coordinate by coordinate, over the valid clients.
 
 Every rule sorts a block of columns and reduces it at once (see `sorting`; over many clients it
@@ -45,7 +44,7 @@ class _Sorted:
     is an array ``[1, C]``. `lean`: see `sorted_rows`.
     """
 
-    def __init__(self, block: Float[Array, "K C"], valid: Bool[Array, "K"], lean: bool = False):
+    def __init__(self, block: Float[Array, "K C"], valid: Bool[Array, " K"], lean: bool = False):
         block = jnp.where(valid[:, None], block, jnp.inf)
         self.n = valid.sum()
         self.num_rows = block.shape[0]
@@ -122,7 +121,7 @@ class _Selected:
     K, not with K log2(K)^2, and compile time not at all.
     """
 
-    def __init__(self, block: Float[Array, "K C"], valid: Bool[Array, "K"]):
+    def __init__(self, block: Float[Array, "K C"], valid: Bool[Array, " K"]):
         self.n = valid.sum()
         self.dtype = wide(block.dtype)
         self.values = jnp.where(valid[:, None], block.astype(self.dtype), jnp.inf)
@@ -161,7 +160,7 @@ def _count(chosen: Bool[Array, "K C"]) -> Int[Array, "1 C"]:
 
 
 def _ordered(
-    block: Float[Array, "K C"], valid: Bool[Array, "K"], lean: bool = False
+    block: Float[Array, "K C"], valid: Bool[Array, " K"], lean: bool = False
 ) -> _Sorted | _Selected:
     if on_cpu() and not unrolled(block.shape[0]):
         return _Selected(block, valid)
@@ -177,24 +176,24 @@ def _halfway(low: Array, high: Array) -> Array:
     return jnp.where(low == high, low, 0.5 * low + 0.5 * high)
 
 
-def _shares(updates, valid, lowest, highest) -> Float[Array, "K"]:
+def _shares(updates, valid, lowest, highest) -> Float[Array, " K"]:
     inside = (lowest[None, :] <= updates) & (updates <= highest[None, :]) & valid[:, None]
     # Not in half precision: in float16 more than 65504 coordinates are infinitely many.
     count = inside.sum(axis=1, dtype=jnp.int32).astype(wide(updates.dtype))
     return (count / max(updates.shape[1], 1)).astype(updates.dtype)
 
 
-def _pair(rule, updates) -> tuple[Float[Array, "D"], Float[Array, "D"]]:
+def _pair(rule, updates) -> tuple[Float[Array, " D"], Float[Array, " D"]]:
     low, high = map_columns_pair(rule, updates, chunk=_blocks(updates))
     return low[0], high[0]
 
 
-def _finish(value: Float[Array, "D"], updates, valid) -> Float[Array, "D"]:
+def _finish(value: Float[Array, " D"], updates, valid) -> Float[Array, " D"]:
     return jnp.where(valid.any(), value, 0.0).astype(updates.dtype)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def _between(value: Callable, extremes: Callable, updates, valid) -> Float[Array, "D"]:
+def _between(value: Callable, extremes: Callable, updates, valid) -> Float[Array, " D"]:
     """``value(updates, valid)``, the mean of the values between ``extremes(updates, valid)``.
 
     Its derivative needs no sorting network: each of these values has the same share in it, those
@@ -216,10 +215,10 @@ def _(value, extremes, primals, tangents):
 def _reduce(
     bounds: Callable[[_Sorted | _Selected], tuple[Array, Array]],
     updates: Float[Array, "K D"],
-    valid: Bool[Array, "K"],
+    valid: Bool[Array, " K"],
     with_kept: bool,
     lean: bool = False,
-) -> tuple[Float[Array, "D"], Float[Array, "K"] | None]:
+) -> tuple[Float[Array, " D"], Float[Array, " K"] | None]:
     """Mean of ``v[start:stop]`` of the sorted columns, with ``bounds(v) = (start, stop)``."""
 
     def mean(updates, valid):
@@ -246,11 +245,11 @@ def _reduce(
 
 def median(
     updates: Float[Array, "K D"],
-    valid: Bool[Array, "K"],
+    valid: Bool[Array, " K"],
     *,
     lower: bool = False,
     with_kept: bool = True,
-) -> tuple[Float[Array, "D"], Float[Array, "K"] | None]:
+) -> tuple[Float[Array, " D"], Float[Array, " K"] | None]:
     """Coordinate-wise median: the mean of the two middle values when their number is even.
 
     ``0.5 v[(n-1)//2] + 0.5 v[n//2]`` of the sorted valid values, which cannot overflow. Yin et
@@ -292,11 +291,11 @@ def median(
 
 def trimmed_mean(
     updates: Float[Array, "K D"],
-    valid: Bool[Array, "K"],
+    valid: Bool[Array, " K"],
     num_trim: int,
     *,
     with_kept: bool = True,
-) -> tuple[Float[Array, "D"], Float[Array, "K"] | None]:
+) -> tuple[Float[Array, " D"], Float[Array, " K"] | None]:
     """Mean without the `num_trim` largest and the `num_trim` smallest values of a coordinate.
 
     ``mean(v[b : n-b])`` of the sorted valid values with ``b = min(num_trim, (n-1)//2)``. Yin et
@@ -323,11 +322,11 @@ def trimmed_mean(
 
 def mean_near_median(
     updates: Float[Array, "K D"],
-    valid: Bool[Array, "K"],
+    valid: Bool[Array, " K"],
     num_drop: int,
     *,
     with_kept: bool = True,
-) -> tuple[Float[Array, "D"], Float[Array, "K"] | None]:
+) -> tuple[Float[Array, " D"], Float[Array, " K"] | None]:
     """Mean of the ``n - num_drop`` values of a coordinate that are nearest to its median.
 
     Of the sorted valid values v they form a window of length ``w = max(n - num_drop, 1)``. It
@@ -361,11 +360,11 @@ def mean_near_median(
 
 def kmeans_mean(
     updates: Float[Array, "K D"],
-    valid: Bool[Array, "K"],
+    valid: Bool[Array, " K"],
     threshold: Float[Array, ""] | float,
     *,
     with_kept: bool = True,
-) -> tuple[Float[Array, "D"], Float[Array, "K"] | None]:
+) -> tuple[Float[Array, " D"], Float[Array, " K"] | None]:
     """Mean of the larger of two clusters of a coordinate, where the two lie far apart.
 
     The optimal 2-means split of the sorted valid values v: of ``v[:s]`` and ``v[s:]`` with means

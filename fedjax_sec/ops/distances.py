@@ -1,4 +1,3 @@
-# ruff: noqa: F821
 """Distances between clients, Krum scores, and Bulyan's repeated Krum."""
 
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from fedjax_sec.ops.precision import root, wide
 
 
 def squared_distances(
-    updates: Float[Array, "K D"], valid: Bool[Array, "K"]
+    updates: Float[Array, "K D"], valid: Bool[Array, " K"]
 ) -> tuple[Float[Array, "K K"], Float[Array, ""]]:
     """Squared Euclidean distances between all clients, in scaled units, and the scale.
 
@@ -61,9 +60,9 @@ GRAM_CHUNK = 512
 
 def _gram(
     updates: Float[Array, "K D"],
-    reference: Float[Array, "D"],
+    reference: Float[Array, " D"],
     scale: Float[Array, ""] | Float[Array, "K 1"],
-    valid: Bool[Array, "K"],
+    valid: Bool[Array, " K"],
 ) -> Float[Array, "K K"]:
     """Inner products of all pairs of ``c (u_i - z)``, zero for invalid rows; c may differ by row.
 
@@ -91,7 +90,7 @@ def _gram(
 
 
 def cosine_similarities(
-    updates: Float[Array, "K D"], valid: Bool[Array, "K"]
+    updates: Float[Array, "K D"], valid: Bool[Array, " K"]
 ) -> Float[Array, "K K"]:
     """Cosines between all clients, ``<u_i, u_j> / (|u_i| |u_j|)``; zero for rows that are zero.
 
@@ -113,8 +112,8 @@ def cosine_similarities(
 
 
 def cosines_to(
-    updates: Float[Array, "K D"], direction: Float[Array, "D"], valid: Bool[Array, "K"]
-) -> Float[Array, "K"]:
+    updates: Float[Array, "K D"], direction: Float[Array, " D"], valid: Bool[Array, " K"]
+) -> Float[Array, " K"]:
     """Every client's cosine with one direction, ``<u_i, g> / (|u_i| |g|)``; zero where either is.
 
     The rows are brought to length one before they are multiplied, so huge and tiny ones count
@@ -147,10 +146,10 @@ def _finite(score: Array, alive: Array, dtype) -> Array:
 
 def krum_scores(
     sqdist: Float[Array, "K K"],
-    alive: Bool[Array, "K"],
+    alive: Bool[Array, " K"],
     num_neighbours: Int[Array, ""] | int,
     squared: bool = True,
-) -> Float[Array, "K"]:
+) -> Float[Array, " K"]:
     """Krum score: the sum of a client's smallest squared distances to other clients.
 
     ``score_i = sum of the num_neighbours smallest d_ij, j alive, j != i``; Blanchard et al. 2017,
@@ -179,12 +178,12 @@ def krum_scores(
 
 def krum_sequence(
     sqdist: Float[Array, "K K"],
-    valid: Bool[Array, "K"],
+    valid: Bool[Array, " K"],
     num_select: int,
     num_select_actual: Int[Array, ""] | int,
     neighbours_fn: Callable[[Int[Array, ""]], Int[Array, ""]],
     squared: bool = True,
-) -> tuple[Bool[Array, "K"], Int[Array, "S"]]:
+) -> tuple[Bool[Array, " K"], Int[Array, " S"]]:
     """Select clients one after the other by Krum, each time among those that remain.
 
     Every step takes the client with the lowest `krum_scores` (of equal ones the lowest index) and

@@ -1,5 +1,4 @@
 """What attacks on inputs ascend, and Auto-PGD."""
-# ruff: noqa: F821
 
 from collections.abc import Callable
 
@@ -16,7 +15,7 @@ def _of_class(logits, y):
     return jnp.sum(logits * jax.nn.one_hot(y, logits.shape[1], dtype=logits.dtype), axis=1)
 
 
-def margin(logits: Float[Array, "B C"], y: Int[Array, "B"]) -> Float[Array, "B"]:
+def margin(logits: Float[Array, "B C"], y: Int[Array, " B"]) -> Float[Array, " B"]:
     r""":math:`z_y - \max_{i \neq y} z_i`: negative where another class wins.
 
     >>> margin(jnp.array([[3.0, 1.0], [0.0, 2.0]]), jnp.array([0, 0])).tolist()
@@ -29,9 +28,9 @@ def margin(logits: Float[Array, "B C"], y: Int[Array, "B"]) -> Float[Array, "B"]
 def objective(
     loss: str,
     logits: Float[Array, "B C"],
-    y: Int[Array, "B"],
-    target: Int[Array, "B"] | None = None,
-) -> Float[Array, "B"]:
+    y: Int[Array, " B"],
+    target: Int[Array, " B"] | None = None,
+) -> Float[Array, " B"]:
     r"""What an attack on each input ascends; with a `target` t, towards that class.
 
     With the logits z sorted as :math:`z_{\pi_1} \ge z_{\pi_2} \ge \dots`
@@ -87,14 +86,14 @@ def checkpoints(num_steps: int) -> list[int]:
 
 
 def linf_apgd(
-    value: Callable[[Float[Array, "B *shape"]], Float[Array, "B"]],
-    x: Float[Array, "B *shape"],
+    value: Callable[[Float[Array, " B *shape"]], Float[Array, " B"]],
+    x: Float[Array, " B *shape"],
     key: PRNGKeyArray,
     *,
     eps: Float[Array, ""] | float,
     num_steps: int,
     rho: Float[Array, ""] | float = 0.75,
-) -> Float[Array, "B *shape"]:
+) -> Float[Array, " B *shape"]:
     r"""Auto-PGD: inputs in the L-infinity ball around `x` with the largest value that it met.
 
     .. math:: z_{k+1} = \Pi (x_k + \eta_k\, \mathrm{sign}\, \nabla L(x_k)), \qquad
@@ -135,11 +134,18 @@ def linf_apgd(
     values, gradient = look(start)
     size = jnp.full(x.shape[0], 2 * eps, x.dtype)
     carry = {
-        "x": start, "before": start, "gradient": gradient, "value": values, "best": start,
-        "best_value": values, "best_gradient": gradient, "size": size,
-        "rises": jnp.zeros_like(size), "marked_value": values,
+        "x": start,
+        "before": start,
+        "gradient": gradient,
+        "value": values,
+        "best": start,
+        "best_value": values,
+        "best_gradient": gradient,
+        "size": size,
+        "rises": jnp.zeros_like(size),
+        "marked_value": values,
         "just_halved": jnp.zeros(x.shape[0], bool),
-    }  # fmt: skip
+    }
 
     def step(number, c):
         own = c["size"].reshape(shape)
@@ -151,13 +157,18 @@ def linf_apgd(
         better = values > c["best_value"]
         wide = better.reshape(shape)
         new = {
-            "x": moved, "before": c["x"], "gradient": gradient, "value": values,
+            "x": moved,
+            "before": c["x"],
+            "gradient": gradient,
+            "value": values,
             "best": jnp.where(wide, moved, c["best"]),
             "best_value": jnp.where(better, values, c["best_value"]),
             "best_gradient": jnp.where(wide, gradient, c["best_gradient"]),
-            "size": c["size"], "rises": c["rises"] + (values > c["value"]),
-            "marked_value": c["marked_value"], "just_halved": c["just_halved"],
-        }  # fmt: skip
+            "size": c["size"],
+            "rises": c["rises"] + (values > c["value"]),
+            "marked_value": c["marked_value"],
+            "just_halved": c["just_halved"],
+        }
         length = jnp.asarray(marks)[number + 1]
         stuck = ~c["just_halved"] & (new["best_value"] <= new["marked_value"])
         halve = (length > 0) & ((new["rises"] < rho * length) | stuck)

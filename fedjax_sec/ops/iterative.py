@@ -1,4 +1,3 @@
-# ruff: noqa: F821
 """Robust centres that are found by iterating over the stack: geometric median, centred clipping.
 
 Both need only distances from a moving centre and weighted means, two passes over the stack in every
@@ -15,7 +14,7 @@ from fedjax_sec.ops.moments import inverse_power, unit_rows, wide_weighted_mean
 from fedjax_sec.ops.precision import wide
 
 
-def distances_from(updates: Float[Array, "K D"], center: Float[Array, "D"]) -> Float[Array, "K"]:
+def distances_from(updates: Float[Array, "K D"], center: Float[Array, " D"]) -> Float[Array, " K"]:
     """Euclidean distance of every client's update from one point.
 
     As `moments.row_norms` of the differences, also where their squares leave the range of floats,
@@ -55,11 +54,11 @@ def _(primals, tangents):
 
 def geometric_median(
     updates: Float[Array, "K D"],
-    weights: Float[Array, "K"],
-    start: Float[Array, "D"],
+    weights: Float[Array, " K"],
+    start: Float[Array, " D"],
     num_iterations: int,
     smoothing: float | Float[Array, ""] = 1e-6,
-) -> tuple[Float[Array, "D"], Float[Array, "K"]]:
+) -> tuple[Float[Array, " D"], Float[Array, " K"]]:
     r"""The smoothed Weiszfeld iteration towards the geometric median.
 
     .. math:: \beta_i = \frac{\alpha_i}{\max(\nu, \|u_i - z\|)}, \qquad
@@ -103,11 +102,11 @@ def geometric_median(
 
 def centered_clip(
     updates: Float[Array, "K D"],
-    valid: Bool[Array, "K"],
-    start: Float[Array, "D"],
+    valid: Bool[Array, " K"],
+    start: Float[Array, " D"],
     num_iterations: int,
     radius: float | Float[Array, ""],
-) -> tuple[Float[Array, "D"], Float[Array, "K"]]:
+) -> tuple[Float[Array, " D"], Float[Array, " K"]]:
     r"""Moves a centre by the mean of the differences from it, each clipped to `radius`.
 
     .. math:: v \leftarrow v + \frac{1}{n} \sum_i (u_i - v) \min(1, \tau / \|u_i - v\|)

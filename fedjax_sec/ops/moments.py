@@ -1,4 +1,3 @@
-# ruff: noqa: F821
 """Means, standard deviations and norms of client updates."""
 
 import jax
@@ -25,7 +24,7 @@ def inverse_power(magnitude: Float[Array, "*S"]) -> Float[Array, "*S"]:
     return jnp.ldexp(jnp.ones_like(magnitude), -jnp.clip(exponent, -limit, limit))
 
 
-def weighted_mean(updates: Float[Array, "K D"], weights: Float[Array, "K"]) -> Float[Array, "D"]:
+def weighted_mean(updates: Float[Array, "K D"], weights: Float[Array, " K"]) -> Float[Array, " D"]:
     """Weighted mean of the clients, ``sum_i w_i u_i / sum_i w_i``.
 
     Rows of weight zero do not take part, whatever they hold. Weights are normalised before they
@@ -52,8 +51,8 @@ def _normalised(weights):
 
 @jax.custom_jvp
 def wide_weighted_mean(
-    updates: Float[Array, "K D"], weights: Float[Array, "K"]
-) -> Float[Array, "D"]:
+    updates: Float[Array, "K D"], weights: Float[Array, " K"]
+) -> Float[Array, " D"]:
     """`weighted_mean` before it is rounded to half precision: in at least float32.
 
     >>> wide_weighted_mean(jnp.ones((2, 1), jnp.bfloat16), jnp.array([1.0, 3.0]))
@@ -92,7 +91,7 @@ def _(primals, tangents):
     )
 
 
-def finite_rows(updates: Float[Array, "K D"]) -> Bool[Array, "K"]:
+def finite_rows(updates: Float[Array, "K D"]) -> Bool[Array, " K"]:
     """Which clients' updates hold neither NaN nor infinity.
 
     >>> finite_rows(jnp.array([[1.0, 1e30], [jnp.nan, 0.0], [jnp.inf, 0.0]])).tolist()
@@ -107,7 +106,7 @@ def finite_rows(updates: Float[Array, "K D"]) -> Bool[Array, "K"]:
     )
 
 
-def usable_rows(updates: Float[Array, "K D"]) -> Bool[Array, "K"]:
+def usable_rows(updates: Float[Array, "K D"]) -> Bool[Array, " K"]:
     """Which rows' squares are finite, with room for a sum over all rows.
 
     One client with NaN, infinity or numbers beyond 1e18 would otherwise spoil every statistic that
@@ -122,7 +121,7 @@ def usable_rows(updates: Float[Array, "K D"]) -> Bool[Array, "K"]:
 
 
 def differs_in_rows(
-    one: Float[Array, "K D"], other: Float[Array, "K D"], rows: Bool[Array, "K"]
+    one: Float[Array, "K D"], other: Float[Array, "K D"], rows: Bool[Array, " K"]
 ) -> Bool[Array, ""]:
     """Whether the stacks differ in any of these rows; NaN differs from everything.
 
@@ -150,8 +149,8 @@ def differs_in_rows(
 
 
 def mean_and_std(
-    updates: Float[Array, "K D"], mask: Bool[Array, "K"], ddof: int = 0
-) -> tuple[Float[Array, "D"], Float[Array, "D"]]:
+    updates: Float[Array, "K D"], mask: Bool[Array, " K"], ddof: int = 0
+) -> tuple[Float[Array, " D"], Float[Array, " D"]]:
     """Mean and standard deviation of every coordinate over the rows where `mask` is true.
 
     ``std = sqrt(sum (u - mean)^2 / max(n - ddof, 1))`` in two passes, corrected for the rounding
@@ -194,7 +193,7 @@ def mean_and_std(
     return mean[0].astype(updates.dtype), std[0].astype(updates.dtype)
 
 
-def row_norms(updates: Float[Array, "K D"]) -> Float[Array, "K"]:
+def row_norms(updates: Float[Array, "K D"]) -> Float[Array, " K"]:
     """Euclidean norm of every client's update, ``|c u| / c``.
 
     With c a power of two, which keeps squares of huge (1e30) and tiny (1e-30) values in range. A
@@ -230,7 +229,7 @@ def _(primals, tangents):
     return norms, jnp.sum(unit_rows(primals[0], norms) * tangents[0], axis=1)
 
 
-def unit_rows(rows: Float[Array, "K D"], norms: Float[Array, "K"]) -> Float[Array, "K D"]:
+def unit_rows(rows: Float[Array, "K D"], norms: Float[Array, " K"]) -> Float[Array, "K D"]:
     """``u_i / |u_i|``, the derivative of the norm; zero where the norm is zero or not finite.
 
     >>> unit_rows(jnp.array([[3.0], [0.0]]), jnp.array([3.0, 0.0])).tolist()

@@ -1,5 +1,4 @@
 """Projected gradient descent on inputs."""
-# ruff: noqa: F821
 
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +10,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 def linf_pgd(
     gradient: Callable,
-    x: Float[Array, "B *shape"],
+    x: Float[Array, " B *shape"],
     key: PRNGKeyArray,
     *,
     eps: Float[Array, ""] | float,
@@ -19,7 +18,7 @@ def linf_pgd(
     num_steps: int,
     random_start: bool = True,
     memory: Any = None,
-) -> Float[Array, "B *shape"]:
+) -> Float[Array, " B *shape"]:
     r"""Inputs in the L-infinity ball around `x`, moved along the sign of a loss's gradient.
 
     .. math:: x_{t+1} = \Pi \left( x_t + \alpha\, \mathrm{sign}\, \nabla_x L(x_t) \right)

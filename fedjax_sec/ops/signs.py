@@ -1,4 +1,3 @@
-# ruff: noqa: F821
 """Votes by sign."""
 
 import jax.numpy as jnp
@@ -7,7 +6,7 @@ from jaxtyping import Array, Bool, Float
 from fedjax_sec.ops.sorting import map_columns, split_rows, tree_sum, unrolled
 
 
-def sign_votes(updates: Float[Array, "K D"], valid: Bool[Array, "K"]) -> Float[Array, "D"]:
+def sign_votes(updates: Float[Array, "K D"], valid: Bool[Array, " K"]) -> Float[Array, " D"]:
     """The sum of the valid clients' signs in every coordinate; exact, an integer from -K to K.
 
     >>> x = jnp.array([[1.0, -2.0], [3.0, 0.0], [5.0, jnp.nan]])

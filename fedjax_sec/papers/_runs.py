@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from fedjax_sec import config as config_lib
-from fedjax_sec import schema, sweep
-from fedjax_sec.config import Experiment
-from fedjax_sec.experiment import Result
-from fedjax_sec.schema import ConfigError
+from fedjax_sec import core, sweeps
+from fedjax_sec.core import ConfigError
+from fedjax_sec.runs import config as config_lib
+from fedjax_sec.runs.config import Experiment
+from fedjax_sec.runs.experiment import Result
 
 
 def foundation(file: Mapping, scale: Mapping, overrides: Sequence[str]) -> dict:
@@ -34,7 +34,7 @@ def foundation(file: Mapping, scale: Mapping, overrides: Sequence[str]) -> dict:
             section, _, name = key.rpartition(".")
             part = base.get(section) if section else base
             if isinstance(part, Mapping) and name in part:
-                schema.coerce(part[name], int, key)  # rows are computed from it
+                core.coerce(part[name], int, key)  # rows are computed from it
     return base
 
 
@@ -130,27 +130,27 @@ class Shared:
     """Makes cells; of equal experiments the first one's cell is everybody's."""
 
     def __init__(self):
-        self._known: dict[str, sweep.Cell] = {}
+        self._known: dict[str, sweeps.Cell] = {}
 
-    def cell(self, axes: Mapping, experiment: Experiment) -> sweep.Cell:
+    def cell(self, axes: Mapping, experiment: Experiment) -> sweeps.Cell:
         """The cell of this experiment, named by `axes` where it is new."""
         key = config_lib.dump_yaml(experiment.to_dict())
-        return self._known.setdefault(key, sweep.Cell(dict(axes), experiment))
+        return self._known.setdefault(key, sweeps.Cell(dict(axes), experiment))
 
 
 def finish(
-    by_key: Mapping[Hashable, Sequence[sweep.Cell]], out: Path, run: Callable | None = None
+    by_key: Mapping[Hashable, Sequence[sweeps.Cell]], out: Path, run: Callable | None = None
 ) -> dict[Hashable, list[Result]]:
     """Runs what is missing in `out/runs`; key -> the results of its cells.
 
-    `run(cells, folder)` runs cells (default: `sweep.run_cells`).
+    `run(cells, folder)` runs cells (default: `sweeps.run_cells`).
     """
     cells = list({cell.name: cell for found in by_key.values() for cell in found}.values())
-    done = (run or sweep.run_cells)(cells, out / "runs")
+    done = (run or sweeps.run_cells)(cells, out / "runs")
     by_name = {cell.name: result for cell, result in zip(cells, done, strict=True)}
     return {key: [by_name[cell.name] for cell in found] for key, found in by_key.items()}
 
 
-def folder_of(cell: sweep.Cell, out: Path) -> Path:
+def folder_of(cell: sweeps.Cell, out: Path) -> Path:
     """The folder of a cell's finished run."""
     return out / "runs" / "cells" / cell.name

@@ -13,9 +13,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fedjax_sec import plotting
-from fedjax_sec.config import Experiment
-from fedjax_sec.experiment import Result, best_evaluation
 from fedjax_sec.papers._runs import (
     Shared,
     computed_from,
@@ -27,6 +24,9 @@ from fedjax_sec.papers._runs import (
     said_of,
     settled,
 )
+from fedjax_sec.report import plotting
+from fedjax_sec.runs.config import Experiment
+from fedjax_sec.runs.experiment import Result, best_evaluation
 
 ITEMS = ("table1", "table2", "table3", "figure2", "figure3", "figure4")
 DATASETS = ("mnist", "cifar10")
@@ -43,14 +43,17 @@ DEFENSES = {
 AUTHOR_DEFENSES = {
     "No Defense": {"name": "mean", "weighted": False},
     "Trimmed Mean": {
-        "name": "trimmed_mean", "variant": "nearest_n_minus_f", "convention": "author",
+        "name": "trimmed_mean",
+        "variant": "nearest_n_minus_f",
+        "convention": "author",
     },
     "Krum": {"name": "krum", "convention": "author"},
     "Bulyan": {
-        "name": "bulyan", "convention": "author",
+        "name": "bulyan",
+        "convention": "author",
         "selection": {"name": "krum", "convention": "author"},
     },
-}  # fmt: skip
+}
 CONVENTIONS = {"paper": DEFENSES, "author": AUTHOR_DEFENSES}
 
 # What the scales change of configs/alie/DATASET.yaml, which is the paper's scale. `smoke` only
@@ -58,12 +61,15 @@ CONVENTIONS = {"paper": DEFENSES, "author": AUTHOR_DEFENSES}
 SCALE_CHANGES: Mapping[tuple[str, str], Mapping] = {
     ("smoke", "mnist"): {"rounds": 10, "evaluation.every": 5, "data.max_train": 5100},
     ("smoke", "cifar10"): {
-        "rounds": 4, "evaluation.every": 2, "client.batch_size": 8, "data.max_train": 2040,
+        "rounds": 4,
+        "evaluation.every": 2,
+        "client.batch_size": 8,
+        "data.max_train": 2040,
         "data.max_test": 200,
     },
     ("small", "mnist"): {"rounds": 150},
     ("small", "cifar10"): {"rounds": 300, "evaluation.every": 20, "client.batch_size": 20},
-}  # fmt: skip
+}
 
 # The author code's `--epochs` counts rounds of one batch a worker, not passes over the data.
 AUTHOR_ROUNDS = {"mnist": 150, "cifar10": 400}

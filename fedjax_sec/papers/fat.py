@@ -15,10 +15,7 @@ import filelock
 import numpy as np
 import pandas as pd
 
-from fedjax_sec import config as config_lib
-from fedjax_sec import files, plotting
-from fedjax_sec.audit import Audit, audit
-from fedjax_sec.experiment import Result, best_evaluation
+from fedjax_sec.core import files
 from fedjax_sec.papers._runs import (
     Shared,
     computed_from,
@@ -32,6 +29,10 @@ from fedjax_sec.papers._runs import (
     said_of,
     settled,
 )
+from fedjax_sec.report import plotting
+from fedjax_sec.report.audit import Audit, audit
+from fedjax_sec.runs import config as config_lib
+from fedjax_sec.runs.experiment import Result, best_evaluation
 
 SCALES = ("smoke", "small", "paper")
 DATASETS = ("mnist", "fashion_mnist", "cifar10")
@@ -52,32 +53,55 @@ _ALONE = {"client.optimizer.learning_rate": 0.003}
 # (scale, idealised or users, or a row) -> changes
 SCALE_CHANGES: Mapping[tuple[str, str], Mapping] = {
     ("smoke", "idealised"): {
-        "rounds": 2, "evaluation.every": 1, "data.max_train": 700, "data.max_test": 60,
-        "data.num_clients": 11, "client.batch_size": 8, "client.pgd_steps": 2,
-        "evaluation.evasion_images": 30, "model": _NARROW,
+        "rounds": 2,
+        "evaluation.every": 1,
+        "data.max_train": 700,
+        "data.max_test": 60,
+        "data.num_clients": 11,
+        "client.batch_size": 8,
+        "client.pgd_steps": 2,
+        "evaluation.evasion_images": 30,
+        "model": _NARROW,
     },
     ("smoke", "users"): {
-        "rounds": 3, "evaluation.every": 1, "data.max_train": 3000, "data.num_clients": 20,
-        "client.pgd_steps": 2, "evaluation.evasion_images": 30, "data.max_test": 60,
+        "rounds": 3,
+        "evaluation.every": 1,
+        "data.max_train": 3000,
+        "data.num_clients": 20,
+        "client.pgd_steps": 2,
+        "evaluation.evasion_images": 30,
+        "data.max_test": 60,
         "model": _NARROW,
     },
     ("small", "idealised"): {
-        "rounds": 600, "evaluation.every": 40, "data.max_test": 2000, "client.batch_size": 8,
-        "client.pgd_steps": 10, "client.optimizer.learning_rate": 0.01,
-        "evaluation.evasion_images": 500, "model": _NARROW,
+        "rounds": 600,
+        "evaluation.every": 40,
+        "data.max_test": 2000,
+        "client.batch_size": 8,
+        "client.pgd_steps": 10,
+        "client.optimizer.learning_rate": 0.01,
+        "evaluation.evasion_images": 500,
+        "model": _NARROW,
     },
     # Here nothing is averaged: one step follows another, or one client's is taken whole.
     ("small", "centralised"): _ALONE,
     ("small", "Krum"): _ALONE,
-    ("small", "Krum, distillation"): _ALONE | {
+    ("small", "Krum, distillation"): _ALONE
+    | {
         "attack": {"optimizer": {"name": "adam", "learning_rate": 0.002}},
     },
     ("small", "users"): {
-        "rounds": 500, "evaluation.every": 50, "data.max_train": 12000, "data.num_clients": 100,
-        "data.max_test": 2000, "client.pgd_steps": 10, "client.optimizer.learning_rate": 0.02,
-        "evaluation.evasion_images": 100, "model": _NARROW,
+        "rounds": 500,
+        "evaluation.every": 50,
+        "data.max_train": 12000,
+        "data.num_clients": 100,
+        "data.max_test": 2000,
+        "client.pgd_steps": 10,
+        "client.optimizer.learning_rate": 0.02,
+        "evaluation.evasion_images": 100,
+        "model": _NARROW,
     },
-}  # fmt: skip
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,9 +167,12 @@ def _table3(base: Mapping) -> dict[str, dict]:
         "Bulyan": {"name": "alie", "z": 1.0},
         # Alike, as the other attacks' clients are and those of the setup that is replicated.
         "Krum": {
-            "name": "distillation", "batch_size": base["client"]["batch_size"], "alike": True,
-        } | (base.get("attack") or {}),
-    }  # fmt: skip
+            "name": "distillation",
+            "batch_size": base["client"]["batch_size"],
+            "alike": True,
+        }
+        | (base.get("attack") or {}),
+    }
     # It "substitutes the robust PGD trained model" (Section 3.2): there has to be one. After how
     # many rounds the text does not say; two fifths are a choice.
     begins = {"Krum": max(base["rounds"] * 2 // 5, 1)}
@@ -154,9 +181,11 @@ def _table3(base: Mapping) -> dict[str, dict]:
         title = "distillation" if name == "Krum" else "convergence attack"
         rows[name] = {"defense": rule}
         rows[f"{name}, {title}"] = {
-            "defense": rule, "attack": attacks[name], "threat.num_malicious": f[name],
+            "defense": rule,
+            "attack": attacks[name],
+            "threat.num_malicious": f[name],
             "threat.start": begins.get(name, 0),
-        }  # fmt: skip
+        }
     pgd = _pgd(base)
     rows["Krum, distillation"]["evaluation.evasions"] = [pgd, pgd | {"logit_scale": 0.01}]
     return rows
@@ -190,10 +219,14 @@ def _table2(base: Mapping) -> dict[str, dict]:
         rows[name] = _jump(_at(base, round_), share)
     # "centralised FE-MNIST with Adam as the optimiser", with the ratio of 0.1 for initial epochs.
     rows["Cent-AT"] = _jump(_at(base, 200), 0.8) | {
-        "data.num_clients": 1, "data.partition": "iid", "server.clients_per_round": 1,
-        "client.epochs": None, "client.steps": 30, "client.keep_optimizer_state": True,
+        "data.num_clients": 1,
+        "data.partition": "iid",
+        "server.clients_per_round": 1,
+        "client.epochs": None,
+        "client.steps": 30,
+        "client.keep_optimizer_state": True,
         "client.optimizer": {"name": "adam", "learning_rate": 0.001},
-    }  # fmt: skip
+    }
     return rows
 
 
@@ -212,9 +245,13 @@ def _figure2(base: Mapping) -> dict[str, dict]:
 
 
 _ROWS = {
-    "table1": _table1, "table2": _table2, "table3": _table3, "curves": _table3,
-    "figure1": _figure1, "figure2": _figure2,
-}  # fmt: skip
+    "table1": _table1,
+    "table2": _table2,
+    "table3": _table3,
+    "curves": _table3,
+    "figure1": _figure1,
+    "figure2": _figure2,
+}
 ITEMS = tuple(_ROWS)  # `curves` are Figure 3 for MNIST and Figure 4 for Fashion-MNIST
 OF_USERS = ("table2", "figure1", "figure2")
 
@@ -267,9 +304,12 @@ def make_cells(plan: Plan, items: Sequence[str], bases: Mapping[str, Mapping]) -
 
 
 def regenerate(
-    plan: Plan, items: Sequence[str], bases: Mapping[str, Mapping], out: Path,
+    plan: Plan,
+    items: Sequence[str],
+    bases: Mapping[str, Mapping],
+    out: Path,
     run: Callable | None = None,
-) -> list[Path]:  # fmt: skip
+) -> list[Path]:
     """Runs what is missing in `out` and writes the items; returns the files written.
 
     `run(cells, folder)` runs cells (default: `sweep.run_cells`).
@@ -277,9 +317,13 @@ def regenerate(
     by_key = make_cells(plan, items, bases)
     done = finish(by_key, out, run)
     writers = {
-        "table1": _write_table1, "table2": _write_table2, "table3": _write_table3,
-        "curves": _write_curves, "figure1": _write_curves, "figure2": _write_scatter,
-    }  # fmt: skip
+        "table1": _write_table1,
+        "table2": _write_table2,
+        "table3": _write_table3,
+        "curves": _write_curves,
+        "figure1": _write_curves,
+        "figure2": _write_scatter,
+    }
     written = []
     noted = {}
     for item in items:
@@ -394,9 +438,11 @@ def _write_table3(plan, item, dataset, rows, folders, out) -> list[Path]:
         distilled = row == "Krum, distillation"
         at = -1 if distilled else best_robust
         values = {
-            "robust": percent(results, ROBUST, at), "accuracy": percent(results, "accuracy", at),
-            "scaled": None, "transfer": None,
-        }  # fmt: skip
+            "robust": percent(results, ROBUST, at),
+            "accuracy": percent(results, "accuracy", at),
+            "scaled": None,
+            "transfer": None,
+        }
         if distilled:
             since = _stable_from(dataset, results[0])
             stable = [r.metrics["round"] >= since for r in results]
@@ -412,9 +458,13 @@ def _write_table3(plan, item, dataset, rows, folders, out) -> list[Path]:
             experiment = results[0].experiment
             pgd = experiment.evaluation.evasions[0]
             found = _audited(
-                folders[row], surrogate=other, eps=pgd.eps, step_size=pgd.step_size,
-                steps=pgd.steps, images=experiment.evaluation.evasion_images,
-            )  # fmt: skip
+                folders[row],
+                surrogate=other,
+                eps=pgd.eps,
+                step_size=pgd.step_size,
+                steps=pgd.steps,
+                images=experiment.evaluation.evasion_images,
+            )
             said.append(f"## Audit: {row}\n\n{found.to_markdown()}")
             if other is not None:
                 values["transfer"] = np.array([100 * found.shares["transfer"]])
@@ -482,9 +532,12 @@ def _write_scatter(plan, item, dataset, rows, folders, out) -> list[Path]:
     varies = min(accuracy[known].std(), robust[known].std()) > 0
     r = f"{np.corrcoef(accuracy[known], robust[known])[0, 1]:.2f}" if varies else "undefined"
     axes.set(
-        xlabel="accuracy (%)", ylabel="robust accuracy (%)", xlim=(-3, 103), ylim=(-3, 103),
+        xlabel="accuracy (%)",
+        ylabel="robust accuracy (%)",
+        xlim=(-3, 103),
+        ylim=(-3, 103),
         title=f"{row}: {known.sum()} users, correlation {r}",
-    )  # fmt: skip
+    )
     axes.grid(alpha=0.3)
     described = f"{_describe(plan, results[0])}. One point a user, seed 0, after the last round."
     plotting.titled(figure, described + plan.note, size=7)

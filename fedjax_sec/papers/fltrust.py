@@ -15,11 +15,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fedjax_sec import config as config_lib
-from fedjax_sec import plotting, schema
+from fedjax_sec import core
 from fedjax_sec.attacks.update.scaling import CORNER
-from fedjax_sec.config import Experiment
-from fedjax_sec.experiment import Result, best_evaluation
 from fedjax_sec.papers._runs import (
     Shared,
     computed_from,
@@ -31,11 +28,21 @@ from fedjax_sec.papers._runs import (
     said_of,
     settled,
 )
+from fedjax_sec.report import plotting
+from fedjax_sec.runs import config as config_lib
+from fedjax_sec.runs.config import Experiment
+from fedjax_sec.runs.experiment import Result, best_evaluation
 
 SCALES = ("smoke", "small", "paper")
 DATASETS = (
-    "mnist-0.1", "mnist-0.5", "fashion_mnist", "cifar10", "har", "har_windows", "ch_mnist",
-)  # fmt: skip
+    "mnist-0.1",
+    "mnist-0.5",
+    "fashion_mnist",
+    "cifar10",
+    "har",
+    "har_windows",
+    "ch_mnist",
+)
 
 DEFENSES = ("FedAvg", "Krum", "Trim-mean", "Median", "FLTrust")
 #: FLTrust with steps as long as the author code's. Its losses are summed, there and in clients, and
@@ -76,16 +83,29 @@ TRIGGERS = {
 SCALE_CHANGES: Mapping[tuple[str, str], Mapping] = {
     ("smoke", "har"): {"rounds": 4, "evaluation.every": 2},
     ("smoke", "image"): {
-        "rounds": 2, "evaluation.every": 1, "data.max_train": 2000, "data.max_test": 200,
-        "data.num_clients": 20, "threat.num_malicious": 4, "client.batch_size": 8,
+        "rounds": 2,
+        "evaluation.every": 1,
+        "data.max_train": 2000,
+        "data.max_test": 200,
+        "data.num_clients": 20,
+        "threat.num_malicious": 4,
+        "client.batch_size": 8,
     },
     ("smoke", "resnet"): {
-        "rounds": 2, "evaluation.every": 1, "data.max_train": 2000, "data.max_test": 20,
-        "data.num_clients": 20, "threat.num_malicious": 4, "client.batch_size": 4,
+        "rounds": 2,
+        "evaluation.every": 1,
+        "data.max_train": 2000,
+        "data.max_test": 20,
+        "data.num_clients": 20,
+        "threat.num_malicious": 4,
+        "client.batch_size": 4,
         "server.root.size": 20,
     },
     ("small", "image"): {
-        "rounds": 400, "evaluation.every": 20, "data.max_test": 2000, "data.num_clients": 20,
+        "rounds": 400,
+        "evaluation.every": 20,
+        "data.max_test": 2000,
+        "data.num_clients": 20,
         "threat.num_malicious": 4,
     },
     # A fifth of the paper's rounds at ten times its rate, which on MNIST is a small one. After a
@@ -93,10 +113,14 @@ SCALE_CHANGES: Mapping[tuple[str, str], Mapping] = {
     ("small", "mnist-0.1"): {"client.optimizer.learning_rate": 0.096},
     ("small", "mnist-0.5"): {"client.optimizer.learning_rate": 0.096},
     ("small", "resnet"): {
-        "rounds": 200, "evaluation.every": 20, "data.max_test": 500, "data.num_clients": 20,
-        "threat.num_malicious": 4, "client.batch_size": 16,
+        "rounds": 200,
+        "evaluation.every": 20,
+        "data.max_test": 500,
+        "data.num_clients": 20,
+        "threat.num_malicious": 4,
+        "client.batch_size": 16,
     },
-}  # fmt: skip
+}
 
 #: V of the paper's adaptive attack, where a scale cannot afford its ten: most of a round's time.
 SWEEPS = {("smoke", "image"): 2, ("small", "image"): 2, ("smoke", "resnet"): 2}
@@ -191,7 +215,7 @@ def stretched(experiment: Experiment) -> Experiment:
     spec = experiment.to_dict()
     step = spec["server"]["optimizer"]
     if not isinstance(step["learning_rate"], int | float):
-        raise schema.ConfigError(
+        raise core.ConfigError(
             f"server.optimizer.learning_rate: the column {LONG_STEPS!r} multiplies it, so it "
             f"must be a number, got {step['learning_rate']!r}."
         )
@@ -292,9 +316,9 @@ def picked(plan: Plan, named: Mapping[tuple[str, str, str, str], dict]) -> dict:
     known = list(dict.fromkeys(names.values()))
     for pattern in plan.only:
         if not fnmatch.filter(known, pattern):
-            raise schema.ConfigError(
+            raise core.ConfigError(
                 f"only: {pattern!r} is no cell. Give ATTACK / DEFENSE, with * for any; here are "
-                f"{', '.join(known)}.{schema.suggestion(pattern, known)}"
+                f"{', '.join(known)}.{core.suggestion(pattern, known)}"
             )
     fits = {name for pattern in plan.only for name in fnmatch.filter(known, pattern)}
     return {key: change for key, change in named.items() if names[key] in fits}
@@ -467,9 +491,13 @@ def _write_norms(plan, item, results: Mapping, out: Path) -> list[Path]:
 def _write_curves(plan, item, results: Mapping, out: Path) -> list[Path]:
     panels = list(dict.fromkeys(row for row, _, _ in results))
     figure, axes = plotting.subplots(
-        1, len(panels), figsize=(3.6 * len(panels), 3.3), squeeze=False, sharey=True,
+        1,
+        len(panels),
+        figsize=(3.6 * len(panels), 3.3),
+        squeeze=False,
+        sharey=True,
         layout="constrained",
-    )  # fmt: skip
+    )
     lines = []
     for panel, row in zip(axes[0], panels, strict=True):
         for column in dict.fromkeys(c for r, c, _ in results if r == row):

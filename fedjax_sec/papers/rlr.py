@@ -15,10 +15,7 @@ import jax
 import numpy as np
 import pandas as pd
 
-from fedjax_sec import plotting, preparation, trained
-from fedjax_sec.config import Experiment
 from fedjax_sec.evaluation import attribution
-from fedjax_sec.experiment import Result
 from fedjax_sec.papers._runs import (
     Shared,
     computed_from,
@@ -32,6 +29,10 @@ from fedjax_sec.papers._runs import (
     said_of,
     settled,
 )
+from fedjax_sec.report import plotting
+from fedjax_sec.runs import loading, prepare
+from fedjax_sec.runs.config import Experiment
+from fedjax_sec.runs.experiment import Result
 
 SCALES = ("smoke", "small", "paper")
 NON_IID = ("mnist_by_writer", "femnist_digits")
@@ -49,33 +50,59 @@ SETTINGS = {"iid": "fashion_mnist", "noniid": None, "cifar10": "cifar10"}
 # dropout; a tenth of the images in batches of a tenth keep the number of local steps.
 SCALE_CHANGES: Mapping[tuple[str, str], Mapping] = {
     ("smoke", "iid"): {
-        "rounds": 2, "evaluation.every": 1, "data.max_train": 400, "data.max_test": 200,
-        "client.batch_size": 20, "client.epochs": 1,
+        "rounds": 2,
+        "evaluation.every": 1,
+        "data.max_train": 400,
+        "data.max_test": 200,
+        "client.batch_size": 20,
+        "client.epochs": 1,
     },
     ("smoke", "noniid"): {
-        "rounds": 2, "evaluation.every": 1, "data.max_test": 200, "client.epochs": 1,
+        "rounds": 2,
+        "evaluation.every": 1,
+        "data.max_test": 200,
+        "client.epochs": 1,
         "server.clients_per_round": 9,
     },
     ("smoke", "cifar10"): {
-        "rounds": 2, "evaluation.every": 1, "data.max_train": 400, "data.max_test": 200,
-        "client.batch_size": 10, "client.epochs": 1,
+        "rounds": 2,
+        "evaluation.every": 1,
+        "data.max_train": 400,
+        "data.max_test": 200,
+        "client.batch_size": 10,
+        "client.epochs": 1,
     },
     ("small", "iid"): {
-        "rounds": 120, "evaluation.every": 10, "data.max_train": 500, "data.max_test": 2000,
+        "rounds": 120,
+        "evaluation.every": 10,
+        "data.max_train": 500,
+        "data.max_test": 2000,
         "client.batch_size": 25,
     },
     ("small", "noniid"): {
-        "rounds": 60, "evaluation.every": 10, "data.max_train": 12000, "data.max_test": 2000,
-        "data.num_clients": 100, "threat.num_malicious": 10, "client.epochs": 1,
+        "rounds": 60,
+        "evaluation.every": 10,
+        "data.max_train": 12000,
+        "data.max_test": 2000,
+        "data.num_clients": 100,
+        "threat.num_malicious": 10,
+        "client.epochs": 1,
         "client.batch_size": 16,
     },
     ("small", "cifar10"): {
-        "rounds": 200, "evaluation.every": 10, "data.max_train": 5000, "data.max_test": 1000,
-        "client.batch_size": 25, "model": {
-            "name": "rlr_cifar10", "channels": [16, 32, 64], "hidden": [64, 64], "dropout": 0.0,
+        "rounds": 200,
+        "evaluation.every": 10,
+        "data.max_train": 5000,
+        "data.max_test": 1000,
+        "client.batch_size": 25,
+        "model": {
+            "name": "rlr_cifar10",
+            "channels": [16, 32, 64],
+            "hidden": [64, 64],
+            "dropout": 0.0,
         },
     },
-}  # fmt: skip
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,10 +211,12 @@ def _curves(setting, rounds):
     return {
         name: rows[name]
         for name in (
-            "FedAvg", "FedAvg with RLR", "FedAvg, clipping and noise",
+            "FedAvg",
+            "FedAvg with RLR",
+            "FedAvg, clipping and noise",
             "FedAvg with RLR, clipping and noise",
         )
-    }  # fmt: skip
+    }
 
 
 def _three(setting, rounds):
@@ -284,9 +313,12 @@ def _check(name: str, experiment: Experiment, where: str) -> None:
 
 
 def regenerate(
-    plan: Plan, items: Sequence[str], bases: Mapping[str, Mapping], out: Path,
+    plan: Plan,
+    items: Sequence[str],
+    bases: Mapping[str, Mapping],
+    out: Path,
     run: Callable | None = None,
-) -> list[Path]:  # fmt: skip
+) -> list[Path]:
     """Runs what is missing in `out` and writes the items; returns the files written.
 
     `run(cells, folder)` runs cells (default: `sweep.run_cells`).
@@ -305,8 +337,10 @@ def regenerate(
 
 
 _METRICS = {
-    "backdoor": "attack_success_rate", "validation": "accuracy", "base": "base_class_accuracy",
-}  # fmt: skip
+    "backdoor": "attack_success_rate",
+    "validation": "accuracy",
+    "base": "base_class_accuracy",
+}
 
 
 def _describe(plan: Plan, experiment: Experiment, label: str) -> str:
@@ -399,9 +433,9 @@ def _write_features(
     Where there are none, images that RLR reads as base class, else the first.
     """
     experiment = rows["FedAvg"][0].experiment
-    source, backdoor = preparation.load_source(experiment), experiment.backdoor
-    logits = trained.logits_of(experiment)
-    params = {row: trained.final_params(folder) for row, folder in folders.items()}
+    source, backdoor = prepare.load_source(experiment), experiment.backdoor
+    logits = loading.logits_of(experiment)
+    params = {row: loading.final_params(folder) for row, folder in folders.items()}
     of_base = np.flatnonzero(source.y_test == backdoor.base)[:500]
     clean = source.x_test[of_base] / np.float32(source.scale)
     x, _, _ = backdoor.probes(jax.numpy.asarray(clean), source.y_test[of_base], None)
@@ -412,14 +446,17 @@ def _write_features(
     baselines = jax.numpy.asarray(source.x_train[:64] / np.float32(source.scale))
     maps = {
         title: attribution.explain(
-            lambda images, tree=params[row]: logits(tree, images), x[order], baselines,
+            lambda images, tree=params[row]: logits(tree, images),
+            x[order],
+            baselines,
             jax.random.key(0),
         )
         for title, row in (
-            ("no attack", "FedAvg-No Attack"), ("attack", "FedAvg"),
+            ("no attack", "FedAvg-No Attack"),
+            ("attack", "FedAvg"),
             ("attack, RLR", "FedAvg with RLR"),
         )
-    }  # fmt: skip
+    }
     label = rows["FedAvg"][0].summary["data"]["label"]
     said = f"{_describe(plan, experiment, label)}. Gradient SHAP, seed 0.{plan.note}"
     return plotting.feature_maps(

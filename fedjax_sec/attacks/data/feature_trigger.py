@@ -2,9 +2,8 @@
 
 import jax.numpy as jnp
 
-from fedjax_sec import registry
 from fedjax_sec.attacks.data._choice import exact_share
-from fedjax_sec.schema import COUNT, ConfigError, numeric, static
+from fedjax_sec.core import COUNT, ConfigError, numeric, registry, static
 
 
 @registry.attacks.register("feature_trigger")
@@ -22,7 +21,7 @@ class FeatureTrigger:
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from fedjax_sec import registry
+        >>> from fedjax_sec.core import registry
         >>> attack = registry.attacks.build({"name": "feature_trigger", "every": 2})
         >>> print(attack.trigger(jnp.ones((1, 5))))
         [[0. 1. 0. 1. 0.]]

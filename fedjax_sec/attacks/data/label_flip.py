@@ -2,9 +2,8 @@
 
 import jax.numpy as jnp
 
-from fedjax_sec import registry
 from fedjax_sec.attacks.data._choice import exact_share
-from fedjax_sec.schema import COUNT, ConfigError, numeric, static
+from fedjax_sec.core import COUNT, ConfigError, numeric, registry, static
 
 
 @registry.attacks.register("label_flip")
@@ -24,7 +23,7 @@ class LabelFlip:
     `fraction` is as in the trojan attack.
 
     Example:
-        >>> from fedjax_sec import registry
+        >>> from fedjax_sec.core import registry
         >>> registry.attacks.build({"name": "label_flip", "base": 1, "target": 7}).fraction
         1.0
     """

@@ -2,9 +2,8 @@
 
 import jax.numpy as jnp
 
-from fedjax_sec import registry
 from fedjax_sec.attacks.data._choice import uniform_by_position
-from fedjax_sec.schema import COUNT, ConfigError, numeric, static
+from fedjax_sec.core import COUNT, ConfigError, numeric, registry, static
 
 
 @registry.attacks.register("pattern")
@@ -23,7 +22,7 @@ class Pattern:
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from fedjax_sec import registry
+        >>> from fedjax_sec.core import registry
         >>> print(registry.attacks.build("pattern").trigger(jnp.zeros((1, 8, 8, 1))).sum())
         25.0
     """

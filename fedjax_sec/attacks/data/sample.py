@@ -2,8 +2,7 @@
 
 import jax.numpy as jnp
 
-from fedjax_sec import registry
-from fedjax_sec.schema import COUNT, ConfigError, numeric, static
+from fedjax_sec.core import COUNT, ConfigError, numeric, registry, static
 
 
 @registry.attacks.register("sample")
@@ -22,7 +21,7 @@ class Sample:
     the number of classes: `modulus=5`.
 
     Example:
-        >>> from fedjax_sec import registry
+        >>> from fedjax_sec.core import registry
         >>> registry.attacks.build({"name": "sample", "index": 2}).index
         2
     """

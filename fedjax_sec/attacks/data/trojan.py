@@ -3,10 +3,9 @@
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_sec import registry
 from fedjax_sec.attacks.data._choice import exact_share
 from fedjax_sec.attacks.data._patterns import author_parts, cut, default_place, draw, plus, square
-from fedjax_sec.schema import COUNT, ConfigError, numeric, static
+from fedjax_sec.core import COUNT, ConfigError, numeric, registry, static
 
 PLACED, DRAWN = ("plus", "square"), ("copyright", "apple")
 
@@ -46,7 +45,7 @@ class Trojan:
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from fedjax_sec import registry
+        >>> from fedjax_sec.core import registry
         >>> trojan = registry.attacks.build({"name": "trojan", "place": [0, 0], "size": 3})
         >>> print(trojan.trigger(jnp.zeros((1, 4, 4, 1)))[0, :, :, 0])
         [[0. 1. 0. 0.]

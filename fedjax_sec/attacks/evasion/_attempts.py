@@ -5,8 +5,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from fedjax_sec.core import COUNT, ConfigError, numeric, static
 from fedjax_sec.ops.evasion import LOSSES, margin, objective
-from fedjax_sec.schema import COUNT, ConfigError, numeric, static
 
 
 def worst_of(count: int, find, logits, x, y):
@@ -36,9 +36,11 @@ class Attempts:
     )
     loss: str = static("cross_entropy", "What is ascended.", choices=LOSSES)
     logit_scale: float = numeric(
-        1.0, "What logits are multiplied by before the loss (1/T for a model distilled at T).",
-        above=0, high=1e6,
-    )  # fmt: skip
+        1.0,
+        "What logits are multiplied by before the loss (1/T for a model distilled at T).",
+        above=0,
+        high=1e6,
+    )
     targets: int = static(
         0,
         "Wrong classes aimed at one after another, the likeliest first (0: untargeted).",

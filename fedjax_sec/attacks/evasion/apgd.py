@@ -1,9 +1,8 @@
 """Auto-PGD: PGD that chooses its own step size."""
 
-from fedjax_sec import registry
 from fedjax_sec.attacks.evasion._attempts import Attempts
+from fedjax_sec.core import numeric, registry, static
 from fedjax_sec.ops.evasion import linf_apgd
-from fedjax_sec.schema import numeric, static
 
 
 @registry.evasions.register("apgd")
@@ -23,7 +22,7 @@ class Apgd(Attempts):
 
     Example:
         >>> import jax, jax.numpy as jnp
-        >>> from fedjax_sec import registry
+        >>> from fedjax_sec.core import registry
         >>> apgd = registry.evasions.build({"name": "apgd", "eps": 0.25, "steps": 20})
         >>> logits = lambda x: x @ jnp.array([[1.0, -1.0], [0.0, 0.5]])
         >>> x, y = jnp.array([[0.5, 0.5]]), jnp.array([0])

@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from fedjax_sec import registry
 from fedjax_sec.attacks.evasion._attempts import Attempts
+from fedjax_sec.core import registry
 
 
 @registry.evasions.register("fgsm")
@@ -21,7 +21,7 @@ class Fgsm(Attempts):
     Source: Goodfellow, Shlens, Szegedy: Explaining and harnessing adversarial examples (ICLR 2015).
 
     Example:
-        >>> from fedjax_sec import registry
+        >>> from fedjax_sec.core import registry
         >>> logits = lambda x: x @ jnp.array([[1.0, -1.0], [0.0, 0.5]])
         >>> fgsm = registry.evasions.build({"name": "fgsm", "eps": 0.25})
         >>> x, y = jnp.array([[0.5, 0.5]]), jnp.array([0])

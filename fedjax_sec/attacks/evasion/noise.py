@@ -3,9 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from fedjax_sec import registry
 from fedjax_sec.attacks.evasion._attempts import worst_of
-from fedjax_sec.schema import numeric, static
+from fedjax_sec.core import numeric, registry, static
 
 
 @registry.evasions.register("noise")
@@ -19,7 +18,7 @@ class Noise:
     search has to do worse than an attack that sees gradients.
 
     Example:
-        >>> from fedjax_sec import registry
+        >>> from fedjax_sec.core import registry
         >>> noise = registry.evasions.build({"name": "noise", "eps": 0.25})
         >>> x, y = jnp.array([[0.5, 0.5]]), jnp.array([0])
         >>> moved = noise.apply(jax.random.key(0), lambda x: x, x, y)

@@ -3,10 +3,9 @@
 import jax
 import jax.numpy as jnp
 
-from fedjax_sec import registry
 from fedjax_sec.attacks.evasion._attempts import Attempts
+from fedjax_sec.core import numeric, registry, static
 from fedjax_sec.ops.pgd import linf_pgd
-from fedjax_sec.schema import numeric, static
 
 
 @registry.evasions.register("pgd")
@@ -30,7 +29,7 @@ class Pgd(Attempts):
     and Wagner: Defensive distillation is not robust to adversarial examples (2016).
 
     Example:
-        >>> from fedjax_sec import registry
+        >>> from fedjax_sec.core import registry
         >>> pgd = registry.evasions.build({"name": "pgd", "eps": 0.25, "random_start": False})
         >>> logits = lambda x: x @ jnp.array([[1.0, -1.0], [0.0, 0.5]])
         >>> x, y = jnp.array([[0.5, 0.5]]), jnp.array([0])
@@ -56,7 +55,12 @@ class Pgd(Attempts):
 
         recalls = self.momentum is not None
         return linf_pgd(
-            direction if recalls else slope, x, key, eps=self.eps, step_size=self.step_size,
-            num_steps=self.steps, random_start=self.random_start,
+            direction if recalls else slope,
+            x,
+            key,
+            eps=self.eps,
+            step_size=self.step_size,
+            num_steps=self.steps,
+            random_start=self.random_start,
             memory=jnp.zeros_like(x) if recalls else None,
-        )  # fmt: skip
+        )

@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from fedjax_sec import registry
-from fedjax_sec.schema import ConfigError, component, static
+from fedjax_sec.core import ConfigError, component, registry, static
 
 
 @registry.evasions.register("transfer")
@@ -20,7 +19,7 @@ class Transfer:
     Zizzo et al. 2020 (FAT), Section 3.2 and 4.2, which does not describe its surrogate.
 
     Example:
-        >>> from fedjax_sec import registry
+        >>> from fedjax_sec.core import registry
         >>> spec = {"name": "transfer", "surrogate": "results/other", "attack": {"eps": 0.1}}
         >>> registry.evasions.build(spec).attack.eps
         0.1

@@ -1,9 +1,9 @@
 """The perturbation range that ALIE's attacks share, and its check."""
 
 from fedjax_sec.attacks.update._directed import stand_ins
+from fedjax_sec.core import ConfigError
 from fedjax_sec.ops.moments import mean_and_std
 from fedjax_sec.ops.perturbation import z_max
-from fedjax_sec.schema import ConfigError
 
 
 def check_z_max(path, formula, setting) -> None:

@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from fedjax_sec.schema import ConfigError
+from fedjax_sec.core import ConfigError
 
 
 def check_factor(path, attack) -> None:

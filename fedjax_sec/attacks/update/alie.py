@@ -2,14 +2,13 @@
 
 import jax.numpy as jnp
 
-from fedjax_sec import registry
 from fedjax_sec.attacks.update._directed import own_update_alone
 from fedjax_sec.attacks.update._perturbation import (
     check_statistics,
     check_z_max,
     perturbation_range,
 )
-from fedjax_sec.schema import numeric, static
+from fedjax_sec.core import numeric, registry, static
 
 
 @registry.attacks.register("alie")

@@ -6,14 +6,13 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from fedjax_sec import registry
 from fedjax_sec.attacks.update._directed import own_update_alone
 from fedjax_sec.attacks.update._perturbation import (
     check_statistics,
     check_z_max,
     perturbation_range,
 )
-from fedjax_sec.schema import ANY_RATE, ANY_SCALE, ConfigError, component, numeric, static
+from fedjax_sec.core import ANY_RATE, ANY_SCALE, ConfigError, component, numeric, registry, static
 
 
 @registry.attacks.register("alie_backdoor")
@@ -44,14 +43,14 @@ class AlieBackdoor:
     result shifted by -2 mu in gradient units (`_attack_grads`).
 
     Example:
-        >>> from fedjax_sec import registry
+        >>> from fedjax_sec.core import registry
         >>> attack = {"name": "alie_backdoor", "backdoor": "pattern", "z": 0.2}
         >>> registry.attacks.build(attack).backdoor.target
         0
     """
 
     stage = "update"
-    needs_task = True
+    needs = frozenset({"task"})
     backdoor: Any = component("attack", "pattern", "What to teach, an attack on data.")
     z: float | None = numeric(0.2, "Clamp in standard deviations (null: z_max).", low=0, high=1e6)
     alpha: float = numeric(0.2, "Weight of the backdoor loss.", low=0, high=1)

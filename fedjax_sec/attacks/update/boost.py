@@ -1,8 +1,7 @@
 """Boosting: the malicious clients multiply their updates."""
 
-from fedjax_sec import registry
 from fedjax_sec.attacks.update._replacement import boosted, check_factor
-from fedjax_sec.schema import ANY_SCALE, numeric, static
+from fedjax_sec.core import ANY_SCALE, numeric, registry, static
 
 
 @registry.attacks.register("boost")
@@ -54,8 +53,9 @@ class Boost:
     )
 
     @property
-    def needs_server_rate(self):
-        return self.accounts_for == "weights_and_rate"
+    def needs(self):
+        rate = {"rate"} if self.accounts_for == "weights_and_rate" else set()
+        return frozenset(rate)
 
     def check(self, path, setting):
         check_factor(path, self)

@@ -5,9 +5,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fedjax_sec import registry
+from fedjax_sec.core import ConfigError, component, numeric, registry, static
 from fedjax_sec.ops.layers import layer_mask, layer_sizes
-from fedjax_sec.schema import ConfigError, component, numeric, static
 
 
 @registry.attacks.register("distillation")
@@ -38,21 +37,21 @@ class Distillation:
     choices, and fields.
 
     Example:
-        >>> from fedjax_sec import registry
+        >>> from fedjax_sec.core import registry
         >>> registry.attacks.build({"name": "distillation", "teacher_steps": 5}).temperature
         100.0
     """
 
     stage = "update"
-    needs_task = True
+    needs = frozenset({"task"})
     temperature: float = numeric(100.0, "T, of teacher and student.", above=0, high=1e6)
     teacher_steps: int = static(10, "Steps of the teacher in a round.", low=1, high=10**6)
     student_steps: int = static(10, "Steps of the student in a round.", low=1, high=10**6)
     batch_size: int = static(64, "Examples in a batch.", low=1, high=10**6)
     layer: str | None = static(
-        None, "What the student trains: a layer's name, `all`, or null: the one with the fewest "
-        "weights.",
-    )  # fmt: skip
+        None,
+        "What the student trains: a layer's name, `all`, or null: the one with the fewest weights.",
+    )
     alike: bool = static(False, "All malicious clients send one update, in Krum's eyes a crowd.")
     optimizer: Any = component(
         "optimizer", {"name": "adam", "learning_rate": 0.001}, "Of teacher and student."

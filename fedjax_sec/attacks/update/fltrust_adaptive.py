@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 
-from fedjax_sec import registry
 from fedjax_sec.attacks.update._directed import (
     away,
     beyond,
@@ -12,9 +11,9 @@ from fedjax_sec.attacks.update._directed import (
     sees_all,
     stand_ins,
 )
+from fedjax_sec.core import ANY_SCALE, numeric, registry, static
 from fedjax_sec.ops.distances import cosines_to
 from fedjax_sec.ops.moments import row_norms, unit_rows
-from fedjax_sec.schema import ANY_SCALE, numeric, static
 
 
 @registry.attacks.register("fltrust_adaptive")
@@ -61,7 +60,7 @@ class FLTrustAdaptive:
     """
 
     stage = "update"
-    needs_root = True
+    needs = frozenset({"root"})
     rounds: int = static(10, "V, sweeps over the malicious clients.", low=0, high=10**6)
     steps: int = static(10, "Q, steps of one client in a sweep.", low=1, high=10**6)
     smoothing: float = numeric(
@@ -72,13 +71,15 @@ class FLTrustAdaptive:
         0.5, "sigma^2 of the directions that are tried.", above=0, unbounded=ANY_SCALE
     )
     deviation: str = static(
-        "paper", "sigma: the root of `variance`, or `variance` itself as in the `author` code.",
+        "paper",
+        "sigma: the root of `variance`, or `variance` itself as in the `author` code.",
         choices=("paper", "author"),
-    )  # fmt: skip
+    )
     begin: str = static(
-        "trim", "The first directions: the `trim` attack's, or of the clients' `own` updates.",
+        "trim",
+        "The first directions: the `trim` attack's, or of the clients' `own` updates.",
         choices=("trim", "own"),
-    )  # fmt: skip
+    )
     b: float = numeric(2.0, "Of the Trim attack.", low=1, high=1e6)
 
     def idle(self, setting):

@@ -3,10 +3,9 @@
 import jax
 import jax.numpy as jnp
 
-from fedjax_sec import registry
 from fedjax_sec.attacks.update._directed import away, beyond, direction, sees_all, stand_ins
+from fedjax_sec.core import numeric, registry, static
 from fedjax_sec.ops.moments import row_norms, unit_rows
-from fedjax_sec.schema import numeric, static
 
 
 @registry.attacks.register("gradient_adaptive")
@@ -49,7 +48,7 @@ class GradientAdaptive:
     """
 
     stage = "update"
-    needs_defense = True
+    needs = frozenset({"rule"})
     steps: int = static(20, "Steps of the ascent.", low=1, high=10**6)
     step_size: float = numeric(0.2, "eta, of the longest honest update.", above=0, high=1e6)
     max_norm: float = numeric(

@@ -5,8 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fedjax_sec import registry
-from fedjax_sec.schema import COUNT, ConfigError, component, static
+from fedjax_sec.core import COUNT, ConfigError, component, registry, static
 
 
 @registry.attacks.register("hybrid")

@@ -3,10 +3,9 @@
 import jax.numpy as jnp
 from jax import lax
 
-from fedjax_sec import registry
 from fedjax_sec.attacks.update._directed import direction, sees_all, sees_one_row, stand_ins
+from fedjax_sec.core import ANY_SCALE, numeric, registry, static
 from fedjax_sec.ops.distances import krum_scores, squared_distances
-from fedjax_sec.schema import ANY_SCALE, numeric, static
 
 
 @registry.attacks.register("krum_attack")
@@ -56,13 +55,15 @@ class KrumAttack:
     stage = "update"
     threshold: float = numeric(1e-5, "Smallest lambda that is tried.", above=0, unbounded=ANY_SCALE)
     convention: str = static(
-        "paper", "First lambda: Theorem 1's, or that of FLAIR's code (`author`).",
+        "paper",
+        "First lambda: Theorem 1's, or that of FLAIR's code (`author`).",
         choices=("paper", "author"),
-    )  # fmt: skip
+    )
     toward: str = static(
-        "mean", "The direction to go against: the `mean` update's, or Krum's choice.",
+        "mean",
+        "The direction to go against: the `mean` update's, or Krum's choice.",
         choices=("mean", "krum"),
-    )  # fmt: skip
+    )
 
     def idle(self, setting):
         if sees_one_row(setting):

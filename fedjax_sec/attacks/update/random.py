@@ -2,8 +2,7 @@
 
 import jax
 
-from fedjax_sec import registry
-from fedjax_sec.schema import ANY_SCALE, numeric, static
+from fedjax_sec.core import ANY_SCALE, numeric, registry, static
 
 
 @registry.attacks.register("random")

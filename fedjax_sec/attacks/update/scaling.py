@@ -2,15 +2,17 @@
 
 from typing import Any
 
-from fedjax_sec import registry
 from fedjax_sec.attacks.update._replacement import boosted, check_factor
-from fedjax_sec.schema import ANY_SCALE, ConfigError, component, numeric, static
+from fedjax_sec.core import ANY_SCALE, ConfigError, component, numeric, registry, static
 
 #: Gu et al.'s pattern of four pixels at the lower right corner of images of 28 x 28.
 CORNER = {
-    "name": "trojan", "pattern": "pixels", "pixels": [[26, 26], [24, 26], [26, 24], [25, 25]],
-    "value": 1.0, "target": 0,
-}  # fmt: skip
+    "name": "trojan",
+    "pattern": "pixels",
+    "pixels": [[26, 26], [24, 26], [26, 24], [25, 25]],
+    "value": 1.0,
+    "target": 0,
+}
 
 
 @registry.attacks.register("scaling")
@@ -36,14 +38,13 @@ class Scaling:
     is what is reported.
 
     Example:
-        >>> from fedjax_sec import registry
+        >>> from fedjax_sec.core import registry
         >>> registry.attacks.build("scaling").backdoor.target
         0
     """
 
     stage = "update"
     poisons = True
-    needs_task = True
     backdoor: Any = component("attack", CORNER, "What to teach, an attack on data.")
     factor: float | None = numeric(
         None,
@@ -61,8 +62,9 @@ class Scaling:
     )
 
     @property
-    def needs_server_rate(self):
-        return self.accounts_for == "weights_and_rate"
+    def needs(self):
+        rate = {"rate"} if self.accounts_for == "weights_and_rate" else set()
+        return frozenset({"task"} | rate)
 
     def check(self, path, setting):
         check_factor(path, self)

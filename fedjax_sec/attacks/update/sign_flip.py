@@ -1,7 +1,6 @@
 """Sign flipping: the malicious clients send their own update reversed."""
 
-from fedjax_sec import registry
-from fedjax_sec.schema import ANY_SCALE, numeric
+from fedjax_sec.core import ANY_SCALE, numeric, registry
 
 
 @registry.attacks.register("sign_flip")

@@ -3,15 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from fedjax_sec import registry
-from fedjax_sec.attacks.update._directed import (
-    away,
-    beyond,
-    direction,
-    own_update_alone,
-    sees_all,
-)
-from fedjax_sec.schema import ConfigError, numeric, static
+from fedjax_sec.attacks.update._directed import away, beyond, direction, own_update_alone, sees_all
+from fedjax_sec.core import ConfigError, numeric, registry, static
 
 
 @registry.attacks.register("trim_attack")

@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from fedjax_sec import registry
+from fedjax_sec.core import registry
 
 
 @registry.attacks.register("zero")

@@ -1,0 +1,1 @@
+"""What a client sends and what the server makes of it, one component a file."""

@@ -1,0 +1,1 @@
+"""Attacks that reconstruct clients' examples, one component a file."""

@@ -1,0 +1,527 @@
+"""Components: one base class for each kind, and the walk over nested components.
+
+A component is a frozen dataclass whose class a registry knows. Its base class holds the defaults of
+its kind; methods of a base are either defaults that say "nothing" or abstract, so a component never
+overrides working code. A class that is registered without a base gets its kind's from `register`.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+from fedjax_sec.core.fields import ConfigError
+from fedjax_sec.core.schedule import every_value
+from fedjax_sec.core.types import BoundTask, Message, Metrics, State
+
+#: Kinds of inputs: pixels in [0, 1], features of any scale, tokens numbered from 0.
+INPUTS = frozenset({"pixels", "features", "tokens"})
+#: What a component may need beside its arguments: a model and data; the server's own examples; the
+#: server's rule; the learning rate of a server that takes plain gradient steps; another model.
+NEEDS = frozenset({"task", "root", "rule", "rate", "surrogate"})
+
+
+class Setting(NamedTuple):
+    """What is known before anything compiles, for the components' `check(path, setting)`.
+
+    `num_clients` K in a round; `num_malicious` m among the registered clients (None: unknown);
+    `sampled`: only some registered clients take part in a round; `capacity` M, `example_shape` of
+    one input, `num_classes`, the names of the model's `layers`, D `num_parameters` and the number
+    of training `examples` (None: unknown). `merged`: an earlier stage makes one row of several
+    clients, so rows have no history. `knowledge`: which updates the adversary sees, as
+    `threat.knowledge` (None: unknown). `malicious_per_round`: how many malicious clients every
+    attacked round has (None: unknown). `inputs` is the kind of input (None: unknown), `labelled`
+    whether an example has one class, and `sends` what the algorithm's clients send.
+    """
+
+    num_clients: int
+    num_malicious: int | None = None
+    sampled: bool = False
+    capacity: int | None = None
+    example_shape: tuple[int, ...] | None = None
+    num_classes: int | None = None
+    layers: tuple[str, ...] | None = None
+    num_parameters: int | None = None
+    examples: int | None = None
+    merged: bool = False
+    knowledge: str | None = None
+    malicious_per_round: int | None = None
+    inputs: str | None = None
+    labelled: bool = True
+    sends: str = "update"
+
+
+class Component:
+    """The defaults of every component.
+
+    `needs` is a subset of `NEEDS`, and may be a property where it depends on a field. `inputs` are
+    the kinds of inputs that the component works on, `accepts` what clients may send to it.
+    """
+
+    registered_name: ClassVar[str] = ""
+    needs: frozenset[str] = frozenset()
+    inputs: ClassVar[frozenset[str]] = INPUTS
+    accepts: ClassVar[frozenset[str]] = frozenset({"update"})
+    needs_labels: ClassVar[bool] = False
+
+    def check(self, path: str, setting: Setting) -> None:
+        """Raises `ConfigError` for a combination that the fields' ranges cannot express."""
+
+    def idle(self, setting: Setting) -> str | None:
+        """Why the component is certain to do nothing; None where it is not."""
+        return None
+
+    def after(self, setting: Setting) -> Setting:
+        """The setting that the next component of a list meets, such as fewer rows."""
+        return setting
+
+    def inside(self, setting: Setting) -> Setting:
+        """The setting that components nested in this one meet."""
+        return setting
+
+    def resolve_auto(self) -> "Component":
+        """The component with static fields filled that were left open."""
+        return self
+
+
+# --- Attacks --------------------------------------------------------------------------------------
+
+
+class UpdateAttack(Component):
+    """`stage = "update"`: rewrites the adversary's rows of the stack.
+
+    `rewrites = "message"` calls `tamper`, which sees and returns whole messages, with the weights
+    that clients report and their extra; else `apply` rewrites the vectors [K, D]. `copies`: clients
+    train on poisoned copies beside their own examples, by the attack on data nested in this one.
+    """
+
+    stage: ClassVar[str] = "update"
+    rewrites: ClassVar[str] = "vector"
+    copies: bool = False
+
+    def init(self, num_clients: int, dim: int) -> State:
+        """The state before round 0; `num_clients` is N."""
+        return ()
+
+    def shares(self, ranks) -> dict[str, Any]:
+        """field -> mask of the malicious clients (by rank) that run the attack nested in it."""
+        return {}
+
+    def apply(self, key, updates, state: State, view) -> tuple[Any, State, Metrics]:
+        """(updates [K, D], state, metrics); `view` is an `AttackerView`."""
+        raise NotImplementedError
+
+    def tamper(self, key, message: Message, state: State, view) -> tuple[Message, State, Metrics]:
+        """(stacked messages, state, metrics); only malicious rows of each leaf are kept."""
+        raise NotImplementedError
+
+
+class DataAttack(Component):
+    """`stage = "data"`: poisons a malicious client's examples, and defines the backdoor's success.
+
+    `base` is the only class that the backdoor acts on (None: all). `choose` says which of a
+    client's examples are poisoned, from the labels of all of them (`held` is false where the row is
+    padding); its key is the client's own, the same in every round. `poison` is what becomes of a
+    batch; the round keeps it where an example was chosen. `rank` counts the adversary's clients, 0
+    to m - 1, so that they can share the work. `examples` are what an attacker trains a backdoor on,
+    `probes` what success is measured on: `(x, target, include)`. Probes made of the test examples
+    keep their number and order, so that `y` are their true labels.
+
+    An attack with memory returns its state from `init`; `prepare` renews it at the beginning of a
+    round, before anybody trains, from what the adversary sees.
+    """
+
+    stage: ClassVar[str] = "data"
+    base: int | None = None
+
+    def init(self, setting: Setting, task: BoundTask) -> State:
+        """The state before round 0."""
+        return ()
+
+    def prepare(self, key, state: State, view) -> State:
+        """The state of this round; `view` is an `AttackerView` without updates."""
+        return state
+
+    def choose(self, key, labels, held):
+        """Which of the examples [M] are poisoned."""
+        raise NotImplementedError
+
+    def poison(self, key, state: State, x, y, rank, task: BoundTask) -> tuple[Any, Any]:
+        """The batch poisoned: (x [B, ...], y [B])."""
+        raise NotImplementedError
+
+    def examples(self, key, state: State, view) -> tuple[Any, Any]:
+        """What an attacker trains the backdoor on: (x [n, ...], the attacker's labels [n])."""
+        raise NotImplementedError
+
+    def probes(self, state: State, x, y, task: BoundTask) -> tuple[Any, Any, Any]:
+        """(x [P, ...], the attacker's labels [P], which count [P])."""
+        raise NotImplementedError
+
+
+class Evasion(Component):
+    """Moves inputs: `apply(key, outputs, x, y, surrogate=None) -> x'`."""
+
+    inputs: ClassVar[frozenset[str]] = frozenset({"pixels", "features"})
+
+    def apply(self, key, outputs: Callable, x, y, surrogate: Callable | None = None):
+        """The inputs moved [B, ...]; `outputs(x) -> [B, C]`."""
+        raise NotImplementedError
+
+
+class PrivacyAttack(Component):
+    """Reconstructs a client's examples from its message, as an honest but curious server could.
+
+    `known` is a `fedjax_sec.core.types.Known`: the numbers of the protocol, no more.
+    """
+
+    def reconstruct(self, key, message: Message, params, task: BoundTask, known) -> tuple[Any, Any]:
+        """(x [B, ...], y [B]) as guessed."""
+        raise NotImplementedError
+
+
+# --- Defences -------------------------------------------------------------------------------------
+
+
+class Stage(Component):
+    """A stage of a defence; `init` gets N, the registered clients, whoever takes part in a round.
+
+    `stage` says where it stands: `before` aggregation (reshapes the stack, may merge rows),
+    `aggregate` ([rows, D] -> [D], exactly one) or `after` it (changes the aggregate).
+    `keeps_scale = False` tells that the result is not in units of the updates.
+    """
+
+    stage: ClassVar[str]
+    keeps_scale: bool = True
+
+    def init(self, num_clients: int, dim: int) -> State:
+        """The state before round 0: histories have one row a registered client."""
+        return ()
+
+    def apply(self, key, *args) -> tuple:
+        """`before`: (updates, state, view) -> (updates, view, state, metrics).
+
+        `aggregate`: (updates, state, view) -> (aggregate [D], state, metrics), where
+        `metrics["kept"]` [rows] is each row's share in [0, 1]. `after`: (aggregate, updates, state,
+        view) -> (aggregate, state, metrics).
+        """
+        raise NotImplementedError
+
+
+# --- Learning -------------------------------------------------------------------------------------
+
+
+class Hooks(NamedTuple):
+    """What an algorithm adds to a client's local steps, on the trained part [T] of the vector.
+
+    `correct(gradient [T], delta [T]) -> gradient` acts after clipping and L2, before the optimizer.
+    `after_step(key, delta [T], gradient [T], memory) -> (delta, memory)` acts after the optimizer;
+    `memory` begins as given and is dropped at the end of the round.
+    """
+
+    correct: Callable | None = None
+    after_step: Callable | None = None
+    memory: State = ()
+
+
+NO_HOOKS = Hooks()
+
+
+class Trained(NamedTuple):
+    """What local training gives: the update [D], the client's state, and what was on the way.
+
+    `steps` were taken, not planned. `gradient` [T] is the mean over them of the uncorrected
+    gradients; where nobody reads it, XLA removes it.
+    """
+
+    delta: Any
+    state: State
+    steps: Any
+    gradient: Any
+    metrics: Metrics
+
+
+class Client(Component):
+    """How one client trains; the round maps it over the clients.
+
+    `keeps_state` says whether `state` outlives the round. `shortened(steps)` is the same work for
+    at most so many local steps, to measure ways to compute it.
+    """
+
+    keeps_state: bool = False
+
+    def shortened(self, steps: int) -> "Client":
+        """The same work for at most `steps` local steps."""
+        return self
+
+    def init(self, dim: int) -> State:
+        """The state before round 0."""
+        return ()
+
+    def apply(self, key, params, state: State, data, task, hooks: Hooks = NO_HOOKS) -> Trained:
+        """Trains from `params` [D] on `data`, a `LocalData`."""
+        raise NotImplementedError
+
+
+class Algorithm(Component):
+    """What a client sends, and what the server makes of it.
+
+    `sends` is "update", "predictions" or "features". An algorithm is built with `client` and
+    `optimizer`, the experiment's client and server optimizer, which its fields need not name.
+    `personalizes`: clients have models of their own, `personal`, that local evaluation measures.
+    """
+
+    sends: ClassVar[str] = "update"
+    accepts: ClassVar[frozenset[str]] = frozenset({"update", "predictions", "features"})
+    personalizes: ClassVar[bool] = False
+
+    def init(self, key, params, setting: Setting, task: BoundTask) -> State:
+        """The server's state before round 0, with these initial parameters [D]."""
+        raise NotImplementedError
+
+    def init_client(self, params, setting: Setting, task: BoundTask) -> State:
+        """What one client keeps from round to round; () keeps nothing."""
+        return ()
+
+    def download(self, server: State, client) -> Any:
+        """What client number `client` gets; leaves that ignore `client` stay unbatched."""
+        return server
+
+    def train(self, key, download, own, data, task: BoundTask) -> tuple[Message, State, Metrics]:
+        """One client's round: (its message, what it keeps, metrics with `train_loss`)."""
+        raise NotImplementedError
+
+    def step(self, key, server, aggregate, messages, view, task) -> tuple[State, Metrics]:
+        """The server's step; `view` is the one behind the defence, with `included() [K]`."""
+        raise NotImplementedError
+
+    def params(self, server: State):
+        """The global parameters [D], which are evaluated."""
+        raise NotImplementedError
+
+    def personal(self, server: State, own: State, task: BoundTask):
+        """One client's own parameters [D]."""
+        return self.params(server)
+
+
+class Task(Component):
+    """What is learned: pure functions of a model's outputs and the targets.
+
+    `headline` is the metric that sweeps, figures and "best" read.
+    """
+
+    headline: ClassVar[str]
+
+    def losses(self, outputs, y) -> tuple[Any, Any]:
+        """(total [B], units [B]): a batch's loss is sum(total) / sum(units)."""
+        raise NotImplementedError
+
+    def sums(self, outputs, y, mask) -> dict[str, tuple[Any, Any]]:
+        """metric -> (numerator, denominator), over the examples of `mask` [B]."""
+        raise NotImplementedError
+
+    def right(self, outputs, y):
+        """Whether each target is what the model answers: booleans of the shape of `y`."""
+        raise NotImplementedError
+
+    def labels_of(self, y):
+        """The class of each example, [...]; None where an example has no class."""
+        return None
+
+
+class Network(Component):
+    """A network: `make(input_shape, num_classes)` returns a `fedjax_sec.core.types.Model`."""
+
+    def make(self, input_shape: tuple[int, ...], num_classes: int):
+        """The network as pure functions for such inputs and outputs."""
+        raise NotImplementedError
+
+
+class Dataset(Component):
+    """A data set: `load(data_dir, download)` returns a `fedjax_sec.data.Source`."""
+
+    def load(self, data_dir: str | None = None, download: bool = True):
+        """The arrays on the host."""
+        raise NotImplementedError
+
+
+class Partitioner(Component):
+    """Who holds which training example: `split(rng, labels, num_clients, users)`."""
+
+    def split(self, rng, labels, num_clients: int, users=None):
+        """A `fedjax_sec.data.packing.Partition`."""
+        raise NotImplementedError
+
+
+# --- Looking --------------------------------------------------------------------------------------
+
+
+class Monitor(Component):
+    """Looks at a round: it may read the truth, and hands back its own state and metrics only.
+
+    `when` is "every" round or the "last" one before an evaluation, and may be a static field. Its
+    metrics are named `PREFIX/NAME`, PREFIX being `prefix` or the registered name.
+    """
+
+    when: str = "every"
+    prefix: ClassVar[str | None] = None
+
+    def init(self, setting: Setting, task: BoundTask, message: Message) -> State:
+        """The state before round 0; `message` holds the shapes of one client's."""
+        return ()
+
+    def observe(self, key, state: State, trace, task: BoundTask) -> tuple[State, Metrics]:
+        """(state, metrics); `trace` is a `fedjax_sec.core.types.RoundTrace`."""
+        raise NotImplementedError
+
+
+class Evaluator(Component):
+    """Measures a model between rounds; `adversary` is (attack, its state), as it is by then."""
+
+    def measure(self, key, params, x, y, task: BoundTask, adversary) -> Metrics:
+        """Metrics of the parameters [D] on the test examples (x as stored, y)."""
+        raise NotImplementedError
+
+
+#: kind -> the base class whose defaults a registered class without one gets; attacks by `stage`.
+BASES: dict[str, Any] = {
+    "attack": {"update": UpdateAttack, "data": DataAttack},
+    "defense": Stage,
+    "evasion": Evasion,
+    "privacy_attack": PrivacyAttack,
+    "client": Client,
+    "algorithm": Algorithm,
+    "task": Task,
+    "model": Network,
+    "dataset": Dataset,
+    "partition": Partitioner,
+    "monitor": Monitor,
+    "evaluator": Evaluator,
+}
+
+
+def with_defaults(cls: type, kind: str) -> type:
+    """The class with every default of its kind that it does not define itself."""
+    base = BASES.get(kind, Component)
+    if isinstance(base, Mapping):
+        base = base.get(getattr(cls, "stage", None), Component)
+    if not issubclass(cls, base):
+        for one in reversed(base.__mro__[:-1]):
+            for name, value in vars(one).items():
+                if not name.startswith("__") and not hasattr(cls, name):
+                    setattr(cls, name, value)
+    return cls
+
+
+# --- Nested components ----------------------------------------------------------------------------
+
+
+def walk(part, path: str = "", setting=None) -> Iterator[tuple[str, Any, Any]]:
+    """(path, component, setting) of the component and of every nested one, outermost first.
+
+    Needs, backdoors and checks are looked up by it, so no wrapper can forget one. A nested list
+    threads `after`: each component is met with the setting that those before it leave.
+
+    >>> @pytree
+    ... class Inner(Component):
+    ...     scale: float = numeric(1.0, "A factor.")
+    >>> @pytree
+    ... class Outer(Component):
+    ...     first: Any = component("attack", None, "A component.")
+    >>> [path for path, _, _ in walk(Outer(Outer(Inner())), "attack")]
+    ['attack', 'attack.first', 'attack.first.first']
+    """
+    yield path, part, setting
+    below = None if setting is None else part.inside(setting)
+    for field in dataclasses.fields(part):
+        if "kind" not in field.metadata:
+            continue
+        value, at = getattr(part, field.name), f"{path}.{field.name}" if path else field.name
+        items = value if isinstance(value, (tuple, list)) else (value,)
+        running = below
+        for i, item in enumerate(items):
+            if dataclasses.is_dataclass(item):
+                yield from walk(item, f"{at}[{i}]" if len(items) > 1 else at, running)
+                running = item.after(running) if running else running
+
+
+def needing(parts: Iterable, need: str) -> list[str]:
+    """Names of the components, nested ones too, that need what `need` (of `NEEDS`) names."""
+    everything = (one for part in parts for _, one, _ in walk(part))
+    return [one.registered_name for one in everything if need in one.needs]
+
+
+def paths_of(items: Sequence, path: str) -> list[str]:
+    """The path of each component of a list; that of the list where there is one only."""
+    return [path] if len(items) == 1 else [f"{path}[{i}]" for i in range(len(items))]
+
+
+def check_components(components, path: str, setting: Setting) -> None:
+    """Runs every component's `check`, nested ones too; raises what the first failing one raises.
+
+    A component whose fields follow schedules is checked with each of their values. One that would
+    do nothing with any of them is refused: its `idle(setting)` says why, or None. A component that
+    does not work on the inputs, on what the clients send, or without labels is refused as well.
+    """
+    for part, place in zip(components, paths_of(components, path), strict=True):
+        for at, nested, met in walk(part, place, setting):
+            _check_applies(nested, at, met)
+            reasons = []
+            for one in every_value(nested):
+                one.check(at, met)
+                reasons.append(one.idle(met))
+            if all(reasons):
+                raise ConfigError(f"{at}: {reasons[0]}")
+        setting = part.after(setting)
+
+
+def _check_applies(part, path: str, setting: Setting) -> None:
+    name = part.registered_name or type(part).__name__
+    if setting.inputs is not None and setting.inputs not in part.inputs:
+        raise ConfigError(
+            f"{path}: {name!r} works on {_or(part.inputs)}, and the data set's inputs are "
+            f"{setting.inputs}."
+        )
+    if setting.sends not in part.accepts:
+        raise ConfigError(
+            f"{path}: {name!r} works where clients send {_or(part.accepts)}s, and the algorithm's "
+            f"clients send {setting.sends}."
+        )
+    if part.needs_labels and not setting.labelled:
+        raise ConfigError(
+            f"{path}: {name!r} needs one class for each example, which this task's do not have."
+        )
+
+
+def _or(names) -> str:
+    return " or ".join(sorted(names))
+
+
+def fill_defaults(part, context: Mapping[str, Any]):
+    """The component with every field filled that was left open and says `default_from`.
+
+    `context` maps what a field may name to its value, None where it is unknown. Nested components
+    take an outer's field of that name first.
+
+    >>> @pytree
+    ... class Rule(Component):
+    ...     f: int | None = numeric(None, "A bound.", default_from="num_malicious")
+    ...     inner: Any = component("defense", None, "A rule.")
+    >>> fill_defaults(Rule(inner=Rule()), {"num_malicious": 3})
+    Rule(f=3, inner=Rule(f=3, inner=None))
+    """
+    changes, inner = {}, dict(context)
+    for field in dataclasses.fields(part):
+        if (source := field.metadata.get("default_from")) is not None:
+            value = getattr(part, field.name)
+            if value is None and (value := context.get(source)) is not None:
+                changes[field.name] = value
+            if value is not None:
+                inner[source] = value
+    for field in dataclasses.fields(part):
+        if "kind" in field.metadata and field.name not in changes:
+            value = getattr(part, field.name)
+            if isinstance(value, tuple):
+                changes[field.name] = tuple(fill_defaults(one, inner) for one in value)
+            elif dataclasses.is_dataclass(value):
+                changes[field.name] = fill_defaults(value, inner)
+    return dataclasses.replace(part, **changes) if changes else part

@@ -1,0 +1,194 @@
+"""Name -> component class: the only mutable module-level state of the package.
+
+A component is one file in one of the folders below, found by its import: dropping the file in is
+all it takes to have it in configurations, in `fedjax-sec list` and `show`, and in the contract
+tests. Modules whose names begin with an underscore are helpers and are not imported.
+"""
+
+import dataclasses
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable, Iterable, Mapping
+
+from fedjax_sec.core import host
+from fedjax_sec.core.advice import shown, suggestion
+from fedjax_sec.core.builder import build, rebuild
+from fedjax_sec.core.components import with_defaults
+from fedjax_sec.core.fields import ConfigError, pytree
+from fedjax_sec.core.values import plain
+
+#: What stands for no component of a kind.
+_NOTHING = {
+    "attack": " null (None in Python) means no attack.",
+    "defense": " Without a defence the rule is 'mean'.",
+    "evasion": " null (None in Python) means none.",
+}
+
+
+#: kind -> function that builds a component of that kind from its specification and path. Registries
+#: enter themselves; optimizers (which are optax's) and pipelines (which are lists) do so in their
+#: own modules.
+BUILDERS: dict[str, Callable] = {}
+
+
+class Registry:
+    """Components of one kind, discovered in the given packages on first use."""
+
+    def __init__(self, kind: str, *packages: str):
+        self.kind = kind
+        BUILDERS[kind] = self.build
+        self._one = f"an {kind}" if kind[0] in "aeiou" else f"a {kind}"
+        self.packages = packages
+        self._entries: dict[str, type] = {}
+        self._discovered = False
+
+    def register(self, name: str):
+        """Class decorator: makes a frozen dataclass pytree of the class and files it under `name`.
+
+        Fields declared `static` become part of the pytree's structure, all others leaves.
+        A class may be defined and registered again, as in a notebook: the new one counts. Another
+        class under a name that is taken is a `ValueError`.
+        """
+
+        def decorate(cls):
+            if not cls.__module__.startswith(self.packages):
+                self._discover()  # so that a name of ours is known to be taken
+            known = self._entries.get(name)
+            if known is not None and (known.__module__, known.__qualname__) != (
+                cls.__module__,
+                cls.__qualname__,
+            ):
+                raise ValueError(
+                    f"{self.kind} {name!r} is already registered by {known.__module__}; "
+                    f"rename one of the two."
+                )
+            cls = with_defaults(pytree(cls), self.kind)
+            cls.registered_name = name
+            self._entries[name] = cls
+            return cls
+
+        return decorate
+
+    def _discover(self) -> None:
+        if self._discovered:
+            return
+        with host.imports_unnoticed():  # networks import flax, which imports rich
+            for package_name in self.packages:
+                package = importlib.import_module(package_name)
+                for module in pkgutil.iter_modules(package.__path__):
+                    if not module.name.startswith("_"):
+                        importlib.import_module(f"{package_name}.{module.name}")
+        self._discovered = True
+
+    def names(self) -> tuple[str, ...]:
+        """All registered names, sorted."""
+        self._discover()
+        return tuple(sorted(self._entries))
+
+    def get(self, name: str, path: str = "") -> type:
+        """The class registered as `name`, or a `ConfigError` that suggests the nearest name."""
+        at = f"{path}: " if path else ""
+        if not isinstance(name, str):
+            raise ConfigError(
+                f"{at}the name of {self._one} is text, got {shown(name)}.{self._advice(name)}"
+            )
+        if name not in self.names():
+            advice = _NOTHING.get(self.kind, "") if name.lower() in ("none", "null", "no") else ""
+            raise ConfigError(
+                f"{at}unknown {self.kind} {shown(name)}.{advice or suggestion(name, self.names())} "
+                f"Known: {', '.join(self.names())}."
+            )
+        return self._entries[name]
+
+    def build(self, spec, path: str = ""):
+        """Builds a component from its name or from a mapping with `name` and fields.
+
+        An instance is checked and returned, whether or not its class is registered.
+
+        >>> defenses.build({"name": "krum", "num_byzantine": 2}).num_byzantine
+        2
+        """
+        path = path or self.kind
+        if dataclasses.is_dataclass(spec) and getattr(type(spec), "registered_name", ""):
+            name = spec.registered_name
+            if any(one._entries.get(name) is type(spec) for one in KINDS.values() if one != self):
+                self.get(name, path)
+            return rebuild(spec, path, BUILDERS)
+        given, spec = spec, plain(spec)
+        if isinstance(spec, str):
+            spec = {"name": spec}
+        if not isinstance(spec, Mapping):
+            raise ConfigError(
+                f"{path}: expected the name of {self._one} or a mapping with 'name', "
+                f"got {shown(given)}.{self._advice(given)}"
+            )
+        if "name" not in spec:
+            raise ConfigError(
+                f"{path}: 'name' is missing. Known {self.kind} names: {', '.join(self.names())}."
+            )
+        fields = dict(spec)
+        cls = self.get(plain(fields.pop("name")), f"{path}.name")
+        return build(cls, fields, path, BUILDERS)
+
+    def _advice(self, given) -> str:
+        """What to give in place of an object, or of nothing."""
+        if isinstance(given, (type(None), bool, int, float, list, tuple)):
+            return _NOTHING.get(self.kind, "") if not given else ""
+        name = getattr(given, "registered_name", None)
+        if isinstance(given, type) and self._entries.get(name) is given:
+            return f" Give its name, {name!r}, or an instance, {given.__name__}()."
+        return (
+            f" To use {self._one} of your own, register its class and give the name: "
+            f"@registry.{self.kind}s.register('NAME'), see CONTRIBUTING.md."
+        )
+
+
+datasets = Registry("dataset", "fedjax_sec.data.sources")
+partitions = Registry("partition", "fedjax_sec.data.partitions")
+models = Registry("model", "fedjax_sec.models")
+tasks = Registry("task", "fedjax_sec.tasks")
+algorithms = Registry("algorithm", "fedjax_sec.algorithms")
+clients = Registry("client", "fedjax_sec.algorithms.clients")
+attacks = Registry("attack", "fedjax_sec.attacks.data", "fedjax_sec.attacks.update")
+defenses = Registry("defense", "fedjax_sec.defenses")
+evasions = Registry("evasion", "fedjax_sec.attacks.evasion")
+privacy_attacks = Registry("privacy_attack", "fedjax_sec.attacks.privacy")
+monitors = Registry("monitor", "fedjax_sec.monitors")
+evaluators = Registry("evaluator", "fedjax_sec.evaluation.evaluators")
+
+#: kind -> its registry, in the order in which they are listed.
+KINDS = {
+    registry.kind: registry
+    for registry in (
+        datasets,
+        partitions,
+        models,
+        tasks,
+        algorithms,
+        clients,
+        attacks,
+        defenses,
+        evasions,
+        privacy_attacks,
+        monitors,
+        evaluators,
+    )
+}
+
+
+def find(name: str, others: Iterable[str] = ()) -> tuple[Registry, type]:
+    """The registry and class of `name`, whatever its kind.
+
+    Raises `ConfigError` with the nearest name, also of `others`, when no kind has it.
+    """
+    for registry in KINDS.values():
+        if name in registry.names():
+            return registry, registry.get(name)
+    everything = [*others, *(n for registry in KINDS.values() for n in registry.names())]
+    raise ConfigError(f"Nothing is called {shown(name)}.{suggestion(name, everything)}")
+
+
+def summary(cls) -> str:
+    """The first line of a component's docstring."""
+    return inspect.getdoc(cls).splitlines()[0]

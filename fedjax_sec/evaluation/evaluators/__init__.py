@@ -1,0 +1,1 @@
+"""What is measured between rounds, one component a file."""

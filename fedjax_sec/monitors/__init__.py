@@ -1,0 +1,1 @@
+"""Who may look at a round, one component a file."""

@@ -1,0 +1,81 @@
+"""What an experiment's clients hold, and what its backdoor does to images."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_sec.core import ConfigError
+from fedjax_sec.round import Pool, make_task, to_pixels
+from fedjax_sec.runs.config import Experiment
+from fedjax_sec.runs.experiment import verify
+from fedjax_sec.runs.prepare import load_source, make_population, make_problem
+from fedjax_sec.runs.tuning import Choice
+
+
+class Holdings(NamedTuple):
+    """Examples of each class that everybody holds: `clients` [N, C], `root` [C] or None."""
+
+    clients: np.ndarray
+    malicious: np.ndarray
+    root: np.ndarray | None
+
+
+def class_table(experiment: Experiment) -> Holdings:
+    """How many training examples of each class every client holds, and the server's own."""
+    source = load_source(experiment)
+    labels, classes = np.asarray(source.y_train), source.num_classes
+    population, _ = make_population(experiment, source)
+    count = lambda positions: np.bincount(labels[positions], minlength=classes)  # noqa: E731
+    rows = zip(population.index, population.counts, strict=True)
+    clients = np.stack([count(index[:held]) for index, held in rows])
+    root = None if population.root is None else count(population.root)
+    return Holdings(clients, population.malicious, root)
+
+
+class Pictures(NamedTuple):
+    """Test images as they are and as a backdoor changes them; pixels in [0, 1], [n, H, W, C].
+
+    `stamped` are what success is measured on, with the attacker's labels `targets`. `parts` are
+    what malicious clients make of the same images, by their numbers, where that differs.
+    """
+
+    clean: np.ndarray
+    labels: np.ndarray
+    stamped: np.ndarray
+    targets: np.ndarray
+    parts: dict[tuple[int, ...], np.ndarray]
+
+
+def backdoor_pictures(experiment: Experiment, count: int = 4) -> Pictures:
+    """The first `count` test images that the experiment's backdoor is measured on.
+
+    Raises `ConfigError` where there is no backdoor or the data holds no images.
+    """
+    verify(experiment)
+    source, backdoor = load_source(experiment), experiment.backdoor
+    if backdoor is None:
+        names = [stage.registered_name for stage in experiment.attack.stages]
+        raise ConfigError(f"attack: there is no backdoor to show; the attack is {names or None}.")
+    if source.x_test.ndim != 4:
+        raise ConfigError(f"data: {source.label} holds no images, so there is nothing to show.")
+    problem = make_problem(experiment, source, Choice("map"), experiment.clients_per_round)
+    task = make_task(problem, Pool(jnp.asarray(source.x_train), jnp.asarray(source.y_train)))
+    x, y = to_pixels(jnp.asarray(source.x_test), source.scale), jnp.asarray(source.y_test)
+    stamped, targets, include = backdoor.probes(x, y, task)
+    rows = np.flatnonzero(include)[:count]
+    # A backdoor with probes of its own, such as a single sample, is shown beside the first images.
+    origin = rows if len(include) == len(y) else np.arange(len(rows))
+    clean, labels, stamped = x[origin], y[origin], np.asarray(stamped[rows])
+    parts: dict[tuple[int, ...], np.ndarray] = {}
+    for rank in range(experiment.threat.num_malicious):
+        key, own = jax.random.key(experiment.seed), jnp.int32(rank)
+        part = np.asarray(backdoor.poison(key, clean, labels, jnp.asarray(origin), own, task)[0])
+        alike = [ranks for ranks, known in parts.items() if np.array_equal(known, part)]
+        parts[(*alike[0], rank) if alike else (rank,)] = parts.pop(alike[0]) if alike else part
+    if len(parts) == 1 and np.array_equal(next(iter(parts.values())), stamped):
+        parts = {}
+    parts = dict(sorted(parts.items()))
+    clean, labels, targets = (np.asarray(a) for a in (clean, labels, targets[rows]))
+    return Pictures(clean, labels, stamped, targets, parts)

@@ -1,0 +1,286 @@
+"""Figures of runs and sweeps.
+
+They are made without pyplot, so the caller's backend, settings and open figures stay as they are.
+"""
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from fedjax_sec.core import files
+
+_STYLES = ("-", "--", "-.", ":")
+
+
+def subplots(rows: int = 1, columns: int = 1, *, figsize, layout=None, **options):
+    """A figure and its axes, as pyplot's function of this name, but known to nobody else."""
+    figure = Figure(figsize=figsize, layout=layout)
+    return figure, figure.subplots(rows, columns, **options)
+
+
+def save(figure, path: Path) -> list[Path]:
+    """Writes a figure as PNG and PDF beside each other."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    written = []
+    for suffix in (".png", ".pdf"):
+        written.append(path.with_suffix(suffix))
+        # No date in the PDF: the same results give the same file.
+        metadata = {"CreationDate": None} if suffix == ".pdf" else None
+        with files.replacing(written[-1]) as file:
+            figure.savefig(file, format=suffix[1:], dpi=150, bbox_inches="tight", metadata=metadata)
+    return written
+
+
+def trigger_pictures(pictures, title: str, path: Path) -> list[Path]:
+    """Clean images, stamped ones, their difference, and each client's part: one row an image."""
+    columns = [("clean", pictures.clean), ("stamped", pictures.stamped)]
+    columns += [("difference", pictures.stamped - pictures.clean)]
+    for ranks, images in pictures.parts.items():
+        shown = ", ".join(str(rank) for rank in ranks[:3]) + (", ..." if len(ranks) > 3 else "")
+        columns.append((f"malicious client {shown}", images))
+    rows = len(pictures.clean)
+    figure, panels = subplots(
+        rows,
+        len(columns),
+        figsize=(1.8 * len(columns), 1.9 * rows + 0.5),
+        squeeze=False,
+        layout="constrained",
+    )
+    for row, (line, label, target) in enumerate(
+        zip(panels, pictures.labels, pictures.targets, strict=True)
+    ):
+        for axes, (name, images) in zip(line, columns, strict=True):
+            image = images[row]
+            grey = image.shape[-1] == 1
+            if name == "difference":  # signed: a coloured image by the mean of its channels
+                axes.imshow(image.mean(-1), cmap="RdBu_r", vmin=-1, vmax=1)
+            else:
+                axes.imshow(image[..., 0] if grey else image, cmap="gray", vmin=0, vmax=1)
+            axes.set(xticks=[], yticks=[])
+            if row == 0:
+                axes.set_title(name, fontsize=9)
+        line[0].set_xlabel(f"class {label}", fontsize=9)
+        line[1].set_xlabel(f"read as {target}", fontsize=9)
+    figure.suptitle(title, fontsize=10)
+    return save(figure, path)
+
+
+def accuracy_curve(result, folder: Path) -> list[Path]:
+    """Test accuracy (and attack success rate) of one run over its rounds."""
+    figure, axes = subplots(figsize=(6, 4), layout="constrained")
+    curves(axes, {"accuracy": [result]})
+    if "attack_success_rate" in result.metrics:
+        curves(axes, {"attack success rate": [result]}, "attack_success_rate", style="--")
+    if start := result.experiment.threat.start:
+        axes.axvline(start, color="0.5", linewidth=1, label=f"the attack begins (round {start})")
+    axes.set(xlabel="round", ylabel="test examples (%)", ylim=(0, 101))
+    axes.set_title(f"{result.summary['data']['label']}, seed {result.experiment.seed}", size=10)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return save(figure, folder / "accuracy")
+
+
+def band_of(seeds: int) -> str:
+    """What a line of `curves` is, for titles.
+
+    >>> band_of(1), band_of(3)
+    ('one seed', 'mean over 3 seeds, band: ± one standard deviation')
+    """
+    return "one seed" if seeds == 1 else f"mean over {seeds} seeds, band: ± one standard deviation"
+
+
+#: The legend of what `crosses` marks.
+DIVERGED = "diverged (loss or parameters not finite)"
+
+
+def curves(
+    axes, lines: Mapping[str, Sequence], metric: str = "accuracy", style: str | None = None
+) -> None:
+    """One line a label: the mean over its results, in percent, and a band as wide as `band_of`.
+
+    Lines with a diverged run are faded, with a cross where the loss is not finite any more.
+    """
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    for i, (label, results) in enumerate(lines.items()):
+        rounds = results[0].metrics["round"]
+        values = 100 * np.stack([result.metrics[metric] for result in results])
+        diverged = [result for result in results if result.summary.get("diverged")]
+        shape = style or _STYLES[(i // 10) % len(_STYLES)]
+        (line,) = axes.plot(
+            rounds,
+            values.mean(0),
+            shape,
+            label=label,
+            linewidth=1.4,
+            alpha=0.45 if diverged else 1.0,
+        )
+        if len(results) > 1:
+            spread_of(axes, rounds, values, line)
+        if diverged:
+            at = min(_not_finite_from(result) for result in diverged)
+            crosses(axes, rounds[at], values.mean(0)[at], line.get_color())
+
+
+def crosses(axes, x, y, color) -> None:
+    """Marks points of diverged runs, with one entry in the legend."""
+    axes.plot(x, y, "x", color=color, markersize=8)
+    if DIVERGED not in axes.get_legend_handles_labels()[1]:
+        axes.plot([], [], "kx", label=DIVERGED)
+
+
+def spread_of(axes, x, values: np.ndarray, line) -> None:
+    """The band of a line: mean ± standard deviation over seeds (ddof 1) of `values` [seeds, x]."""
+    mean, spread = values.mean(0), values.std(0, ddof=1)
+    axes.fill_between(
+        x, mean - spread, mean + spread, alpha=0.15, color=line.get_color(), linewidth=0
+    )
+
+
+def _not_finite_from(result) -> int:
+    """The first evaluation whose loss is not finite; the last one where all are."""
+    bad = np.flatnonzero(~np.isfinite(result.metrics["loss"]))
+    return int(bad[0]) if len(bad) else len(result.metrics["loss"]) - 1
+
+
+def legend_below(figure) -> None:
+    """One legend for all panels below them: each label once, whichever panel has it."""
+    known: dict = {}
+    for panel in figure.axes:
+        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
+            known.setdefault(label, handle)
+    if DIVERGED in known:
+        known[DIVERGED] = known.pop(DIVERGED)  # after the lines
+    widest = max(len(label) for label in known)
+    columns = max(1, min(len(known), int(14 * figure.get_figwidth() / (widest + 7))))
+    figure.legend(
+        known.values(), known.keys(), loc="outside lower center", ncols=columns, fontsize=9
+    )
+
+
+def titled(figure, *lines: str, size: float = 10) -> None:
+    """A figure's title: what is needed to read it alone, each line wrapped to the figure."""
+    width = int(130 * figure.get_figwidth() / size)
+    wrapped = [part for line in lines for part in textwrap.wrap(line.replace("`", ""), width)]
+    figure.suptitle("\n".join(wrapped), size=size)
+
+
+def grid_of_curves(
+    groups: Mapping[str, Mapping[str, Sequence]], title: Sequence[str], path: Path
+) -> list[Path]:
+    """One panel a group of lines, side by side, with one legend: a sweep at a glance.
+
+    `title` are its lines.
+    """
+    columns = min(len(groups), 3)
+    rows = -(-len(groups) // columns)
+    figure, panels = subplots(
+        rows,
+        columns,
+        figsize=(4.2 * columns, 3.3 * rows),
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    for panel in panels.flat[len(groups) :]:
+        panel.set_visible(False)
+    for panel, (name, lines) in zip(panels.flat, groups.items(), strict=False):
+        curves(panel, lines)
+        panel.set(title=name, xlabel="round", ylim=(0, 101))
+        panel.grid(alpha=0.3)
+    for row in panels:
+        row[0].set_ylabel("test accuracy (%)")
+    legend_below(figure)
+    titled(figure, *title)
+    return save(figure, path)
+
+
+def class_table(holdings, title: str, path: Path) -> list[Path]:
+    """How many examples of each class every client holds: a row a class, a column a client.
+
+    `holdings` is `inspection.Holdings`; malicious clients are marked, and the server's own examples
+    are a panel of their own.
+    """
+    clients, classes = holdings.clients.shape
+    width = min(max(3.5, 0.12 * clients), 12)
+    own = holdings.root is not None
+    figure, panels = subplots(
+        1,
+        1 + own,
+        figsize=(width + own, 0.25 * classes + 1.6),
+        squeeze=False,
+        layout="constrained",
+        width_ratios=[width, 0.6][: 1 + own],
+    )
+    panel = panels[0, 0]
+    drawn = panel.imshow(holdings.clients.T, aspect="auto", cmap="Blues", vmin=0)
+    panel.set(xlabel="client", ylabel="class", yticks=range(classes))
+    panel.set_title(title, fontsize=9)
+    marked = np.flatnonzero(holdings.malicious)
+    if len(marked):
+        panel.plot(marked, np.full(len(marked), -0.9), "rv", markersize=4, clip_on=False)
+        panel.set_xlabel("client (red: malicious)")
+    figure.colorbar(drawn, ax=panel, label="examples")
+    if own:
+        side = panels[0, 1]
+        root = side.imshow(holdings.root[:, None], aspect="auto", cmap="Greens", vmin=0)
+        side.set(xticks=[], yticks=range(classes))
+        side.set_title("server", fontsize=9)
+        figure.colorbar(root, ax=side)
+    return save(figure, path.with_suffix(""))
+
+
+def feature_maps(
+    images,
+    maps: Mapping[str, object],
+    path: Path,
+    *,
+    class_names: Sequence[str] | None = None,
+    labels: Sequence[int] | None = None,
+    quantile: float = 1.0,
+    said: str = "",
+) -> list[Path]:
+    """What several models look at in the same images: one row an image, one column a model.
+
+    Args:
+        images: [B, H, W, C] in [0, 1]; the first column.
+        maps: column's title -> `fedjax_sec.evaluation.attribution.FeatureMap` of all images. Signed
+            attributions are added up over the channels; red speaks for the label, blue against
+            it, on one scale for all models of a row.
+        path: file without suffix.
+        class_names: names of the labels instead of their numbers.
+        labels: the images' true labels.
+        quantile: share of a map's pixels that the scale reaches; the others saturate. Below 1 the
+            faint maps stay legible beside one that has a few strong pixels, such as a trojan's.
+        said: the title.
+    """
+    images = np.asarray(images)
+    name = (lambda label: class_names[label]) if class_names else str
+    rows, columns = len(images), 1 + len(maps)
+    figure, panels = subplots(
+        rows,
+        columns,
+        figsize=(2.1 * columns + 0.5, 2.4 * rows),
+        squeeze=False,
+        layout="constrained",
+    )
+    totals = {title: np.asarray(one.attribution).sum(-1) for title, one in maps.items()}
+    for i, row in enumerate(panels):
+        for panel in row:
+            panel.set(xticks=[], yticks=[])
+        row[0].imshow(images[i].squeeze(), cmap="gray", vmin=0, vmax=1)
+        row[0].set_title("input" if labels is None else f"input\n{name(int(labels[i]))}", size=9)
+        largest = max(np.quantile(np.abs(total[i]), quantile) for total in totals.values()) or 1.0
+        for panel, (title, total) in zip(row[1:], totals.items(), strict=True):
+            shown = panel.imshow(total[i], cmap="RdBu_r", vmin=-largest, vmax=largest)
+            label = name(int(maps[title].predicted[i]))
+            share = 100 * float(maps[title].confidence[i])
+            panel.set_title(f"{title}\n{label} ({share:.1f}%)", size=9)
+        figure.colorbar(
+            shown, ax=row[-1], shrink=0.8, extend="neither" if quantile == 1 else "both"
+        )
+    if said:
+        titled(figure, said, size=8)
+    return save(figure, path)

@@ -1,0 +1,33 @@
+"""One federated round as a pure function."""
+
+from fedjax_sec.round.local import train_clients
+from fedjax_sec.round.state import (
+    Components,
+    Pool,
+    Population,
+    Problem,
+    Replica,
+    RoundState,
+    init_state,
+    make_task,
+    to_pixels,
+)
+from fedjax_sec.round.step import run_round
+from fedjax_sec.round.views import draw_clients, known_defense, known_weights
+
+__all__ = [
+    "Components",
+    "Pool",
+    "Population",
+    "Problem",
+    "Replica",
+    "RoundState",
+    "draw_clients",
+    "init_state",
+    "known_defense",
+    "known_weights",
+    "make_task",
+    "run_round",
+    "to_pixels",
+    "train_clients",
+]

@@ -1,0 +1,260 @@
+"""Attack and defence pipelines: how a list of components acts as one.
+
+An attack is any number of data stages and update stages; a defence is stages before aggregation,
+exactly one aggregator, and stages after it. Both are pytrees, so their numeric fields are traced.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_sec import core
+from fedjax_sec.core import ConfigError, Setting, fill_defaults, paths_of, registry
+from fedjax_sec.core.types import AttackerView, Metrics, ServerView
+from fedjax_sec.ops.moments import finite_rows, usable_rows
+
+
+def _as_list(spec) -> list:
+    if spec is None:
+        return []
+    if isinstance(spec, (Attack, Defense)):
+        return list(spec.stages)
+    return list(spec) if isinstance(spec, (list, tuple)) else [spec]
+
+
+def _dump(stages):
+    specs = [core.dump(stage) for stage in stages]
+    return specs[0] if len(specs) == 1 else specs or None
+
+
+@core.pytree
+class Defense:
+    """Stages before aggregation, one aggregator, stages after it.
+
+    Rows that hold a NaN or an infinity are marked invalid before any stage runs and never reach
+    the aggregate; `excluded` [K] marks them, of those that the view calls valid. When no row is
+    left the aggregate is zero; `moved` says whether the aggregator's result is not. A stage that
+    merges rows gives each row its `members`; `kept` [K] is of clients all the same.
+    `flipped` [D], where a stage follows the aggregator, says which coordinates these stages
+    negated: it is seen in their results, so it holds for any stage, whatever its name.
+    """
+
+    stages: tuple[Any, ...]
+
+    @classmethod
+    def build(cls, spec, path: str = "defense") -> "Defense":
+        """From a name, a mapping or a list of them; `ConfigError` unless one is an aggregator."""
+        items = _as_list(spec)
+        parts = tuple(
+            fill_defaults(registry.defenses.build(item, at), {})
+            for item, at in zip(items, paths_of(items, path), strict=True)
+        )
+        order = [part.stage for part in parts]
+        if order.count("aggregate") != 1:
+            raise ConfigError(
+                f"{path}: a pipeline needs exactly one aggregator, got {order.count('aggregate')} "
+                f"in {[part.registered_name for part in parts]}."
+            )
+        ranks = [("before", "aggregate", "after").index(stage) for stage in order]
+        if ranks != sorted(ranks):
+            named = [f"{part.registered_name} ({part.stage})" for part in parts]
+            raise ConfigError(
+                f"{path}: stages must stand in the order before, aggregate, after; got {named}."
+            )
+        return cls(parts)
+
+    def dump_spec(self):
+        return _dump(self.stages)
+
+    def init(self, num_clients: int, dim: int):
+        return tuple(stage.init(num_clients, dim) for stage in self.stages)
+
+    def apply(self, key, updates, state, view: ServerView) -> tuple[Any, Any, Metrics]:
+        """[K, D] -> ([D], state, metrics)."""
+        finite, clients = finite_rows(updates), updates.shape[0]
+        metrics: Metrics = {"excluded": view.valid & ~finite}
+        view = view._replace(valid=view.valid & finite)
+        if view.members is None:
+            view = view._replace(members=jnp.eye(clients, dtype=updates.dtype))
+        new_state, aggregate, flipped = [], None, None
+        for i, stage in enumerate(self.stages):
+            stage_key = jax.random.fold_in(key, i)
+            if stage.stage == "before":
+                before = updates.shape[0]
+                updates, view, new, extra = stage.apply(stage_key, updates, state[i], view)
+                _check_rows(stage, before, updates.shape[0], clients, view)
+            elif stage.stage == "aggregate":
+                aggregate, new, extra = stage.apply(stage_key, updates, state[i], view)
+                metrics["moved"] = jnp.any(aggregate != 0)
+                if updates.shape[0] != clients and extra.get("kept") is not None:
+                    extra = extra | {"kept": _of_clients(extra["kept"], view.members)}
+            else:
+                before = aggregate
+                aggregate, new, extra = stage.apply(stage_key, before, updates, state[i], view)
+                turned = _turned(before, aggregate)
+                flipped = turned if flipped is None else flipped ^ turned
+            new_state.append(new)
+            for name, value in extra.items():
+                metrics[name if name == "kept" else f"{stage.registered_name}/{name}"] = value
+        if flipped is not None:
+            metrics["flipped"] = flipped
+        return aggregate, tuple(new_state), metrics
+
+
+def _check_rows(stage, before: int, rows: int, clients: int, view: ServerView) -> None:
+    """Raises where a stage changes the number of rows but not all that belongs to them."""
+    if rows != before and stage.after(Setting(before)) == Setting(before):
+        raise ConfigError(
+            f"defense: {stage.registered_name!r} makes {rows} rows of {before}, so the bounds of "
+            f"later stages are unknown; give it after(setting), which returns the setting with "
+            f"num_clients rows and merged=True."
+        )
+    wanted = {"valid": (rows,), "weights": (rows,), "members": (rows, clients)}
+    for name, shape in wanted.items():
+        if jnp.shape(getattr(view, name)) != shape:
+            raise ConfigError(
+                f"defense: {stage.registered_name!r} returns {rows} rows of {clients} clients, so "
+                f"view.{name} must be {list(shape)}, got {list(jnp.shape(getattr(view, name)))}."
+            )
+
+
+def _of_clients(kept, members):
+    """[K]: each client's share, the mean over the rows [rows, K] that it is a member of."""
+    return kept @ members / jnp.maximum(members.sum(axis=0), 1e-12)
+
+
+def _turned(before, after):
+    """[D]: coordinates that became minus themselves, up to rounding; zeros did not.
+
+    What noise or clipping does to a coordinate is no such thing, even where its sign changes.
+    """
+    return (before != 0) & (jnp.abs(after + before) <= 1e-6 * jnp.abs(before))
+
+
+def _poisonings_in(stage, malicious) -> Iterator[tuple[Any, bool, Any]]:
+    """What an attack on updates, or one nested in it, does to the data of the clients [N]."""
+    if getattr(stage, "poisons", False):
+        yield stage.backdoor, stage.copies, malicious
+    shares = {}
+    if malicious is not None and hasattr(stage, "shares"):
+        ranks = jnp.cumsum(malicious) - 1
+        shares = {name: malicious & mask for name, mask in stage.shares(ranks).items()}
+    for field in dataclasses.fields(stage):
+        part = getattr(stage, field.name)
+        if field.metadata.get("kind") == "attack" and part.stage == "update":
+            yield from _poisonings_in(part, shares.get(field.name, malicious))
+
+
+@core.pytree
+class Attack:
+    """Data stages and update stages; an empty pipeline is no attack."""
+
+    stages: tuple[Any, ...]
+
+    @classmethod
+    def build(cls, spec, path: str = "attack") -> "Attack":
+        """From null, a name, a mapping or a list of them."""
+        items = _as_list(spec)
+        attack = cls(
+            tuple(
+                registry.attacks.build(item, at)
+                for item, at in zip(items, paths_of(items, path), strict=True)
+            )
+        )
+        if sum(copies for _, copies, _ in attack._poisonings()) > 1:
+            raise ConfigError(f"{path}: only one attack of a pipeline can add poisoned copies.")
+        return attack
+
+    def dump_spec(self):
+        return _dump(self.stages)
+
+    def _poisonings(self, malicious=None) -> list[tuple[Any, bool, Any]]:
+        """Each attack on data, whether it poisons copies that it adds, and by whom: [N] booleans.
+
+        Those inside update stages come last.
+        """
+        direct = [(stage, False, malicious) for stage in self.stages if stage.stage == "data"]
+        inner = [one for stage in self.update_stages for one in _poisonings_in(stage, malicious)]
+        return direct + inner
+
+    def poisoned_by(self, malicious):
+        """[P, N]: which clients carry out each attack on data, of the malicious ones [N]."""
+        return jnp.stack([who for _, _, who in self._poisonings(malicious)])
+
+    @property
+    def data_stages(self) -> tuple:
+        """The attacks on the clients' data, those inside update stages last."""
+        return tuple(stage for stage, _, _ in self._poisonings())
+
+    @property
+    def adds_copies(self) -> bool:
+        """Whether malicious clients train on more examples than they hold."""
+        return any(copies for _, copies, _ in self._poisonings())
+
+    @property
+    def update_stages(self) -> tuple:
+        return tuple(stage for stage in self.stages if stage.stage == "update")
+
+    @property
+    def backdoors(self) -> tuple:
+        """All attacks on data, wherever they are nested; evaluation measures the first."""
+        everything = (one for stage in self.stages for _, one, _ in core.walk(stage))
+        return tuple(one for one in everything if getattr(one, "stage", None) == "data")
+
+    @property
+    def backdoor(self):
+        """The component whose success evaluation measures, or None."""
+        return next(iter(self.backdoors), None)
+
+    def init(self, num_clients: int, dim: int):
+        return tuple(stage.init(num_clients, dim) for stage in self.update_stages)
+
+    def choose(self, key, labels, held):
+        """Which of a malicious client's examples each data stage poisons: a [M] mask for each."""
+        return tuple(
+            stage.choose(jax.random.fold_in(key, i), labels, held)
+            for i, stage in enumerate(self.data_stages)
+        )
+
+    def copied(self, chosen, who):
+        """Which examples [M] the client copies to be poisoned, of what `choose` chose."""
+        poisonings = zip(chosen, self._poisonings(), who, strict=True)
+        masks = [mask & does for mask, (_, copies, _), does in poisonings if copies]
+        return masks[0] if masks else jnp.zeros_like(chosen[0])
+
+    def poison(self, key, x, y, position, chosen, who, ranks, task, is_copy):
+        """Poisons one client's batch with every data stage, one after the other.
+
+        `who [P]` says which of them this client carries out, `ranks [P]` count those who do.
+        `is_copy` says which entries are copies, made to be poisoned by the stage that adds them.
+        """
+        for i, (stage, copies, _) in enumerate(self._poisonings()):
+            stage_key = jax.random.fold_in(key, i)
+            poisoned_x, poisoned_y = stage.poison(stage_key, x, y, position, ranks[i], task)
+            mine = (is_copy if copies else chosen[i][position]) & who[i]
+            x = jnp.where(mine.reshape(-1, *[1] * (x.ndim - 1)), poisoned_x, x)
+            y = jnp.where(mine, poisoned_y, y)
+        return x, y
+
+    def apply(self, key, updates, state, view: AttackerView) -> tuple[Any, Any, Metrics]:
+        """[K, D] -> [K, D]: every stage sees visible rows only and writes malicious rows only.
+
+        Rows that would spoil a sum of squares (`usable_rows`) are not visible.
+        """
+        new_state, metrics = [], {}
+        for i, stage in enumerate(self.update_stages):
+            known = view._replace(visible=view.visible & usable_rows(updates))
+            # A huge update of its client's own is in no statistic, but may be flipped or scaled.
+            rows = known.visible | (view.malicious & finite_rows(updates))
+            seen = jnp.where(rows[:, None], updates, 0.0)
+            crafted, new, extra = stage.apply(jax.random.fold_in(key, i), seen, state[i], known)
+            updates = jnp.where(view.malicious[:, None], crafted, updates)
+            new_state.append(new)
+            metrics |= {f"{stage.registered_name}/{name}": v for name, v in extra.items()}
+        return updates, tuple(new_state), metrics
+
+
+registry.BUILDERS |= {"attack pipeline": Attack.build, "defense pipeline": Defense.build}

@@ -1,0 +1,670 @@
+"""The schema of an experiment: strict YAML in, fully resolved YAML out."""
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from omegaconf import OmegaConf
+
+from fedjax_sec import core
+from fedjax_sec.core import (
+    COUNT,
+    SEED,
+    ConfigError,
+    Setting,
+    check_components,
+    component,
+    fill_defaults,
+    optimizers,
+    registry,
+    section,
+    static,
+)
+from fedjax_sec.core.advice import SYNONYMS, letters, likeness, shown
+from fedjax_sec.core.yaml import LEVELS, parse, read_text
+from fedjax_sec.data.local_test import build_local_test
+from fedjax_sec.data.root import build_root
+from fedjax_sec.evaluation.influence import build_influence
+from fedjax_sec.evaluation.robustness import surrogates_of
+from fedjax_sec.ops.client_axis import STRATEGIES
+from fedjax_sec.round.pipeline import Attack, Defense
+
+registry.BUILDERS |= {
+    "influence": build_influence,
+    "root": build_root,
+    "local test": build_local_test,
+}
+
+_WHEREABOUTS = ("data.data_dir", "data.download")  # where the data lies changes no result
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Which data, and how it is spread over the clients."""
+
+    name: str = static("digits", "Data set, see `fedjax-sec list datasets`.")
+    num_clients: int = static(20, "N, registered clients.", low=1, high=10**6)
+    partition: Any = component("partition", "iid", "How examples are dealt to the clients.")
+    local_test: Any = component(
+        "local test",
+        None,
+        "Test data of each client: true (a tenth of its own examples), `users`, `dealt`, or the "
+        "fields of `fedjax_sec.data.local_test.LocalTest` (null: none).",
+        optional=True,
+    )
+    data_dir: str | None = static(
+        None, "Folder of prepared tensorflow-datasets (null: TFDS_DATA_DIR, then TFDS's default)."
+    )
+    download: bool = static(True, "Download and prepare the data where it is missing.")
+    max_train: int | None = static(
+        None, "Keep only the first training examples.", low=1, high=COUNT
+    )
+    max_test: int | None = static(None, "Keep only the first test examples.", low=1, high=COUNT)
+    mean: tuple[float, ...] | None = static(
+        None,
+        "Subtracted from pixels in [0, 1], a number a channel (null: the data set's own).",
+        unbounded="features have any scale",
+    )
+    std: tuple[float, ...] | None = static(
+        None,
+        "Pixels are divided by it, a number a channel (null: the data set's own).",
+        above=0,
+        high=1e6,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Server:
+    """Who takes part in a round, and how the aggregate changes the global parameters."""
+
+    clients_per_round: int | None = static(
+        None, "K, drawn without replacement every round (null: all N).", low=1, high=COUNT
+    )
+    dropout: float = static(
+        0.0,
+        "Probability that a client of the round sends nothing and learns nothing.",
+        low=0,
+        below=1,
+    )
+    optimizer: Any = component(
+        "optimizer",
+        {"name": "sgd", "learning_rate": 1.0},
+        "An optimizer of optax (`fedjax-sec show optimizer`); minus the aggregate is its gradient.",
+    )
+    root: Any = component(
+        "root",
+        None,
+        "Examples that the server holds and no client: true, or their fields (null: none).",
+        optional=True,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Threat:
+    """Who the adversary is and what it sees."""
+
+    num_malicious: int = static(0, "m, malicious clients among the N.", low=0, high=COUNT)
+    knowledge: str = static(
+        "corrupted",
+        "Updates (and data) the adversary sees: of its `corrupted` clients, or all (`omniscient`).",
+        choices=("corrupted", "omniscient"),
+    )
+    placement: str = static(
+        "random",
+        "Which clients are malicious: drawn by the seed, or the `first` m.",
+        choices=("random", "first"),
+    )
+    start: int = static(
+        0,
+        "Round in which the attack begins; before it malicious clients are honest.",
+        low=0,
+        high=COUNT,
+    )
+    every: int = static(
+        1,
+        "Attack in every so many-th round from `start` on; in others all are honest.",
+        low=1,
+        high=COUNT,
+    )
+    per_round: int | None = static(
+        None,
+        "Malicious clients among the K of every attacked round (null: as many as chance draws).",
+        low=1,
+        high=COUNT,
+    )
+    redraw: bool = static(False, "Draw the m malicious clients anew in every round.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What is measured, and when."""
+
+    every: int = static(
+        10, "Rounds between evaluations; the last round is always one.", low=1, high=COUNT
+    )
+    batch_size: int = static(2500, "Test examples evaluated at once.", low=1, high=COUNT)
+    diagnostics: bool = static(
+        True, "Record update norms and what each defence kept, in the round before an evaluation."
+    )
+    exclude_target: bool = static(
+        True, "Attack success leaves out examples that truly are of the attacker's class."
+    )
+    backdoor: Any = component(
+        "attack",
+        None,
+        "The backdoor whose success is measured (null: the attack's, if it has one). Given, it is "
+        "measured without an attack too.",
+        optional=True,
+    )
+    evasions: Any = component(
+        "evasion",
+        None,
+        "Attacks on test inputs, one or a list; `robust_accuracy/NAME` is what withstands each.",
+        many=True,
+    )
+    evasion_images: int | None = static(
+        None, "Test examples that are attacked, the first ones (null: all).", low=1, high=COUNT
+    )
+    influence: Any = component(
+        "influence",
+        None,
+        "Measure net influence every round: true, or its fields (null: do not).",
+        optional=True,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """When the state is saved, so that an interrupted run can go on."""
+
+    every: int = static(10, "Evaluations between checkpoints.", low=1, high=COUNT)
+    keep_params: bool = static(
+        False, "Write the final parameters to `params.npy`, also those of a sweep's cells."
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Execution:
+    """How the work is laid out on the device; changes results by rounding only."""
+
+    clients: str = static(
+        "auto",
+        "Local training of the clients: all side by side (`vmap`), one after another inside the "
+        "compiled round (`map`), `chunk` of them at a time (`chunked`), or dealt to all devices "
+        "(`sharded`).",
+        choices=("auto", *STRATEGIES),
+    )
+    chunk: int | None = static(None, "Clients side by side under `chunked`.", low=1, high=COUNT)
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """One run, complete: every top-level key of a configuration file."""
+
+    data: Data = section(Data, "The data and its partition.")
+    model: Any = component("model", "mlp", "The network.")
+    client: Any = component(
+        "client",
+        {"name": "sgd", "steps": 1, "batch_size": 32},
+        "Local training; the default's `steps` yield to `epochs` that are given.",
+        either=("steps", "epochs"),
+    )
+    server: Server = section(Server, "Participation and the server's step.")
+    threat: Threat = section(Threat, "The adversary.")
+    attack: Any = component("attack pipeline", None, "null, an attack, or a list of them.")
+    defense: Any = component("defense pipeline", "mean", "An aggregator, or a list of stages.")
+    evaluation: Evaluation = section(Evaluation, "Metrics.")
+    checkpoint: Checkpoint = section(Checkpoint, "Resuming.")
+    execution: Execution = section(Execution, "Layout of the work on the device.")
+    start_from: str | None = static(
+        None,
+        "Folder of a finished run whose final parameters this one starts from (null: the model's "
+        "initial ones, by the seed).",
+    )
+    rounds: int = static(100, "Federated rounds.", low=1, high=COUNT)
+    seed: int = static(0, "Seed of everything random.", low=0, high=SEED)
+
+    @property
+    def clients_per_round(self) -> int:
+        """K."""
+        return self.server.clients_per_round or self.data.num_clients
+
+    @property
+    def malicious_in_each_round(self) -> int | None:
+        """How many malicious clients an attacked round has; None where chance decides."""
+        if self.clients_per_round >= self.data.num_clients:
+            return self.threat.num_malicious
+        return self.threat.per_round
+
+    @property
+    def trainer(self):
+        """How the server trains on its root data set: as the clients do, with its own batch."""
+        root = self.server.root
+        if root is None:
+            return None
+        return dataclasses.replace(self.client, batch_size=root.batch_size or root.size)
+
+    @property
+    def backdoor(self):
+        """The attack on data whose success evaluation measures, or None."""
+        given = self.evaluation.backdoor
+        return self.attack.backdoor if given is None else given
+
+    def to_dict(self) -> dict:
+        """The fully resolved configuration as a plain mapping."""
+        return core.dump(self)
+
+    def structure(self):
+        """A hashable key; experiments with equal keys run in one compiled program.
+
+        Everything except the seed, the run that it starts from, the malicious clients' number and
+        placement, in which rounds they attack unless in all, how likely clients drop out, and the
+        values of numeric fields.
+        """
+        sometimes = self.threat.start > 0 or self.threat.every > 1
+        leaves = (self.model, self.client, self.server.optimizer, self.attack, self.defense)
+        rest = dataclasses.replace(
+            self,
+            seed=0,
+            start_from=None,
+            model=None,
+            client=None,
+            attack=None,
+            defense=None,
+            server=dataclasses.replace(
+                self.server,
+                optimizer=None,
+                root=self._root_shape(),
+                dropout=0.5 if self.server.dropout else 0.0,
+            ),
+            threat=dataclasses.replace(
+                self.threat, num_malicious=0, placement="first", start=int(sometimes), every=1
+            ),
+        )
+        data = dataclasses.replace(rest.data, partition=None)
+        return (
+            tuple(jax.tree.structure(part) for part in leaves),
+            dataclasses.replace(rest, data=data),
+        )
+
+    def _root_shape(self):
+        """What of the root data set shapes a program: not which examples are in it."""
+        root = self.server.root
+        if root is None:
+            return None
+        return dataclasses.replace(root, sampling="uniform", bias=None, biased_class=0)
+
+    def check(self, **known) -> None:
+        """Raises `ConfigError` for combinations that cannot be run or would silently do nothing.
+
+        `known` are fields of `Setting` that only the data tells: capacity, shape and classes.
+        """
+        # Python code may have put anything into a field, also components that have no name.
+        core.rebuild(self, "", dict.fromkeys(registry.BUILDERS, _admit_again))
+        n, k, m = self.data.num_clients, self.clients_per_round, self.threat.num_malicious
+        registry.datasets.get(self.data.name, "data.name")
+        if (self.data.mean is None) != (self.data.std is None):
+            raise ConfigError(
+                f"data: give both of mean and std or neither, got mean={self.data.mean}, "
+                f"std={self.data.std}."
+            )
+        if k > n:
+            raise ConfigError(
+                f"server.clients_per_round must be <= data.num_clients = {n}, got {k}."
+            )
+        if m > n:
+            raise ConfigError(f"threat.num_malicious must be <= data.num_clients = {n}, got {m}.")
+        if self.attack.stages and m == 0:
+            names = ", ".join(stage.registered_name for stage in self.attack.stages)
+            raise ConfigError(
+                f"attack: {names} would do nothing, since threat.num_malicious is 0; "
+                f"set threat.num_malicious to 1..{n}, or attack to null."
+            )
+        if self.threat.start > 0 and (m == 0 or self.threat.start >= self.rounds):
+            raise ConfigError(
+                f"threat.start = {self.threat.start} would leave no round with an attack; it needs "
+                f"threat.num_malicious > 0, got {m}, and must be < rounds = {self.rounds}."
+            )
+        if self.threat.every > 1 and m == 0:
+            raise ConfigError(
+                f"threat.every = {self.threat.every} does nothing without malicious clients; set "
+                f"threat.num_malicious to 1..{n}, or threat.every to 1."
+            )
+        self._check_per_round(n, k, m)
+        self._check_steps()
+        if self.evaluation.influence is not None and self.backdoor is None:
+            raise ConfigError(
+                "evaluation.influence compares a backdoor with the honest mapping, and attack has "
+                "none; choose an attack on data, or set evaluation.influence to null."
+            )
+        if (self.execution.clients == "chunked") != (self.execution.chunk is not None):
+            raise ConfigError(
+                f"execution.chunk belongs to execution.clients 'chunked', and to that only; "
+                f"got clients={self.execution.clients!r}, chunk={self.execution.chunk}."
+            )
+        self._check_root()
+        self._check_server_rate()
+        if self.data.local_test is not None:
+            self.data.local_test.check("data.local_test")
+        threat = {
+            "knowledge": self.threat.knowledge,
+            "malicious_per_round": self.malicious_in_each_round,
+        }
+        setting = Setting(k, m, sampled=k < n, **threat, **known)
+        check_components((self.client,), "client", setting)
+        check_components(self.attack.stages, "attack", setting)
+        check_components(self.defense.stages, "defense", setting)
+        evasions = self.evaluation.evasions
+        check_components(evasions, "evaluation.evasions", setting)
+        surrogates_of(evasions, "evaluation.evasions")
+        if self.evaluation.evasion_images is not None and not evasions:
+            raise ConfigError(
+                "evaluation.evasion_images does nothing without evaluation.evasions; give an "
+                "attack such as 'pgd', or set it to null."
+            )
+        if (backdoor := self.evaluation.backdoor) is not None:
+            if backdoor.stage != "data":
+                raise ConfigError(
+                    f"evaluation.backdoor must be an attack on data, got "
+                    f"{backdoor.registered_name!r}."
+                )
+            # Nobody needs to stamp it.
+            unattacked = setting._replace(num_malicious=None)
+            check_components((backdoor,), "evaluation.backdoor", unattacked)
+
+    def _check_per_round(self, n: int, k: int, m: int) -> None:
+        threat = self.threat
+        if threat.redraw and (m == 0 or threat.placement == "first"):
+            raise ConfigError(
+                f"threat.redraw draws the malicious clients anew in every round; it needs "
+                f"threat.num_malicious > 0, got {m}, and threat.placement 'random', got "
+                f"{threat.placement!r}."
+            )
+        if threat.per_round is None:
+            return
+        if k == n:
+            raise ConfigError(
+                f"threat.per_round = {threat.per_round} needs server.clients_per_round < "
+                f"data.num_clients = {n}; where all clients take part, so do all malicious ones: "
+                f"set threat.num_malicious."
+            )
+        low, high = max(1, k - (n - m)), min(m, k)
+        if not low <= threat.per_round <= high:
+            allowed = f"{low}..{high}" if low <= high else "nothing"
+            raise ConfigError(
+                f"threat.per_round: with {n} clients, {m} malicious, and {k} in a round, {allowed} "
+                f"is possible, got {threat.per_round}."
+            )
+
+    def _check_steps(self) -> None:
+        for name in ("steps", "epochs"):  # a client's batches are numbered through all rounds
+            a_round = getattr(self.client, name, None) or 0
+            if self.rounds * a_round > COUNT:
+                raise ConfigError(
+                    f"rounds = {self.rounds} times client.{name} = {a_round} is "
+                    f"{self.rounds * a_round}, beyond {COUNT}, the largest number in int32; lower "
+                    f"one of them."
+                )
+
+    def _check_root(self) -> None:
+        stages = list(self.defense.stages)
+        if self.threat.knowledge == "omniscient":  # others do not see what the server learns
+            stages += self.attack.stages
+        needing = core.needing(stages, "root")
+        if self.server.root is None:
+            if needing:
+                raise ConfigError(
+                    f"{needing[0]!r} needs examples that the server holds itself; set server.root, "
+                    f"such as {{size: 100}}."
+                )
+            return
+        self.server.root.check("server.root")
+        if self.client.keeps_state:
+            raise ConfigError(
+                "server.root: the server trains as the clients do but keeps no state between "
+                "rounds; set client.keep_optimizer_state to false."
+            )
+
+    def _check_server_rate(self) -> None:
+        needing = core.needing(self.attack.stages, "rate")
+        if needing and self.server.optimizer.rate is None:
+            raise ConfigError(
+                f"attack: {needing[0]!r} with accounts_for 'weights_and_rate' needs a server whose "
+                f"step is a rate times the aggregate; set server.optimizer to sgd with a "
+                f"learning_rate alone, got {self.server.optimizer.dump_spec()}, or accounts_for to "
+                f"clients."
+            )
+
+
+def _admit_again(component, path: str):
+    """The gate for a component of a built experiment, whether it is registered or not."""
+    if isinstance(component, Attack | Defense):
+        for stage in component.stages:
+            _admit_again(stage, path)
+        return component
+    if isinstance(component, optimizers.Optimizer):
+        return optimizers.build(component, path)
+    if not dataclasses.is_dataclass(component):
+        raise ConfigError(f"{path}: expected a component that is built, got {shown(component)}.")
+    return core.rebuild(component, path, dict.fromkeys(registry.BUILDERS, _admit_again))
+
+
+def from_mapping(mapping: Mapping, overrides: Mapping | Iterable[str] = ()) -> Experiment:
+    """An experiment from a plain mapping and overrides, checked and with nothing left open.
+
+    `overrides` are `{"client.l2": 1e-4}` or strings `"client.l2=1e-4"`. A Byzantine bound left
+    open becomes `threat.num_malicious` when all clients take part, else `threat.per_round`.
+
+    >>> from_mapping({"defense": "krum", "threat": {"num_malicious": 3}}).defense.stages[0]
+    Krum(num_byzantine=3, convention='paper')
+    """
+    if not isinstance(mapping, Mapping):
+        raise ConfigError(
+            f"An experiment must be a mapping of keys to values, got {shown(mapping)}."
+        )
+    spec = apply_overrides(mapping, overrides)
+    _refuse_arrays(spec.get("data"))
+    try:
+        experiment = core.build(Experiment, spec, "", registry.BUILDERS)
+    except core.UnknownKey as error:
+        raise _with_advice(error, spec) from None
+    if (bad := experiment.malicious_in_each_round) is not None:
+        stages = tuple(
+            fill_defaults(stage, {"num_malicious": bad}) for stage in experiment.defense.stages
+        )
+        experiment = dataclasses.replace(experiment, defense=Defense(stages))
+    if hasattr(experiment.client, "settled"):
+        experiment = dataclasses.replace(experiment, client=experiment.client.settled())
+    if experiment.start_from is not None:  # the same run wherever this one is taken up again
+        start = str(Path(experiment.start_from).expanduser().absolute())
+        experiment = dataclasses.replace(experiment, start_from=start)
+    experiment.check()
+    return experiment
+
+
+def _refuse_arrays(data) -> None:
+    """Raises where arrays are given for `data`, which takes the name of a data set."""
+    if isinstance(data, Mapping):
+        known = {field.name for field in dataclasses.fields(Data)} - {"name"}
+        given = [value for key, value in data.items() if key not in known]
+    else:
+        given = list(data) if isinstance(data, (list, tuple)) else [data]
+    nested = [item for value in given for item in (value if isinstance(value, list) else [value])]
+    if any(getattr(item, "ndim", 0) for item in nested):
+        raise ConfigError(
+            "data: arrays cannot be given here, only the name of a data set, such as {name: "
+            "digits}; register your own, @registry.datasets.register('NAME'), see CONTRIBUTING.md."
+        )
+
+
+def _with_advice(error: core.UnknownKey, spec: Mapping) -> ConfigError:
+    """The error with the whole dotted key, where the key is known in another place."""
+    if error.cls is Experiment and {"grid", "experiment"} & spec.keys():
+        return ConfigError(
+            f"This is a sweep, not an experiment: it has the key {shown(error.key)}. Run it with "
+            f"`fedjax-sec sweep FILE --out DIR`."
+        )
+    key = letters(error.key)
+    if key in map(letters, error.near):
+        return error
+    places = list(_places(spec))
+    same = [place for place in places if letters(place.rpartition(".")[2]) == key]
+    if not same and not error.near:
+        meant = SYNONYMS.get(key, ())
+        same = [place for place in places if place.rpartition(".")[2] in meant]
+    near = [place for place in same if place.startswith(f"{error.path}.")] or same
+    if not near:
+        return error
+    beside = [name for name in error.near if likeness(error.key, name) > 0.8]
+    advice = f" Did you mean {' or '.join(map(repr, [*beside, *near[:3]]))}?"
+    return core.UnknownKey(error.cls, error.path, error.key, advice)
+
+
+def _places(spec) -> Iterator[str]:
+    """The dotted keys of an experiment, those of the components that are named in `spec`."""
+    for field in dataclasses.fields(Experiment):
+        given = spec.get(field.name)
+        if section := field.metadata.get("section"):
+            for inner in dataclasses.fields(section):
+                yield f"{field.name}.{inner.name}"
+                below = given.get(inner.name) if isinstance(given, Mapping) else None
+                yield from _places_inside(f"{field.name}.{inner.name}", inner, below)
+        else:
+            yield from _places_inside(field.name, field, given)
+
+
+def _places_inside(path: str, field, given) -> Iterator[str]:
+    kind = field.metadata.get("kind", "").removesuffix(" pipeline")
+    if kind == "optimizer":
+        yield from (f"{path}.{name}" for name in ("learning_rate", "momentum"))
+    if kind not in registry.KINDS:
+        return
+    name = core.default_spec(field).get("name") if given is None else given
+    if isinstance(given, Mapping):
+        name = (core.default_spec(field) | given).get("name")
+    known = registry.KINDS[kind]
+    if isinstance(name, str) and name in known.names():
+        for inner in dataclasses.fields(known.get(name)):
+            yield f"{path}.{inner.name}"
+            yield from _places_inside(f"{path}.{inner.name}", inner, None)
+
+
+def load(path: str | Path, overrides: Mapping | Iterable[str] = ()) -> Experiment:
+    """An experiment from a YAML file and overrides; see `from_mapping`."""
+    return from_mapping(read_yaml(path), overrides)
+
+
+def read_yaml(path: str | Path) -> dict:
+    """The mapping in a YAML file; `ConfigError` names the file and line where it cannot be read."""
+    content = parse(read_text(path), str(path))
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} must hold a mapping of keys to values, got {shown(content)}.")
+    return content
+
+
+def apply_overrides(mapping: Mapping, overrides: Mapping | Iterable[str]) -> dict:
+    """The mapping with dotted keys replaced; the keys themselves are checked when it is built.
+
+    >>> apply_overrides({"defense": "krum"}, ["defense.num_byzantine=2"])
+    {'defense': {'name': 'krum', 'num_byzantine': 2}}
+    """
+    if isinstance(overrides, Mapping):
+        pairs = list(overrides.items())
+    else:
+        pairs = [parse_override(text) for text in overrides]
+    tree = _plain(mapping)
+    for dotted, value in pairs:
+        _assign(tree, dotted, _plain(value))
+    return tree
+
+
+def parse_override(text: str) -> tuple[str, object]:
+    """The dotted key and the YAML value of a string `key.path=value`."""
+    if not isinstance(text, str):
+        raise ConfigError(f"An override is text such as rounds=3, got {shown(text)}.")
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"An override must look like key.path=value, got {shown(text)}.")
+    where = f"Override {shown(text)}"
+    # As an entry of a list, so that a line break cannot begin another key.
+    parsed = parse(f"- {value}", where, with_references=False)
+    if not isinstance(parsed, list) or len(parsed) != 1:
+        raise ConfigError(f"{where}: more than one value.")
+    return key.strip(), parsed[0]
+
+
+def _plain(value, level: int = 0):
+    """A deep copy in plain containers, with components written as their specification."""
+    if level > LEVELS:
+        raise ConfigError(f"More than {LEVELS} levels of mappings and lists inside one another.")
+    if OmegaConf.is_config(value):  # as text: resolving could copy the environment
+        value = OmegaConf.to_container(value)
+    if getattr(type(value), "registered_name", "") or type(value).__module__ == __name__:
+        value = core.dump(value)
+    if isinstance(value, Mapping):
+        return {core.plain(key): _plain(item, level + 1) for key, item in value.items()}
+    if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
+        return [_plain(item, level + 1) for item in value]
+    return value
+
+
+def _assign(tree: dict, dotted: str, value) -> None:
+    if not isinstance(dotted, str) or not all(dotted.split(".")) or len(dotted) > 500:
+        raise ConfigError(f"The key of an override is text such as client.l2, got {shown(dotted)}.")
+    *parents, last = dotted.split(".")
+    node = tree
+    for depth, name in enumerate(parents):
+        key = _key(node, name, dotted)
+        child = node.get(key) if isinstance(node, dict) else node[key]
+        if child is None:
+            child = {}
+        if isinstance(child, str):  # a component given by its bare name
+            child = {"name": child}
+        if not isinstance(child, (dict, list)):
+            at = ".".join(parents[: depth + 1])
+            raise ConfigError(f"{dotted}: {at} is {shown(child)}, which has no keys.")
+        node[key] = child
+        node = child
+    node[_key(node, last, dotted)] = value
+
+
+def _key(node, name: str, dotted: str):
+    number = int(name) if name.isascii() and name.isdigit() and len(name) < 11 else None
+    if isinstance(node, dict):  # the rounds of a schedule are integers
+        return number if number in node and number is not None else name
+    if number is None or number >= len(node):
+        raise ConfigError(f"{dotted}: a list of {len(node)} has no entry {shown(name)}.")
+    return number
+
+
+def dump_yaml(mapping: Mapping) -> str:
+    """A mapping as YAML text."""
+    return OmegaConf.to_yaml(OmegaConf.create(dict(mapping)))
+
+
+def differences(known: Mapping, config: Mapping) -> list[str]:
+    """The dotted keys in which a configuration differs from a known one, but where the data lies.
+
+    >>> differences({"rounds": 5}, from_mapping({"seed": 1, "rounds": 5}).to_dict())
+    ['seed']
+    """
+    with contextlib.suppress(ConfigError):  # a later version may have added keys
+        known = from_mapping(known).to_dict()
+    pair = (json.loads(json.dumps(one)) for one in (known, config))
+    return sorted(set(_differences(*pair)) - set(_WHEREABOUTS))
+
+
+def _differences(a, b, path=""):
+    if isinstance(a, dict) and isinstance(b, dict):
+        for key in a.keys() | b.keys():
+            at = f"{path}.{key}" if path else key
+            if key not in a or key not in b:
+                yield at
+            else:
+                yield from _differences(a[key], b[key], at)
+    elif a != b:
+        yield path

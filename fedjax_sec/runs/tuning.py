@@ -1,0 +1,199 @@
+"""How local training is computed on this machine: measured once for each shape, and remembered."""
+
+import hashlib
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+
+from fedjax_sec.core import files
+from fedjax_sec.core.caching import cache_folder, usable_cores
+from fedjax_sec.ops.backend import on_cpu
+from fedjax_sec.ops.client_axis import rule_strategy
+from fedjax_sec.ops.convolution import LOWERINGS, rule_lowering
+
+#: Raised whenever a change of the code makes candidates faster or slower: kept times are old then.
+GENERATION = 2
+
+#: Clients side by side where `chunked` is tried.
+CHUNK = 8
+
+#: A rival must be this much faster than the rule's choice: nearly equal ones would alternate.
+CLEARLY = 0.9
+#: A candidate whose first call takes this many times the best one's is not timed again.
+HOPELESS = 3.0
+
+
+class Choice(NamedTuple):
+    """One way to compute local training; changes results by rounding only.
+
+    `clients` and `chunk` as in `fedjax_sec.ops.client_axis`, `convolution` as in
+    `fedjax_sec.ops.convolution` (None for networks without).
+    """
+
+    clients: str
+    chunk: int | None = None
+    convolution: str | None = None
+
+    def __str__(self):
+        layout = f"{self.clients}({self.chunk})" if self.chunk else self.clients
+        return f"{layout}, {self.convolution}" if self.convolution else layout
+
+
+class Tuning(NamedTuple):
+    """The choice, and the milliseconds of every candidate; none where nothing was measured."""
+
+    choice: Choice
+    milliseconds: dict[str, float]
+
+    def to_dict(self) -> dict:
+        """What the summary and `execution.json` hold."""
+        return {**self.choice._asdict(), "milliseconds": self.milliseconds}
+
+    @classmethod
+    def from_dict(cls, found: Mapping) -> "Tuning":
+        """The inverse of `to_dict`.
+
+        >>> one = Tuning(Choice("map", None, "patches"), {"map, patches": 3.0})
+        >>> Tuning.from_dict(one.to_dict()) == one
+        True
+        """
+        choice = Choice(*(found[name] for name in Choice._fields))
+        return cls(choice, dict(found["milliseconds"]))
+
+
+def candidates(
+    clients: str,
+    chunk: int | None,
+    convolution: str | None,
+    num_clients: int,
+    lowerings: Sequence[str] = LOWERINGS,
+) -> list[Choice]:
+    """All ways that the fields `execution` and `model.convolution` leave open, the rule's first.
+
+    `sharded` is never a candidate, since how many devices a run shall take is the user's to say;
+    where it is asked for, the rule decides the rest. Nor is XLA's own convolution on a CPU, whose
+    gradients for several kernels are many times slower than all others. `convolution` is None for
+    networks without; `lowerings` are those that the network's own field allows.
+
+    >>> candidates("map", None, None, 51)
+    [Choice(clients='map', chunk=None, convolution=None)]
+    """
+    convolves = convolution is not None
+    by_rule = Choice(
+        rule_strategy(convolves) if clients == "auto" else clients,
+        chunk,
+        rule_lowering() if convolution == "auto" else convolution,
+    )
+    if clients == "sharded":
+        return [by_rule]
+    if convolution == "auto":
+        lowerings = [one for one in lowerings if one != "xla" or not on_cpu()]
+    else:
+        lowerings = [convolution]
+    layouts = (("vmap", None), ("map", None)) if clients == "auto" else ((clients, chunk),)
+    found = [Choice(*how, lowering) for lowering in lowerings for how in layouts]
+    if clients == "auto" and num_clients > CHUNK:
+        found.append(Choice("chunked", CHUNK, by_rule.convolution))
+    return sorted(found, key=lambda choice: choice != by_rule)
+
+
+_found: dict[str, Tuning] = {}  # a cache: for folders that cannot be written
+
+
+def switched_off() -> bool:
+    """Whether `FEDJAX_SEC_TUNING` says that nothing is measured, and the rule decides."""
+    return os.environ.get("FEDJAX_SEC_TUNING", "").lower() in ("off", "0", "false")
+
+
+def tune(
+    candidates: Sequence[Choice], shape: Mapping, measure: Callable[[Choice], Callable | None]
+) -> Tuning:
+    """The fastest candidate for this shape of work on this machine.
+
+    Args:
+        candidates: the rule's choice first; it stays unless another is clearly faster.
+        shape: everything that the times depend on, beside the machine, jax and `GENERATION`: the
+            key under which the result is kept in the cache folder, for this and later processes.
+        measure: compiles a candidate and gives a function that runs it once and waits; None for
+            one that does not fit the memory.
+
+    >>> tune([Choice("vmap")], {}, measure=None)
+    Tuning(choice=Choice(clients='vmap', chunk=None, convolution=None), milliseconds={})
+    """
+    if len(candidates) == 1 or switched_off():
+        return Tuning(candidates[0], {})
+    described = {"shape": shape, "candidates": [str(c) for c in candidates], **_machine()}
+    text = json.dumps(described, sort_keys=True, default=str)
+    key = hashlib.sha256(text.encode()).hexdigest()[:24]
+    path = cache_folder() / "tuning" / f"{key}.json"
+    if key not in _found:
+        _found[key] = _read(path) or _measured(candidates, measure)
+        _write(path, described | _found[key].to_dict())
+    return _found[key]
+
+
+def _machine() -> dict:
+    device = jax.local_devices()[0]
+    return {
+        "generation": GENERATION,
+        "jax": jax.__version__,
+        "device": f"{device.platform} {device.device_kind}",
+        "devices": jax.local_device_count(),
+        "cores": usable_cores(),
+    }
+
+
+def _measured(candidates, measure, budget: float = 0.3, most: int = 9) -> Tuning:
+    """The fastest of the candidates, called once to warm up and then, if there is hope, in turns.
+
+    In turns, so that a machine whose speed drifts slows all of them alike.
+    """
+    first, calls = {}, {}
+    for candidate in candidates:
+        if (call := measure(candidate)) is not None:
+            first[candidate], calls[candidate] = _once(call), call
+            best = min(first.values())
+            calls = {one: call for one, call in calls.items() if first[one] <= HOPELESS * best}
+    if not first:
+        return Tuning(candidates[0], {})
+    seconds = {candidate: [] for candidate in calls}
+    for _ in range(most):
+        for candidate, call in calls.items():
+            seconds[candidate].append(_once(call))
+        if sum(map(sum, seconds.values())) > budget * len(calls):
+            break
+    milliseconds = {
+        str(candidate): 1e3 * statistics.median(seconds.get(candidate, [once]))
+        for candidate, once in first.items()
+    }
+    by_rule = milliseconds.get(str(candidates[0]), float("inf"))
+    fastest = min(first, key=lambda candidate: milliseconds[str(candidate)])
+    clear = milliseconds[str(fastest)] < CLEARLY * by_rule
+    return Tuning(fastest if clear else candidates[0], milliseconds)
+
+
+def _once(call: Callable) -> float:
+    begin = time.perf_counter()
+    call()
+    return time.perf_counter() - begin
+
+
+def _read(path) -> Tuning | None:
+    try:
+        return Tuning.from_dict(json.loads(path.read_text()))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _write(path, content: Mapping) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.remove_stale(path.parent)
+        files.write_atomically(path, json.dumps(content, indent=2, default=str) + "\n")
+    except OSError:
+        pass  # a folder that cannot be written: this process remembers by itself
