@@ -1,0 +1,46 @@
+"""The `fedjax-sec` command: thin; everything it does is a call into the package."""
+
+import sys
+
+from fedjax_sec.cli import audit, bench, draw, run, show, sweep  # each enters its commands
+from fedjax_sec.cli.common import (
+    DataDir,
+    Out,
+    app,
+    console,
+    data_overrides,
+    errors,
+    interruptible,
+    reported,
+)
+from fedjax_sec.cli.sweep import run_with_progress
+
+
+def main() -> None:
+    """Entry point of the console command."""
+    if len(sys.argv) > 1 and sys.argv[1] == "--version":
+        from fedjax_sec import __version__
+
+        console.print(__version__)
+        return
+    app()
+
+
+__all__ = [
+    "DataDir",
+    "Out",
+    "app",
+    "audit",
+    "bench",
+    "console",
+    "data_overrides",
+    "draw",
+    "errors",
+    "interruptible",
+    "main",
+    "reported",
+    "run",
+    "run_with_progress",
+    "show",
+    "sweep",
+]

@@ -1,0 +1,104 @@
+"""What the commands share: options, progress, and how errors and interruptions are told."""
+
+import contextlib
+import shlex
+import signal
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from fedjax_sec.core import files
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Attacks and defences in federated learning, batched and compiled.",
+)
+console = Console()
+errors = Console(stderr=True)
+
+Config = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="The experiment.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY.PATH=VALUE]...", help="Changes to it.")
+]
+Out = Annotated[Path, typer.Option(help="Folder for the results.")]
+DataDir = Annotated[
+    Path | None, typer.Option(help="Folder of prepared tensorflow-datasets (data.data_dir).")
+]
+
+
+@contextlib.contextmanager
+def reported():
+    """Prints a bad configuration, or a file that cannot be used, as a message, not a traceback."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        text = files.describe(error) if isinstance(error, OSError) else str(error)
+        errors.print(f"[bold red]Error:[/] {escape(text)}", soft_wrap=True)
+        raise typer.Exit(2) from None
+
+
+class _Terminated(BaseException):
+    """SIGTERM, to be passed through as KeyboardInterrupt is."""
+
+
+@contextlib.contextmanager
+def interruptible(command: Sequence[str]) -> Iterator[None]:
+    """Ends on SIGINT and SIGTERM with the command that goes on; exit status 130 and 143."""
+
+    def terminate(number, frame):
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    except (KeyboardInterrupt, _Terminated) as reason:
+        number = signal.SIGTERM if isinstance(reason, _Terminated) else signal.SIGINT
+        text = f"Stopped by {number.name}; what is done is kept. To go on: {shlex.join(command)}"
+        errors.print(text, markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(128 + number) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def progress_bar() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[status]}"),
+        console=errors,
+        disable=not errors.is_terminal,
+    )
+
+
+def status_of(rows) -> str:
+    accuracy = sum(row["accuracy"] for row in rows) / len(rows)
+    return f"accuracy {100 * accuracy:.1f}%"
+
+
+def data_overrides(data_dir: Path | None) -> dict:
+    """What `--data-dir` changes in an experiment; it wins over the file and the environment."""
+    return {} if data_dir is None else {"data.data_dir": str(data_dir)}
+
+
+def data_option(data_dir: Path | None) -> list[str]:
+    return [] if data_dir is None else ["--data-dir", str(data_dir)]
+
+
+def print_table(frame, title: str) -> None:
+    table = Table(title=title)
+    table.add_column(str(frame.index.name or ""))
+    for column in frame.columns:
+        table.add_column(str(column), justify="right", overflow="fold")
+    for name, row in frame.iterrows():
+        table.add_row(str(name), *(str(value) for value in row))
+    console.print(table)

@@ -1,0 +1,89 @@
+"""`fedjax-sec run`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from fedjax_sec.cli.common import (
+    Config,
+    DataDir,
+    Out,
+    Overrides,
+    app,
+    console,
+    data_option,
+    data_overrides,
+    interruptible,
+    progress_bar,
+    reported,
+    status_of,
+)
+from fedjax_sec.core import ConfigError
+
+
+@app.command()
+def run(
+    config: Config,
+    overrides: Overrides = None,
+    *,
+    out: Out,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in OUT.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in OUT.")] = False,
+    data_dir: DataDir = None,
+    profile: Annotated[
+        Path | None, typer.Option(help="Folder for a JAX profiler trace of some rounds.")
+    ] = None,
+) -> None:
+    """Run one experiment."""
+    from fedjax_sec import api
+    from fedjax_sec.runs import config as config_lib
+
+    out = out.absolute()
+    again = ["fedjax-sec", "run", str(config), *(overrides or ()), "--out", str(out), "--resume"]
+    with reported(), interruptible([*again, *data_option(data_dir)]):
+        if resume and overwrite:
+            raise ConfigError("Give --resume or --overwrite, not both.")
+        spec = config_lib.apply_overrides(config_lib.read_yaml(config), overrides or ())
+        experiment = config_lib.from_mapping(spec, data_overrides(data_dir))
+        with progress_bar() as progress:
+            task = progress.add_task("rounds", total=experiment.rounds, status="compiling")
+
+            def show(done, rows):
+                progress.update(task, completed=done, status=status_of(rows))
+
+            result = api.run(
+                experiment,
+                out=out,
+                resume=resume,
+                overwrite=overwrite,
+                on_evaluation=show,
+                profile=profile,
+            )
+    _print_summary(result, out)
+
+
+def _print_summary(result, out) -> None:
+    summary = result.summary
+    table = Table(title=f"{summary['data']['label']}, {int(result.metrics['round'][-1])} rounds")
+    table.add_column("metric")
+    table.add_column("final", justify="right")
+    for name, value in summary["final"].items():
+        if name != "round":
+            table.add_row(name, "" if value is None else f"{value:.4g}")
+    best = summary["best"]
+    table.add_row(f"best accuracy (round {best['round']:.0f})", f"{best['accuracy']:.4g}")
+    table.add_row("rounds per second", f"{summary['rounds_per_second'] or float('nan'):.1f}")
+    table.add_row("compile seconds", f"{summary['compile_seconds']:.1f}")
+    at_once, devices = summary["layout"].values()
+    table.add_row("clients side by side", f"{at_once} on {devices} device(s)")
+    tuning = summary["tuning"]
+    if tuning["convolution"]:
+        table.add_row("convolutions as", tuning["convolution"])
+    table.add_row("chosen by", "measurement" if tuning["milliseconds"] else "rule")
+    console.print(table)
+    for warning in summary.get("warnings", ()):
+        console.print(f"[bold yellow]Warning:[/] {escape(warning)}")
+    console.print(f"Results: {out}", soft_wrap=True)

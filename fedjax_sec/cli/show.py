@@ -1,0 +1,88 @@
+"""`fedjax-sec list` and `fedjax-sec show`."""
+
+import inspect
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from fedjax_sec import core
+from fedjax_sec.cli.common import app, console, reported
+from fedjax_sec.core import ConfigError, registry
+
+
+@app.command("list")
+def list_(
+    kind: Annotated[
+        str | None, typer.Argument(help="attacks, defenses, datasets, models, ...")
+    ] = None,
+) -> None:
+    """List the components that a configuration can name."""
+    kinds = {f"{name}s": found for name, found in registry.KINDS.items()}
+    with reported():
+        if kind is not None and kind not in kinds:
+            raise ConfigError(
+                f"Unknown kind {kind!r}.{core.suggestion(kind, kinds)} Known: {', '.join(kinds)}."
+            )
+    for name, found in kinds.items():
+        if kind in (None, name):
+            table = Table(title=name, title_justify="left", show_header=False, box=None)
+            for entry in found.names():
+                table.add_row(f"[bold]{entry}[/]", escape(registry.summary(found.get(entry))))
+            console.print(table)
+
+
+@app.command()
+def show(
+    name: Annotated[
+        str, typer.Argument(help="A component, a section (data, sweep, ...) or an optimizer.")
+    ],
+) -> None:
+    """Show a component, a section or an optimizer: what it does, its fields and their ranges."""
+    from fedjax_sec.core import optimizers
+    from fedjax_sec.report import keys
+
+    functions = optimizers.OPTIMIZERS | optimizers.SCHEDULES
+    if name in keys.SECTIONS:
+        _print_fields(f"[bold]{name}[/] (section)", keys.SECTIONS[name], keys)
+        return
+    if name in ("optimizer", "optimizers"):
+        for title, found in (
+            ("optimizers", optimizers.OPTIMIZERS),
+            ("schedules of a learning rate", optimizers.SCHEDULES),
+        ):
+            table = Table(title=title, title_justify="left", show_header=False, box=None)
+            for entry in sorted(found):
+                table.add_row(f"[bold]{entry}[/]", ", ".join(r.key for r in keys.arguments(entry)))
+            console.print(table)
+        return
+    with reported():
+        if name not in functions:
+            registry.find(name, (*functions, *keys.SECTIONS, "optimizer"))
+    for found in registry.KINDS.values():
+        if name in found.names():
+            _print_fields(f"[bold]{name}[/] ({found.kind})", found.get(name), keys)
+    if name in functions:
+        kind = "optimizer" if name in optimizers.OPTIMIZERS else "schedule of a learning rate"
+        console.print(f"[bold]{name}[/] ({kind}), optax.{name}\n")
+        _print_rows(keys.arguments(name))
+
+
+def _print_fields(title: str, cls, keys) -> None:
+    console.print(f"{title}\n")
+    console.print(inspect.getdoc(cls), markup=False, highlight=False, soft_wrap=True)
+    console.print()
+    _print_rows(keys.fields(cls))
+
+
+def _print_rows(rows) -> None:
+    if not rows:
+        console.print("No fields.")
+        return
+    table = Table(title="Fields", title_justify="left")
+    for column in ("field", "default", "allowed", "swept", "meaning"):
+        table.add_column(column, overflow="fold", no_wrap=column == "field")
+    for row in rows:
+        table.add_row(*map(escape, row))
+    console.print(table)
