@@ -13,7 +13,7 @@ import numpy as np
 from fedjax_sec import core
 from fedjax_sec.core import ConfigError, Setting, check_components, fill_defaults
 from fedjax_sec.core.advice import one_line, shown, suggestion
-from fedjax_sec.core.types import AttackerView, ServerData, ServerView
+from fedjax_sec.core.types import AttackerView, Message, ServerData, ServerView
 from fedjax_sec.ops.moments import finite_rows, usable_rows
 from fedjax_sec.round import known_defense
 from fedjax_sec.round.pipeline import Attack, Defense
@@ -95,7 +95,7 @@ def aggregate(
 def _aggregate(pipeline, updates, weights, key, params, learned, loss=None):
     root, read = _server_data(pipeline.stages, learned, loss)
     view = _server_view(updates, weights, params, root)
-    output = pipeline.apply(key, updates, pipeline.init(*updates.shape), view)[0]
+    output = pipeline.apply(key, updates, pipeline.init(*updates.shape), view).aggregate
     _refuse_unread(read, pipeline.stages, learned, loss)
     return output
 
@@ -202,7 +202,9 @@ def _attack(
         state = rule.init(clients, dim) if everything else None
         seen = _server_view(updates, jnp.ones(clients, updates.dtype), params, root)
         view = view._replace(defend=known_defense(rule, key, seen, state, clients)[0])
-    sent = pipeline.apply(key, updates, pipeline.init(clients, dim), view)[0]
+    message = Message(updates, jnp.ones(clients, updates.dtype))
+    state = pipeline.init(clients, dim)
+    sent = pipeline.apply(key, message, state, view)[0].vector
     _refuse_unread(read, stages, learned, loss)
     return sent
 
@@ -372,7 +374,6 @@ def _server_view(updates, weights, params, root):
         client_ids=jnp.arange(updates.shape[0]),
         valid=jnp.ones(updates.shape[0], bool),
         round=jnp.array(0),
-        with_kept=False,
         root=root,
     )
 

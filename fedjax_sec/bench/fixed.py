@@ -11,6 +11,7 @@ import jax
 
 from fedjax_sec.bench.timing import Case, take_turns
 from fedjax_sec.runs import config as config_lib
+from fedjax_sec.runs.prepare import make_replicas, prepare
 from fedjax_sec.runs.program import Program
 
 TRIVIAL = {
@@ -36,8 +37,9 @@ def _trivial_round(repeats, rounds=200) -> dict:
     experiment = config_lib.from_mapping(
         TRIVIAL | {"rounds": rounds, "evaluation": {"every": rounds, "diagnostics": False}}
     )
-    program = Program(experiment).prepare([experiment])
-    replicas, _ = program.replicas([experiment])
+    prepared = prepare(experiment)
+    program = Program(prepared).compile([prepared])
+    replicas = make_replicas([prepared])
     state = program.init(replicas)
 
     def call():

@@ -8,7 +8,7 @@ import jax
 from fedjax_sec.bench import peers
 from fedjax_sec.bench.timing import Case, Rates, compiling_anew, take_turns
 from fedjax_sec.runs import config as config_lib
-from fedjax_sec.runs.prepare import make_population
+from fedjax_sec.runs.prepare import make_replicas, prepare
 from fedjax_sec.runs.program import Program
 
 #: Multiplications of one image's forward pass: the first layer's, and all layers'.
@@ -129,9 +129,10 @@ def _row(name, workload, rates, repeats, with_peers, at_most) -> dict:
     rounds = workload.rounds
     changes = {"rounds": rounds, "evaluation.every": rounds, "evaluation.diagnostics": False}
     experiment = config_lib.from_mapping(workload.experiment, changes)
+    prepared = prepare(experiment)
     with compiling_anew():
-        program = Program(experiment).prepare([experiment])
-    replicas, _ = program.replicas([experiment])
+        program = Program(prepared).compile([prepared])
+    replicas = make_replicas([prepared])
     state = program.init(replicas)
 
     def ours():
@@ -180,8 +181,7 @@ def torch_round(experiment, program) -> Callable | None:
         return None
     from fedjax_sec.bench import torch_loop
 
-    source = program.source
-    population, _ = make_population(experiment, source)
+    population = program.prepared.population
     client = experiment.client
     optimizer = client.optimizer.dump_spec()
     attack = None

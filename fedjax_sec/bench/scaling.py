@@ -12,6 +12,7 @@ from fedjax_sec.bench.aggregators import arguments, rules
 from fedjax_sec.bench.timing import Case, Rates, compiling_anew, take_turns
 from fedjax_sec.runs import config as config_lib
 from fedjax_sec.runs.experiment import train
+from fedjax_sec.runs.prepare import make_replicas, prepare
 from fedjax_sec.runs.program import Program
 
 RULES = ("mean", "median", "trimmed_mean", "near_median", "krum", "bulyan", "geometric_median")
@@ -83,8 +84,9 @@ def _batches(rates, repeats, data_dir) -> list[dict]:
                 "evaluation": {"every": 2, "diagnostics": False},
             }
             experiment = config_lib.from_mapping(spec)
-            program = Program(experiment).prepare([experiment])
-            replicas, _ = program.replicas([experiment])
+            prepared = prepare(experiment)
+            program = Program(prepared).compile([prepared])
+            replicas = make_replicas([prepared])
             state = [program.init(replicas)]
 
             def call(program=program, replicas=replicas, state=state):
@@ -112,7 +114,8 @@ def _seeds(repeats) -> list[dict]:
     Twice: all compile anew, the single runs each time; and with the cache of compiled programs,
     from which all but the very first run read theirs.
     """
-    experiments = [config_lib.from_mapping(MLP | {"seed": seed}) for seed in range(max(SEEDS))]
+    specs = [MLP | {"seed": seed} for seed in range(max(SEEDS))]
+    experiments = [prepare(config_lib.from_mapping(spec)) for spec in specs]
     train([experiments[0]])  # reads the data, and compiles for the cache
     rows = []
     for size in SEEDS:

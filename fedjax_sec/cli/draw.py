@@ -21,7 +21,7 @@ def trigger(
     """Draw what a backdoor does to test images, and each malicious client's part of it."""
     from fedjax_sec.report import inspection, plotting
     from fedjax_sec.runs import config as config_lib
-    from fedjax_sec.runs.prepare import load_source
+    from fedjax_sec.runs.source import load_source
 
     with reported():
         spec = config_lib.apply_overrides(config_lib.read_yaml(config), overrides or ())
@@ -44,7 +44,7 @@ def partition(
     """Draw how many examples of each class every client holds, and the server if it holds any."""
     from fedjax_sec.report import inspection, plotting
     from fedjax_sec.runs import config as config_lib
-    from fedjax_sec.runs.prepare import load_source
+    from fedjax_sec.runs.source import load_source
 
     with reported():
         spec = config_lib.apply_overrides(config_lib.read_yaml(config), overrides or ())

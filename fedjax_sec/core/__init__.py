@@ -24,11 +24,13 @@ from fedjax_sec.core.components import (
     Stage,
     Task,
     Trained,
+    Trigger,
     UpdateAttack,
     check_components,
     fill_defaults,
     needing,
     paths_of,
+    value_of,
     walk,
 )
 from fedjax_sec.core.fields import (
@@ -58,6 +60,7 @@ from fedjax_sec.core.schedule import (
     has_schedules,
     resolve,
 )
+from fedjax_sec.core.types import State
 from fedjax_sec.core.values import admit, check_range, coerce, dump, is_list, plain
 
 __all__ = [
@@ -85,8 +88,10 @@ __all__ = [
     "Schedule",
     "Setting",
     "Stage",
+    "State",
     "Task",
     "Trained",
+    "Trigger",
     "UnknownKey",
     "UpdateAttack",
     "admit",
@@ -119,5 +124,6 @@ __all__ = [
     "section",
     "static",
     "suggestion",
+    "value_of",
     "walk",
 ]

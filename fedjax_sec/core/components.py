@@ -9,7 +9,10 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
+import jax.numpy as jnp
+
 from fedjax_sec.core.fields import ConfigError
+from fedjax_sec.core.random import exact_share
 from fedjax_sec.core.schedule import every_value
 from fedjax_sec.core.types import BoundTask, Message, Metrics, State
 
@@ -30,7 +33,7 @@ class Setting(NamedTuple):
     clients, so rows have no history. `knowledge`: which updates the adversary sees, as
     `threat.knowledge` (None: unknown). `malicious_per_round`: how many malicious clients every
     attacked round has (None: unknown). `inputs` is the kind of input (None: unknown), `labelled`
-    whether an example has one class, and `sends` what the algorithm's clients send.
+    whether an example has one class, `sends` what the algorithm's clients send, and `registered` N.
     """
 
     num_clients: int
@@ -48,6 +51,7 @@ class Setting(NamedTuple):
     inputs: str | None = None
     labelled: bool = True
     sends: str = "update"
+    registered: int | None = None
 
 
 class Component:
@@ -58,6 +62,7 @@ class Component:
     """
 
     registered_name: ClassVar[str] = ""
+    stage: ClassVar[str] = ""
     needs: frozenset[str] = frozenset()
     inputs: ClassVar[frozenset[str]] = INPUTS
     accepts: ClassVar[frozenset[str]] = frozenset({"update"})
@@ -158,6 +163,44 @@ class DataAttack(Component):
         raise NotImplementedError
 
 
+class Trigger(DataAttack):
+    """An attack on data that stamps a trigger on examples, to be read as class `target`.
+
+    `trigger` and `target` are all that such an attack defines; examples are chosen among those of
+    class `base` (None: all), a share `fraction` of a client's without replacement, and success is
+    measured on the test examples of that class with the trigger.
+    """
+
+    target: int = 0
+    fraction: Any = 1.0
+    num_images: int = 1000
+
+    def trigger(self, state: State, x, rank=None, task=None):
+        """The inputs with the trigger; with malicious client `rank`'s part of it if that is given."""
+        raise NotImplementedError
+
+    def _is_base(self, y):
+        return jnp.ones_like(y, bool) if self.base is None else y == self.base
+
+    def choose(self, key, labels, held):
+        return exact_share(key, held & self._is_base(labels), self.fraction)
+
+    def poison(self, key, state, x, y, rank, task):
+        return self.trigger(state, x, rank, task), jnp.full_like(y, self.target)
+
+    def examples(self, key, state, view):
+        x, y = view.sample(key, self.num_images)
+        chosen = self._is_base(y)
+        stamped = self.trigger(state, x, None, view.task)
+        if self.base is not None:
+            stamped = jnp.where(chosen.reshape(-1, *[1] * (x.ndim - 1)), stamped, x)
+        return stamped, jnp.where(chosen, self.target, y)
+
+    def probes(self, state, x, y, task):
+        stamped = self.trigger(state, x, None, task)
+        return stamped, jnp.full_like(y, self.target), self._is_base(y)
+
+
 class Evasion(Component):
     """Moves inputs: `apply(key, outputs, x, y, surrogate=None) -> x'`."""
 
@@ -215,12 +258,14 @@ class Hooks(NamedTuple):
 
     `correct(gradient [T], delta [T]) -> gradient` acts after clipping and L2, before the optimizer.
     `after_step(key, delta [T], gradient [T], memory) -> (delta, memory)` acts after the optimizer;
-    `memory` begins as given and is dropped at the end of the round.
+    `memory` begins as given and is dropped at the end of the round. `mean_gradient` asks for
+    `Trained.gradient`.
     """
 
     correct: Callable | None = None
     after_step: Callable | None = None
     memory: State = ()
+    mean_gradient: bool = False
 
 
 NO_HOOKS = Hooks()
@@ -230,7 +275,7 @@ class Trained(NamedTuple):
     """What local training gives: the update [D], the client's state, and what was on the way.
 
     `steps` were taken, not planned. `gradient` [T] is the mean over them of the uncorrected
-    gradients; where nobody reads it, XLA removes it.
+    gradients, where `Hooks.mean_gradient` asks for it.
     """
 
     delta: Any
@@ -265,12 +310,14 @@ class Client(Component):
 class Algorithm(Component):
     """What a client sends, and what the server makes of it.
 
-    `sends` is "update", "predictions" or "features". An algorithm is built with `client` and
-    `optimizer`, the experiment's client and server optimizer, which its fields need not name.
+    `sends` is "update", "predictions" or "features". An algorithm with the fields `client` and
+    `optimizer`, declared as `given`, gets the experiment's client and server optimizer in them.
     `personalizes`: clients have models of their own, `personal`, that local evaluation measures.
     """
 
     sends: ClassVar[str] = "update"
+    client: Any = None
+    optimizer: Any = None
     accepts: ClassVar[frozenset[str]] = frozenset({"update", "predictions", "features"})
     personalizes: ClassVar[bool] = False
 
@@ -281,6 +328,15 @@ class Algorithm(Component):
     def init_client(self, params, setting: Setting, task: BoundTask) -> State:
         """What one client keeps from round to round; () keeps nothing."""
         return ()
+
+    def message(self, setting: Setting, task: BoundTask) -> Message | None:
+        """The shapes of one client's message; None: `train` is traced to see them."""
+        return None
+
+    @property
+    def rate(self):
+        """The learning rate of a server that takes plain gradient steps, else None."""
+        return None
 
     def download(self, server: State, client) -> Any:
         """What client number `client` gets; leaves that ignore `client` stay unbatched."""
@@ -365,6 +421,14 @@ class Monitor(Component):
     when: str = "every"
     prefix: ClassVar[str | None] = None
 
+    def positions(self, task: BoundTask, test, backdoor, state: State):
+        """The test examples that `observe` looks at, by position; None where it needs none.
+
+        `test` is a `TestSet` on the host, `backdoor` the attack on data whose success is measured
+        (None without one), and `state` its state before round 0.
+        """
+        return None
+
     def init(self, setting: Setting, task: BoundTask, message: Message) -> State:
         """The state before round 0; `message` holds the shapes of one client's."""
         return ()
@@ -375,10 +439,15 @@ class Monitor(Component):
 
 
 class Evaluator(Component):
-    """Measures a model between rounds; `adversary` is (attack, its state), as it is by then."""
+    """Measures a model between rounds; its metrics are named as a monitor's."""
+
+    prefix: ClassVar[str | None] = None
 
     def measure(self, key, params, x, y, task: BoundTask, adversary) -> Metrics:
-        """Metrics of the parameters [D] on the test examples (x as stored, y)."""
+        """Metrics of the parameters [D] on the test examples (x as stored, y).
+
+        `adversary` is (the backdoor whose success is measured, its state by then), or None.
+        """
         raise NotImplementedError
 
 
@@ -525,3 +594,8 @@ def fill_defaults(part, context: Mapping[str, Any]):
             elif dataclasses.is_dataclass(value):
                 changes[field.name] = fill_defaults(value, inner)
     return dataclasses.replace(part, **changes) if changes else part
+
+
+def value_of(part, name: str):
+    """A component's field of that name; None where it has no such field."""
+    return next((getattr(part, f.name) for f in dataclasses.fields(part) if f.name == name), None)

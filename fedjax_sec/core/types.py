@@ -1,34 +1,41 @@
-"""Core types: aliases, views and protocols. Imports nothing of this package.
+"""The types that the round hands to components: views, messages, inputs, the space of parameters.
 
 Symbols, here and everywhere: `N` registered clients, `K` clients in a round, `M` examples of a
-client after padding, `B` batch size, `D` parameters.
+client after padding, `B` batch size, `D = S + T` parameters of a vector: `S` observed (running
+statistics), which come first, and `T` trained ones. Imports nothing of this package.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 
 State = Any  # a pytree of arrays whose structure, shapes and dtypes never change
 Metrics = dict[str, jax.Array]  # the same keys every round
 Updates = Float[Array, "K D"]  # local parameters minus global parameters, raveled
 
 
-def to_pixels(x: Array, scale: float) -> Float[Array, "..."]:
-    """Stored integers as pixels in [0, 1]."""
-    return x.astype(jnp.float32) * (1.0 / scale)
+# --- Models and inputs ----------------------------------------------------------------------------
 
 
 class Model(NamedTuple):
     """A network as two pure functions.
 
-    `init(key) -> variables`; `apply(variables, x [B, ...], *, train, key) -> logits [B, C]`.
-    `convolves`: whether most of its work is convolutions, which decides how clients are trained.
-    `pools_batch`: a batch's examples change each other's logits, so `apply` takes `mask [B]` too
-    (None: all count). `observe(variables, x, mask) -> variables`, where the network keeps running
-    statistics in the collection `batch_stats` (else None), moves them as a training step does.
+    `init(key) -> variables`; `apply(variables, x [B, ...], *, train, key) -> outputs`, logits
+    [B, C] of a classifier. `convolves`: whether most of its work is convolutions, which decides how
+    clients are trained. `pools_batch`: a batch's examples change each other's outputs, so `apply`
+    takes `mask [B]` too (None: all count).
+
+    `observe(variables, x, mask, key) -> (outputs, variables)`, where the network keeps running
+    statistics in the collection `batch_stats` (else None), is a training step's forward pass and
+    moves them. `trainable(name)` says which variables are trained, such as `params/output/kernel`;
+    all others but the statistics are frozen: they belong to the program's arguments and to no
+    client. `init_frozen() -> variables` gives their values (None: `init` of a fixed key). `parts`
+    are pieces that can be run alone, `name -> (variables, h) -> outputs`; `head` is the name of the
+    last layer, such as `params/output`.
     """
 
     init: Callable
@@ -36,34 +43,159 @@ class Model(NamedTuple):
     convolves: bool = False
     pools_batch: bool = False
     observe: Callable | None = None
+    trainable: Callable = lambda name: True
+    init_frozen: Callable | None = None
+    parts: Mapping[str, Callable] = {}
+    head: str = ""
 
 
-class Task(NamedTuple):
-    """What is learned, on flat parameters: shared by clients, adversary and evaluation.
+class InputSpec(NamedTuple):
+    """What one input is: its kind (`pixels`, `features`, `tokens`), shape, and how it is stored.
 
-    `logits(params [D], x [B, ...], train=False, key=None) -> [B, C]` takes images in pixel units
-    in [0, 1]; the data set's normalisation is applied inside, at the model's entry.
-    `loss(params, x, y [B], mask [B], train=False, key=None)` is the mean cross-entropy over the
-    masked examples. `example(i) -> (x, y)` is training example `i` of the source's own order.
-    `statistics [D]` tells which parameters are running statistics, which no gradient moves but
-    `observe(params, x, mask) -> params`; both are None in most networks.
+    `decode(stored)` gives what components see: pixels in [0, 1], features in the data set's units
+    divided by `scale`, tokens as they are. `normalize` is applied inside, at the model's entry.
     """
 
-    logits: Callable
-    loss: Callable
-    example: Callable
-    unravel: Callable
+    kind: str
+    shape: tuple[int, ...]
+    scale: float = 1.0
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+
+    @property
+    def low(self) -> float:
+        """The smallest value of an input."""
+        return 0.0 if self.kind == "pixels" else -np.inf
+
+    @property
+    def high(self) -> float:
+        """The largest value of an input."""
+        return 1.0 if self.kind == "pixels" else np.inf
+
+    def decode(self, stored: Array) -> Array:
+        """Stored examples [B, ...] as components see them.
+
+        >>> print(InputSpec("pixels", (2,), 255.0).decode(jnp.array([[0, 255]], jnp.uint8)))
+        [[0. 1.]]
+        """
+        if self.kind == "tokens":
+            return stored.astype(jnp.int32)
+        return stored.astype(jnp.float32) * (1.0 / self.scale)
+
+    def normalize(self, x: Array) -> Array:
+        """Inputs [B, ...] as the model takes them."""
+        if self.kind == "tokens":
+            return x
+        shape = (1,) * (x.ndim - 1) + (-1,)
+        mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
+        return (x - mean.reshape(shape)) / std.reshape(shape)
+
+
+class Space(NamedTuple):
+    """How a model's variables are split: a vector [D] = observed | trained, and frozen leaves.
+
+    `slices` maps a variable's name, such as `params/output/kernel`, to its place in the vector.
+    `join(vector, frozen) -> variables`, `split(variables) -> (vector, frozen)`.
+    """
+
     dim: int
+    observed: slice
+    trained: slice
+    slices: Mapping[str, slice]
+    join: Callable
+    split: Callable
+
+    def group(self, prefix: str) -> slice:
+        """The place of all variables below a name, such as `params/output`."""
+        ours = [s for name, s in self.slices.items() if f"{name}/".startswith(f"{prefix}/")]
+        return slice(min(s.start for s in ours), max(s.stop for s in ours))
+
+
+class BoundTask(NamedTuple):
+    """What is learned, on flat parameters: shared by clients, adversary, server and evaluation.
+
+    `outputs(params [D], x [B, ...], *, train=False, key=None, mask=None)` are the model's outputs
+    for inputs as `inputs.decode` gives them. `outputs_and_observed(params, x, mask, key)` is the
+    forward pass of a training step: the outputs and the statistics [S] as that step moves them.
+    `losses(outputs, y) -> (total [B], units [B])` are the task's, which an algorithm may replace.
+    `example(i) -> (x, y)` is training example `i` of the source's own order. `run(part, params, h)`
+    runs a piece of the model alone. `frozen` are the model's frozen leaves.
+    """
+
+    task: Any
+    outputs: Callable
+    outputs_and_observed: Callable
+    losses: Callable
+    space: Space
+    inputs: InputSpec
     num_classes: int
-    statistics: Bool[Array, " D"] | None = None
-    observe: Callable | None = None
+    example: Callable
+    run: Callable
+    head: str = ""
+    frozen: Any = ()
+
+    @property
+    def dim(self) -> int:
+        """D."""
+        return self.space.dim
+
+    def unravel(self, params: Float[Array, " D"]) -> Any:
+        """Flat parameters as the model's own tree."""
+        return self.space.join(params, self.frozen)
+
+    def mean_loss(self, outputs, y, mask: Bool[Array, " B"]) -> Float[Array, ""]:
+        """sum(total) / sum(units) over the masked examples."""
+        total, units = self.losses(outputs, y)
+        count = jnp.sum(jnp.where(mask, units, 0.0))
+        return jnp.sum(jnp.where(mask, total, 0.0)) / jnp.maximum(count, 1)
+
+    def loss(self, params, x, y, mask, *, train: bool = False, key=None) -> Float[Array, ""]:
+        """The mean loss of parameters [D] over the masked examples of a batch."""
+        return self.mean_loss(self.outputs(params, x, train=train, key=key, mask=mask), y, mask)
+
+    def loss_and_observed(self, params, x, y, mask, *, key=None) -> tuple[Any, Any]:
+        """(the training loss, the statistics [S] as the step moves them), one forward pass."""
+        outputs, observed = self.outputs_and_observed(params, x, mask, key)
+        return self.mean_loss(outputs, y, mask), observed
+
+
+class LocalData(NamedTuple):
+    """One client's data inside the round.
+
+    `fetch(positions [B]) -> (x [B, ...], y [B])` gathers its examples, `0 <= position < count`,
+    decoded, and poisoned where the client is malicious and the attack poisons data. `capacity` is
+    M, the same Python integer for every client; `reported` is the number of examples that the
+    client tells the server.
+    """
+
+    count: Int[Array, ""]
+    capacity: int
+    round: Int[Array, ""]
+    fetch: Callable
+    reported: Float[Array, ""] | None = None
+
+
+# --- Messages and views ---------------------------------------------------------------------------
+
+
+class Message(NamedTuple):
+    """What a client sends; stacked over the round's clients, every leaf has a leading axis K.
+
+    Attacks rewrite it, defences combine the vectors. `vector` has the length D of the model unless
+    the algorithm says otherwise. `weight` is the number of examples as the client reports it.
+    `extra` is what an algorithm sends beside: control variates, step counts, logits, features.
+    """
+
+    vector: Float[Array, "*K D"]
+    weight: Float[Array, "*K"]
+    extra: Any = ()
 
 
 class ServerData(NamedTuple):
     """What a server with examples of its own, its root data set, can compute in a round.
 
     `update() -> [D]` trains the global model on them as a client would. `loss(params [D])` is the
-    mean cross-entropy of any parameters on all of them. What nobody calls is not computed.
+    mean loss of any parameters on all of them. What nobody calls is not computed.
     """
 
     update: Callable
@@ -82,9 +214,14 @@ class ServerView(NamedTuple):
     client_ids: Int[Array, " K"]  # indexes histories of size [N, ...]
     valid: Bool[Array, " K"]  # False: NaN or infinity, nothing was sent, or a stage excluded it
     round: Int[Array, ""]
-    with_kept: bool = True  # False: nobody reads `kept`, so a rule may leave it out (None)
     root: ServerData | None = None  # only where `server.root` gives the server examples
     members: Float[Array, "rows K"] | None = None  # which clients a row is made of: 0 or 1
+
+    def included(self) -> Bool[Array, " K"]:
+        """The clients of which a valid row holds something."""
+        if self.members is None:
+            return self.valid
+        return (jnp.where(self.valid[:, None], self.members, 0.0)).sum(axis=0) > 0
 
 
 class AttackerView(NamedTuple):
@@ -105,6 +242,8 @@ class AttackerView(NamedTuple):
     `weights [K]` are the clients' numbers of examples; of a client that it does not see the mean of
     its own clients' stands for it. `server_rate` is the learning rate of a server that takes plain
     gradient steps, else None. Both are None outside an experiment: equal weights, and a rate of 1.
+
+    `memory(attack) -> state` is the state of an attack on data nested in this one.
     """
 
     malicious: Bool[Array, " K"]
@@ -112,7 +251,7 @@ class AttackerView(NamedTuple):
     params: Float[Array, " D"]
     client_ids: Int[Array, " K"]
     round: Int[Array, ""]
-    task: Task | None = None
+    task: BoundTask | None = None
     sample: Callable | None = None
     defend: Callable | None = None
     server_update: Callable | None = None
@@ -120,6 +259,7 @@ class AttackerView(NamedTuple):
     adversary: Bool[Array, " K"] | None = None
     weights: Float[Array, " K"] | None = None
     server_rate: Float[Array, ""] | None = None
+    memory: Callable = lambda attack: ()
 
     @property
     def own(self) -> Bool[Array, " K"]:
@@ -132,141 +272,61 @@ class AttackerView(NamedTuple):
         return self.visible & ~(self.malicious if self.adversary is None else self.adversary)
 
 
-class LocalData(NamedTuple):
-    """One client's data inside the round.
+# --- Looking at a round ---------------------------------------------------------------------------
 
-    `fetch(positions [B]) -> (x [B, ...], y [B])` gathers its examples, `0 <= position < count`, in
-    pixel units and poisoned where the client is malicious and the attack poisons data. `capacity`
-    is M, the same Python integer for every client.
+
+class TestSet(NamedTuple):
+    """Held-out examples as stored, and their targets."""
+
+    __test__ = False  # not a test case, whatever pytest thinks of the name
+
+    x: Array
+    y: Int[Array, " T *shape"]
+
+
+class RoundTrace(NamedTuple):
+    """All of one round, for monitors. What no monitor reads, XLA removes.
+
+    `before` and `after` are the global parameters [D] around the server's step; `honest` the
+    messages before the attack, `sent` those after it; `present` the clients that took part;
+    `aggregates` the aggregate [D] and what each stage behind the aggregator made of it. `explain()`
+    runs the defence again and gives its metrics, with `kept [K]`; `attack` are the attack's
+    metrics. `data(k)` is the `LocalData` of the round's client k. `adversary` is (attack, state),
+    `backdoor` (attack on data, state) of the backdoor whose success is measured, None without one.
+    `sampled`: only some clients take part in a round; `redrawn`: each round has malicious clients
+    of its own; `client` is how the clients train.
+    `test` are the test examples, and `probes` the positions among them that the monitor asked for.
     """
 
-    count: Int[Array, ""]
-    capacity: int
     round: Int[Array, ""]
-    fetch: Callable
+    ids: Int[Array, " K"]
+    malicious: Bool[Array, " K"]
+    present: Bool[Array, " K"]
+    before: Float[Array, " D"]
+    after: Float[Array, " D"]
+    honest: Message
+    sent: Message
+    aggregates: tuple
+    attack: Metrics
+    explain: Callable
+    data: Callable
+    adversary: tuple
+    backdoor: tuple | None = None
+    sampled: bool = False
+    redrawn: bool = False
+    client: Any = None
+    test: TestSet | None = None
+    probes: Int[Array, " P"] | None = None
 
 
-class ClientUpdate(Protocol):
-    """Local training of one client; the round vmaps it over the client axis.
+class Known(NamedTuple):
+    """What a server knows of a client's training beside the message: the numbers of the protocol.
 
-    `apply` is called with unbatched `params`, so work done before the first local step ends is
-    shared by all clients. `keeps_state` says whether `state` outlives the round. `shortened(steps)`
-    is the same work for at most so many local steps, to measure ways to compute it.
+    `rate` is the learning rate of a client that takes plain gradient steps (None: unknown), `steps`
+    their number, `batch` the examples in each, `classes` the number of classes.
     """
 
-    keeps_state: bool
-
-    def shortened(self, steps: int) -> "ClientUpdate": ...
-
-    def init(self, dim: int) -> State: ...
-
-    def apply(
-        self,
-        key: PRNGKeyArray,
-        params: Float[Array, " D"],
-        state: State,
-        local: LocalData,
-        task: Task,
-    ) -> tuple[Float[Array, " D"], State, Metrics]: ...
-
-
-class Aggregator(Protocol):
-    """`stage = "aggregate"`: [K, D] -> [D]. Metrics hold `kept [K]`, each client's share in [0, 1].
-
-    `kept` says how much of a client's update took part: 1 for every client under the mean, one-hot
-    under Krum, the share of coordinates under a trimmed mean. `keeps_scale = False` tells that the
-    result is not in units of the updates, as of rules that use signs only.
-
-    Here and in every other stage `init` gets N, the registered clients, whoever takes part in a
-    round: histories have one row a client and are indexed by `view.client_ids`.
-    """
-
-    stage: str
-
-    def init(self, num_clients: int, dim: int) -> State: ...
-
-    def apply(
-        self, key: PRNGKeyArray, updates: Updates, state: State, view: ServerView
-    ) -> tuple[Float[Array, " D"], State, Metrics]: ...
-
-
-class BeforeAggregation(Protocol):
-    """`stage = "before"`: reshapes the stack; may change the number of rows, weights or `valid`.
-
-    A stage that changes the number of rows says so in `after(setting) -> Setting`, and returns a
-    view whose `weights`, `valid` and `members` are of the new rows.
-    """
-
-    stage: str
-
-    def init(self, num_clients: int, dim: int) -> State: ...
-
-    def apply(
-        self, key: PRNGKeyArray, updates: Updates, state: State, view: ServerView
-    ) -> tuple[Updates, ServerView, State, Metrics]: ...
-
-
-class AfterAggregation(Protocol):
-    """`stage = "after"`: changes the aggregate; sees the stack that was aggregated."""
-
-    stage: str
-
-    def init(self, num_clients: int, dim: int) -> State: ...
-
-    def apply(
-        self,
-        key: PRNGKeyArray,
-        aggregate: Float[Array, " D"],
-        updates: Updates,
-        state: State,
-        view: ServerView,
-    ) -> tuple[Float[Array, " D"], State, Metrics]: ...
-
-
-class UpdateAttack(Protocol):
-    """`stage = "update"`: rewrites the adversary's rows of the stack; `init` gets N.
-
-    An attack that gives its clients to others nested in it says which in `shares(ranks) ->
-    {field: mask}`, so that those which poison data do so at the right clients.
-    """
-
-    stage: str
-
-    def init(self, num_clients: int, dim: int) -> State: ...
-
-    def apply(
-        self, key: PRNGKeyArray, updates: Updates, state: State, view: AttackerView
-    ) -> tuple[Updates, State, Metrics]: ...
-
-
-class DataAttack(Protocol):
-    """`stage = "data"`: poisons a malicious client's examples, and defines the backdoor's success.
-
-    `base` is the only class that the backdoor acts on, None: all of them. `choose` says which of
-    a client's examples are poisoned, from the labels of all of them (`held` is false where the
-    row is padding); its key is the client's own, the same in every round. `poison` is what
-    becomes of a batch; the round keeps it where an example was chosen. `rank` counts the
-    adversary's clients, 0 to m - 1, so that they can share the work. `examples` are what an
-    attacker trains a backdoor on, `probes` what success is measured on: `(x, target, include)`,
-    inputs, the attacker's labels and which of them count. Probes made of the test images keep
-    their number and order, so that `y` are their true labels.
-    """
-
-    stage: str
-    base: int | None
-
-    def choose(
-        self, key: PRNGKeyArray, labels: Int[Array, " M"], held: Bool[Array, " M"]
-    ) -> Bool[Array, " M"]: ...
-
-    def poison(
-        self, key: PRNGKeyArray, x: Array, y: Array, position: Array, rank: Array, task: Task
-    ) -> tuple[Array, Array]: ...
-
-    def examples(self, key: PRNGKeyArray, view: AttackerView) -> tuple[Array, Array]: ...
-
-    def probes(self, x: Array, y: Array, task: Task) -> tuple[Array, Array, Array]: ...
-
-
-BoundTask = Task
-InputSpec = Message = Any
+    rate: Float[Array, ""] | None
+    steps: int | None
+    batch: int
+    classes: int

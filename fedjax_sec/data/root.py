@@ -34,11 +34,18 @@ class Root:
         "uniform",
         "`uniform` from the training set, `stratified` by class, or `biased` to one class.",
         choices=("uniform", "stratified", "biased"),
+        compiles=False,
     )
     bias: float | None = static(
-        None, "Share of the examples of class `biased_class`, for `biased`.", low=0, high=1
+        None,
+        "Share of the examples of class `biased_class`, for `biased`.",
+        low=0,
+        high=1,
+        compiles=False,
     )
-    biased_class: int = static(1, "The class that `biased` prefers.", low=0, high=COUNT)
+    biased_class: int = static(
+        1, "The class that `biased` prefers.", low=0, high=COUNT, compiles=False
+    )
     batch_size: int | None = static(
         None, "Batch of the server's training (null: all of its examples).", low=1, high=COUNT
     )

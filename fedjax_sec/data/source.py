@@ -7,8 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedjax_sec.core import ConfigError
+from fedjax_sec.core import ConfigError, registry, suggestion
 from fedjax_sec.core.advice import one_line, shown
+from fedjax_sec.core.components import INPUTS
+from fedjax_sec.core.types import InputSpec
 
 _PARTS = ("train", "test")
 
@@ -26,6 +28,9 @@ class Source(NamedTuple):
     so that a result obtained on a part of it can always be told from one obtained on all of it.
     Where the data set says who made an example, `users_train` and `users_test` number its users
     from 0, the same in both parts.
+
+    Sequences of tokens (`kind="tokens"`) are integers [T, L] from 0 to `num_classes` - 1, and so
+    are the targets `y [T, L]`, -1 where a sequence has ended; `task` is then `language_model`.
 
     >>> source = Source(
     ...     "toy", np.zeros((6, 2, 2, 1), np.uint8), np.zeros(6, np.int32),
@@ -50,6 +55,22 @@ class Source(NamedTuple):
     origin: str  # where it was read from, without machine paths: 'tfds mnist/3.0.1'
     users_train: np.ndarray | None = None  # int32 [T]
     users_test: np.ndarray | None = None  # int32 [E]
+    kind: str | None = None  # of the inputs: pixels, features or tokens (None: by their shape)
+    task: str = "classification"  # what is learned on it, unless the configuration says otherwise
+
+    @property
+    def inputs(self) -> InputSpec:
+        """What one input is, and how it is stored."""
+        shape = tuple(self.x_train.shape[1:])
+        return InputSpec(self.input_kind, shape, self.scale, self.mean, self.std)
+
+    @property
+    def input_kind(self) -> str:
+        """Pixels of images or bytes, else features, unless the source says `kind`."""
+        if self.kind is not None:
+            return self.kind
+        pixels = self.x_train.ndim == 4 or self.x_train.dtype == np.uint8
+        return "pixels" if pixels else "features"
 
     @property
     def sizes(self) -> tuple[int, int]:
@@ -144,6 +165,14 @@ def checked(source: Any, name: str) -> Source:
             f"says where it is from, got name={shown(source.name)}, "
             f"origin={shown(source.origin)}."
         )
+    if source.kind is not None and source.kind not in INPUTS:
+        raise ConfigError(
+            f"{at}: kind must be one of {', '.join(sorted(INPUTS))}, got {shown(source.kind)}."
+            f"{suggestion(source.kind, INPUTS)}"
+        )
+    registry.tasks.get(source.task, f"{at}: task")
+    if source.kind == "tokens":
+        return _checked_tokens(source, at)
     classes = source.num_classes
     if not _is_whole(classes) or classes < 2:
         raise ConfigError(f"{at}: num_classes must be an integer >= 2, got {shown(classes)}.")
@@ -190,6 +219,39 @@ def checked(source: Any, name: str) -> Source:
             f"{len(there) - 1} and set num_classes to {len(there)}."
         )
     return sound
+
+
+def _checked_tokens(source: Source, at: str) -> Source:
+    """The source with int32 tokens and targets, if they fit the vocabulary."""
+    size, arrays = source.num_classes, {}
+    if not _is_whole(size) or size < 2:
+        raise ConfigError(f"{at}: num_classes, the vocabulary, must be >= 2, got {shown(size)}.")
+    for part in _PARTS:
+        x, y = (
+            _as_array(getattr(source, f"{name}_{part}"), f"{at}: {name}_{part}") for name in "xy"
+        )
+        if x.ndim != 2 or 0 in x.shape or x.dtype.kind not in "iu":
+            raise ConfigError(
+                f"{at}: x_{part} must hold at least one sequence of whole numbers [n, L], got "
+                f"{x.dtype} with shape {x.shape}."
+            )
+        if y.shape != x.shape or y.dtype.kind not in "iu":
+            raise ConfigError(
+                f"{at}: y_{part} must hold the next token at every place, whole numbers of shape "
+                f"{x.shape}, got {y.dtype} with shape {y.shape}."
+            )
+        for name, array, low in (("x", x, 0), ("y", y, -1)):
+            if array.min() < low or array.max() >= size:
+                raise ConfigError(
+                    f"{at}: {name}_{part} holds tokens from {array.min()} to {array.max()}, allowed "
+                    f"are {low} to {size - 1}, num_classes being {size}."
+                )
+        arrays |= {f"x_{part}": x.astype(np.int32), f"y_{part}": y.astype(np.int32)}
+        users = getattr(source, f"users_{part}")
+        if users is not None:
+            users = _whole(users, f"{at}: users_{part}", "user", len(x))
+        arrays[f"users_{part}"] = users
+    return source._replace(**arrays, official_sizes=tuple(map(int, source.official_sizes)))
 
 
 def _is_whole(value) -> bool:

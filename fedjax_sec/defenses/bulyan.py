@@ -68,9 +68,7 @@ class Bulyan:
         else:
             selected = self._select(key, updates, state, view, at_most, count)
         drop = 2 * f + (self.convention == "author")
-        aggregate, kept = coordinatewise.mean_near_median(
-            updates, selected & view.valid, drop, with_kept=view.with_kept
-        )
+        aggregate, kept = coordinatewise.mean_near_median(updates, selected & view.valid, drop)
         return aggregate, state, {"kept": kept, "selected": selected.astype(updates.dtype)}
 
     def _select(self, key, updates, state, view, at_most, count):
@@ -82,7 +80,7 @@ class Bulyan:
                 jax.random.fold_in(key, step),
                 updates,
                 state,
-                view._replace(valid=left, with_kept=False),
+                view._replace(valid=left),
             )
             distance = jnp.linalg.norm(safe - aggregate[None], axis=1)
             # A huge finite row is infinitely far in float32: still nearer than one already taken.

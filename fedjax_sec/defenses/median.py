@@ -30,7 +30,5 @@ class Median:
 
     def apply(self, key, updates, state, view):
         lower = self.middle == "lower"
-        aggregate, kept = coordinatewise.median(
-            updates, view.valid, lower=lower, with_kept=view.with_kept
-        )
+        aggregate, kept = coordinatewise.median(updates, view.valid, lower=lower)
         return aggregate, state, {"kept": kept}

@@ -34,8 +34,6 @@ class Sign:
 
     def apply(self, key, updates, state, view):
         aggregate = jnp.sign(sign_votes(updates, view.valid))
-        kept = None
-        if view.with_kept:
-            agree = (jnp.sign(updates) == aggregate[None, :]) & view.valid[:, None]
-            kept = agree.mean(axis=1, dtype=updates.dtype)
+        agree = (jnp.sign(updates) == aggregate[None, :]) & view.valid[:, None]
+        kept = agree.mean(axis=1, dtype=updates.dtype)
         return aggregate, state, {"kept": kept}

@@ -86,14 +86,14 @@ class TrimmedMean:
         return ()
 
     def apply(self, key, updates, state, view):
-        f, kept_wanted = self.num_byzantine, view.with_kept
+        f = self.num_byzantine
         if self.variant == "extremes":
-            out = coordinatewise.trimmed_mean(updates, view.valid, f, with_kept=kept_wanted)
+            out = coordinatewise.trimmed_mean(updates, view.valid, f)
         elif self.variant == "kmeans":
             threshold = 0.0 if self.threshold is None else self.threshold
-            out = coordinatewise.kmeans_mean(updates, view.valid, threshold, with_kept=kept_wanted)
+            out = coordinatewise.kmeans_mean(updates, view.valid, threshold)
         else:
             drop = 2 * f if self.variant == "nearest_n_minus_2f" else f
             drop += self.convention == "author"
-            out = coordinatewise.mean_near_median(updates, view.valid, drop, with_kept=kept_wanted)
+            out = coordinatewise.mean_near_median(updates, view.valid, drop)
         return out[0], state, {"kept": out[1]}

@@ -1,69 +1,56 @@
-"""Metrics of a model on test data. Nothing here ever sees training labels as a test set."""
+"""Metrics of a model on test data, streamed as sums. Nothing here ever sees training labels."""
 
-from typing import Any, NamedTuple
-
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float
 
-from fedjax_sec.core.types import Metrics, Task, to_pixels
-from fedjax_sec.evaluation.batches import in_batches
-
-
-class TestSet(NamedTuple):
-    """Held-out examples as stored: integers and labels."""
-
-    __test__ = False  # not a test case, whatever pytest thinks of the name
-
-    x: UInt8[Array, " T *shape"]
-    y: Int[Array, " T"]
+from fedjax_sec.core.types import BoundTask, Metrics
+from fedjax_sec.evaluation.batches import in_batches, sum_in_batches
 
 
-def evaluate(
+def task_metrics(params: Float[Array, " D"], x, y, task: BoundTask, batch_size: int) -> Metrics:
+    """The task's own metrics on the examples (x as stored, y).
+
+    Each is the sum of its numerators over the batches divided by that of its denominators, so that
+    batches of unequal size weigh as their examples do; NaN where nothing counts.
+    """
+
+    def sums(x, y):
+        outputs = task.outputs(params, task.inputs.decode(x))
+        return task.task.sums(outputs, y, jnp.ones(y.shape[0], bool))
+
+    totals = sum_in_batches(sums, batch_size, x, y)
+    return {name: top / bottom for name, (top, bottom) in totals.items()}
+
+
+def backdoor_metrics(
     params: Float[Array, " D"],
-    test: TestSet,
-    task: Task,
-    pixel_scale: float,
-    backdoor: Any,
+    x,
+    y,
+    task: BoundTask,
+    backdoor,
+    state,
     batch_size: int,
     exclude_target: bool,
 ) -> Metrics:
-    r"""Accuracy, loss and per-class accuracy on the test set, and the backdoor's success and loss.
+    r"""The backdoor's success and loss.
 
-    .. math:: accuracy = \frac{1}{T} \sum_t [\hat y_t = y_t], \qquad
-              asr = \frac{\sum_t c_t [\hat y(trigger(x_t)) = target_t]}{\sum_t c_t}
+    .. math:: asr = \frac{\sum_t c_t [\hat y(trigger(x_t)) = target_t]}{\sum_t c_t}
 
     with c_t = 1 for the probes that count (of a backdoor with a base class: that class);
     `exclude_target` leaves out those whose true label is the attacker's. `backdoor_loss` is the
-    mean cross-entropy of the same probes to the attacker's labels. Shares in [0, 1];
-    `per_class_accuracy` is [C]. `attack_success_rate` and `backdoor_loss` are there only when
-    there is a backdoor, and `base_class_accuracy`, on clean test examples of its base class, only
-    when it has one.
+    mean loss of the same probes to the attacker's labels. Shares in [0, 1].
     """
+    probes, target, include = backdoor.probes(state, task.inputs.decode(x), y, task)
 
-    def predict(x):
-        return task.logits(params, x)
+    def answers(inputs, labels):
+        outputs = task.outputs(params, inputs)
+        return task.task.right(outputs, labels), task.losses(outputs, labels)[0]
 
-    logits = in_batches(lambda x: predict(to_pixels(x, pixel_scale)), batch_size, test.x)
-    correct = (jnp.argmax(logits, axis=-1) == test.y).astype(jnp.float32)
-    log_probs = jax.nn.log_softmax(logits)
-    picked = jnp.take_along_axis(log_probs, test.y[..., None], axis=-1)
-    member = jax.nn.one_hot(test.y.reshape(-1), task.num_classes)  # [T], or [T, ...] flattened
-    metrics = {
-        "accuracy": correct.mean(),
-        "loss": -picked.mean(),
-        "per_class_accuracy": correct.reshape(-1) @ member / member.sum(0),
+    right, losses = in_batches(answers, batch_size, probes, target)
+    if exclude_target and probes.shape[0] == y.shape[0]:
+        include = include & (y != target)
+    count = jnp.maximum(include.sum(), 1)
+    return {
+        "attack_success_rate": jnp.sum(include & right) / count,
+        "backdoor_loss": jnp.sum(jnp.where(include, losses, 0.0)) / count,
     }
-    if backdoor is not None:
-        x, target, include = backdoor.probes(to_pixels(test.x, pixel_scale), test.y, task)
-        logits = in_batches(predict, batch_size, x)
-        predicted, log_probs = jnp.argmax(logits, axis=-1), jax.nn.log_softmax(logits)
-        picked = jnp.take_along_axis(log_probs, target[:, None], axis=1)[:, 0]
-        if exclude_target and x.shape[0] == test.y.shape[0]:
-            include = include & (test.y != target)
-        count = jnp.maximum(include.sum(), 1)
-        metrics["attack_success_rate"] = jnp.sum(include & (predicted == target)) / count
-        metrics["backdoor_loss"] = -jnp.sum(jnp.where(include, picked, 0.0)) / count
-        if backdoor.base is not None:
-            metrics["base_class_accuracy"] = metrics["per_class_accuracy"][backdoor.base]
-    return metrics

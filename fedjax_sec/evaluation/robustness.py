@@ -14,7 +14,8 @@ from fedjax_sec.evaluation.batches import in_batches
 def withstood(
     attack: Any,
     key: PRNGKeyArray,
-    logits: Callable,
+    outputs: Callable,
+    right: Callable,
     x: Float[Array, " T *shape"],
     y: Int[Array, " T"],
     batch_size: int,
@@ -22,14 +23,15 @@ def withstood(
 ) -> Bool[Array, " T"]:
     """Whether each example is still read as its class after the attack has moved it.
 
-    `x` in pixel units; `logits(x [B, ...]) -> [B, C]`, and so `surrogate`. Batches of `batch_size`
+    `x` decoded; `outputs(x [B, ...]) -> [B, C]`, and so `surrogate`; `right(outputs, y)` is the
+    task's. Batches of `batch_size`
     are attacked one after another, each with its own randomness.
     """
 
     def one(x, y, number):
         own = jax.random.fold_in(key, number[0])
-        moved = attack.apply(own, logits, x, y, surrogate)
-        return jnp.argmax(logits(moved), axis=1) == y
+        moved = attack.apply(own, outputs, x, y, surrogate)
+        return right(outputs(moved), y)
 
     return in_batches(one, batch_size, x, y, jnp.arange(y.shape[0]))
 
@@ -53,7 +55,7 @@ def surrogates_of(attacks: Sequence, path: str) -> dict[str, str]:
     """label -> folder of the surrogate that an attack needs; `ConfigError` where none is named."""
     found = {}
     for label, attack in zip(labels(attacks), attacks, strict=True):
-        if not hasattr(attack, "surrogate"):
+        if "surrogate" not in attack.needs:
             continue
         if not attack.surrogate:
             raise ConfigError(

@@ -168,16 +168,18 @@ def flax_model(
     trains_differently: bool = False,
     pools_batch: bool = False,
     keeps_statistics: bool = False,
+    dtype: Any = jnp.float32,
+    head: str = "params/output",
 ) -> Model:
-    """The pure-function form of a linen module for inputs [B, *input_shape].
+    """The pure-function form of a linen module for inputs [B, *input_shape] of this type.
 
     `trains_differently`: the module takes `train` (it has dropout); others never see it.
-    `pools_batch`: it takes `mask` too, because a batch's examples change each other's logits.
+    `pools_batch`: it takes `mask` too, because a batch's examples change each other's outputs.
     `keeps_statistics`: in training it moves its collection `batch_stats` towards the batch's.
     """
 
     def init(key):
-        return module.init(key, jnp.zeros((1, *input_shape)))
+        return module.init(key, jnp.zeros((1, *input_shape), dtype))
 
     def apply(variables, x, *, train=False, key=None, mask=None):
         rngs = None if key is None else {"dropout": key}
@@ -185,8 +187,18 @@ def flax_model(
         options |= {"mask": mask} if pools_batch else {}
         return module.apply(variables, x, rngs=rngs, **options)
 
-    def observe(variables, x, mask):
-        _, moved = module.apply(variables, x, train=True, mask=mask, mutable=["batch_stats"])
-        return {**variables, **moved}
+    def observe(variables, x, mask, key):
+        rngs = None if key is None else {"dropout": key}
+        out, moved = module.apply(
+            variables, x, train=True, mask=mask, rngs=rngs, mutable=["batch_stats"]
+        )
+        return out, {**variables, **moved}
 
-    return Model(init, apply, convolves, pools_batch, observe if keeps_statistics else None)
+    return Model(
+        init,
+        apply,
+        convolves,
+        pools_batch,
+        observe if keeps_statistics else None,
+        head=head,
+    )

@@ -30,9 +30,10 @@ from fedjax_sec.papers._runs import (
     settled,
 )
 from fedjax_sec.report import plotting
-from fedjax_sec.runs import loading, prepare
+from fedjax_sec.runs import loading
 from fedjax_sec.runs.config import Experiment
 from fedjax_sec.runs.experiment import Result
+from fedjax_sec.runs.source import load_source
 
 SCALES = ("smoke", "small", "paper")
 NON_IID = ("mnist_by_writer", "femnist_digits")
@@ -433,7 +434,7 @@ def _write_features(
     Where there are none, images that RLR reads as base class, else the first.
     """
     experiment = rows["FedAvg"][0].experiment
-    source, backdoor = prepare.load_source(experiment), experiment.backdoor
+    source, backdoor = load_source(experiment), experiment.backdoor
     logits = loading.logits_of(experiment)
     params = {row: loading.final_params(folder) for row, folder in folders.items()}
     of_base = np.flatnonzero(source.y_test == backdoor.base)[:500]

@@ -18,7 +18,7 @@ from fedjax_sec.ops.evasion import objective
 from fedjax_sec.runs import config as config_lib
 from fedjax_sec.runs import results
 from fedjax_sec.runs.loading import final_params, logits_of
-from fedjax_sec.runs.prepare import load_source
+from fedjax_sec.runs.source import load_source
 
 #: Scales of the logits that are tried: temperatures 10, 100 and 1,000.
 SCALES = (0.1, 0.01, 0.001)
@@ -103,6 +103,7 @@ def audit(
     x = jnp.asarray(source.x_test[:images] / np.float32(source.scale))
     y = jnp.asarray(source.y_test[:images])
     victim, other = logits_of(experiment), None
+    task = experiment.task or registry.tasks.build(source.task)
     if surrogate is not None:
         config = config_lib.load(Path(surrogate) / results.CONFIG)
         other = logits_of(config), final_params(surrogate)
@@ -122,9 +123,9 @@ def audit(
                     return other[0](others, inputs)
 
                 if surrogate is None:
-                    return withstood(attack, key, logits, x, y, batch_size)
+                    return withstood(attack, key, logits, task.right, x, y, batch_size)
                 moved = registry.evasions.get("transfer")(surrogate="-", attack=attack)
-                return withstood(moved, key, logits, x, y, batch_size, beside)
+                return withstood(moved, key, logits, task.right, x, y, batch_size, beside)
 
             held &= np.asarray(run_attack(params, surrogate, jax.random.key(seed)))
         return float(held.mean())

@@ -7,11 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_sec.core import ConfigError
-from fedjax_sec.round import Pool, make_task, to_pixels
 from fedjax_sec.runs.config import Experiment
-from fedjax_sec.runs.experiment import verify
-from fedjax_sec.runs.prepare import load_source, make_population, make_problem
-from fedjax_sec.runs.tuning import Choice
+from fedjax_sec.runs.prepare import bound_task, make_population, prepare
+from fedjax_sec.runs.source import load_source
 
 
 class Holdings(NamedTuple):
@@ -53,17 +51,17 @@ def backdoor_pictures(experiment: Experiment, count: int = 4) -> Pictures:
 
     Raises `ConfigError` where there is no backdoor or the data holds no images.
     """
-    verify(experiment)
-    source, backdoor = load_source(experiment), experiment.backdoor
+    prepared = prepare(experiment)
+    source, backdoor = prepared.source, experiment.backdoor
     if backdoor is None:
         names = [stage.registered_name for stage in experiment.attack.stages]
         raise ConfigError(f"attack: there is no backdoor to show; the attack is {names or None}.")
     if source.x_test.ndim != 4:
         raise ConfigError(f"data: {source.label} holds no images, so there is nothing to show.")
-    problem = make_problem(experiment, source, Choice("map"), experiment.clients_per_round)
-    task = make_task(problem, Pool(jnp.asarray(source.x_train), jnp.asarray(source.y_train)))
-    x, y = to_pixels(jnp.asarray(source.x_test), source.scale), jnp.asarray(source.y_test)
-    stamped, targets, include = backdoor.probes(x, y, task)
+    task = bound_task(experiment, source, prepared.network, prepared.task, prepared.setting)
+    x, y = task.inputs.decode(jnp.asarray(source.x_test)), jnp.asarray(source.y_test)
+    state = backdoor.init(prepared.setting, task)
+    stamped, targets, include = backdoor.probes(state, x, y, task)
     rows = np.flatnonzero(include)[:count]
     # A backdoor with probes of its own, such as a single sample, is shown beside the first images.
     origin = rows if len(include) == len(y) else np.arange(len(rows))
@@ -71,7 +69,7 @@ def backdoor_pictures(experiment: Experiment, count: int = 4) -> Pictures:
     parts: dict[tuple[int, ...], np.ndarray] = {}
     for rank in range(experiment.threat.num_malicious):
         key, own = jax.random.key(experiment.seed), jnp.int32(rank)
-        part = np.asarray(backdoor.poison(key, clean, labels, jnp.asarray(origin), own, task)[0])
+        part = np.asarray(backdoor.poison(key, state, clean, labels, own, task)[0])
         alike = [ranks for ranks, known in parts.items() if np.array_equal(known, part)]
         parts[(*alike[0], rank) if alike else (rank,)] = parts.pop(alike[0]) if alike else part
     if len(parts) == 1 and np.array_equal(next(iter(parts.values())), stamped):

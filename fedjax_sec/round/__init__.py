@@ -8,9 +8,10 @@ from fedjax_sec.round.state import (
     Problem,
     Replica,
     RoundState,
+    backdoor_of,
     init_state,
     make_task,
-    to_pixels,
+    setting_of,
 )
 from fedjax_sec.round.step import run_round
 from fedjax_sec.round.views import draw_clients, known_defense, known_weights
@@ -22,12 +23,13 @@ __all__ = [
     "Problem",
     "Replica",
     "RoundState",
+    "backdoor_of",
     "draw_clients",
     "init_state",
     "known_defense",
     "known_weights",
     "make_task",
     "run_round",
-    "to_pixels",
+    "setting_of",
     "train_clients",
 ]

@@ -5,15 +5,16 @@ exactly one aggregator, and stages after it. Both are pytrees, so their numeric 
 """
 
 import dataclasses
-from collections.abc import Iterator
-from typing import Any
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from fedjax_sec import core
 from fedjax_sec.core import ConfigError, Setting, fill_defaults, paths_of, registry
-from fedjax_sec.core.types import AttackerView, Metrics, ServerView
+from fedjax_sec.core.types import AttackerView, Message, Metrics, ServerView
 from fedjax_sec.ops.moments import finite_rows, usable_rows
 
 
@@ -30,6 +31,20 @@ def _dump(stages):
     return specs[0] if len(specs) == 1 else specs or None
 
 
+class Defended(NamedTuple):
+    """What a defence makes of a stack.
+
+    `view` is the one behind its stages: which rows are valid, and who is in them. `aggregates` are
+    the aggregator's result and what each stage behind it made of that, in order.
+    """
+
+    aggregate: Any
+    state: Any
+    metrics: Metrics
+    view: ServerView
+    aggregates: tuple
+
+
 @core.pytree
 class Defense:
     """Stages before aggregation, one aggregator, stages after it.
@@ -38,8 +53,6 @@ class Defense:
     the aggregate; `excluded` [K] marks them, of those that the view calls valid. When no row is
     left the aggregate is zero; `moved` says whether the aggregator's result is not. A stage that
     merges rows gives each row its `members`; `kept` [K] is of clients all the same.
-    `flipped` [D], where a stage follows the aggregator, says which coordinates these stages
-    negated: it is seen in their results, so it holds for any stage, whatever its name.
     """
 
     stages: tuple[Any, ...]
@@ -72,14 +85,14 @@ class Defense:
     def init(self, num_clients: int, dim: int):
         return tuple(stage.init(num_clients, dim) for stage in self.stages)
 
-    def apply(self, key, updates, state, view: ServerView) -> tuple[Any, Any, Metrics]:
-        """[K, D] -> ([D], state, metrics)."""
+    def apply(self, key, updates, state, view: ServerView) -> Defended:
+        """Aggregates the stack [K, D]."""
         finite, clients = finite_rows(updates), updates.shape[0]
         metrics: Metrics = {"excluded": view.valid & ~finite}
         view = view._replace(valid=view.valid & finite)
         if view.members is None:
             view = view._replace(members=jnp.eye(clients, dtype=updates.dtype))
-        new_state, aggregate, flipped = [], None, None
+        new_state, aggregates = [], []
         for i, stage in enumerate(self.stages):
             stage_key = jax.random.fold_in(key, i)
             if stage.stage == "before":
@@ -88,20 +101,19 @@ class Defense:
                 _check_rows(stage, before, updates.shape[0], clients, view)
             elif stage.stage == "aggregate":
                 aggregate, new, extra = stage.apply(stage_key, updates, state[i], view)
+                aggregates.append(aggregate)
                 metrics["moved"] = jnp.any(aggregate != 0)
                 if updates.shape[0] != clients and extra.get("kept") is not None:
                     extra = extra | {"kept": _of_clients(extra["kept"], view.members)}
             else:
-                before = aggregate
-                aggregate, new, extra = stage.apply(stage_key, before, updates, state[i], view)
-                turned = _turned(before, aggregate)
-                flipped = turned if flipped is None else flipped ^ turned
+                aggregate, new, extra = stage.apply(
+                    stage_key, aggregates[-1], updates, state[i], view
+                )
+                aggregates.append(aggregate)
             new_state.append(new)
             for name, value in extra.items():
                 metrics[name if name == "kept" else f"{stage.registered_name}/{name}"] = value
-        if flipped is not None:
-            metrics["flipped"] = flipped
-        return aggregate, tuple(new_state), metrics
+        return Defended(aggregates[-1], tuple(new_state), metrics, view, tuple(aggregates))
 
 
 def _check_rows(stage, before: int, rows: int, clients: int, view: ServerView) -> None:
@@ -126,26 +138,36 @@ def _of_clients(kept, members):
     return kept @ members / jnp.maximum(members.sum(axis=0), 1e-12)
 
 
-def _turned(before, after):
-    """[D]: coordinates that became minus themselves, up to rounding; zeros did not.
+class Poisoning(NamedTuple):
+    """An attack on data, whether it poisons copies that it adds, and the clients [N] who run it."""
 
-    What noise or clipping does to a coordinate is no such thing, even where its sign changes.
-    """
-    return (before != 0) & (jnp.abs(after + before) <= 1e-6 * jnp.abs(before))
+    stage: Any
+    copies: bool
+    clients: Any
 
 
-def _poisonings_in(stage, malicious) -> Iterator[tuple[Any, bool, Any]]:
+def _poisonings_in(stage, malicious) -> Iterator[Poisoning]:
     """What an attack on updates, or one nested in it, does to the data of the clients [N]."""
-    if getattr(stage, "poisons", False):
-        yield stage.backdoor, stage.copies, malicious
     shares = {}
-    if malicious is not None and hasattr(stage, "shares"):
+    if malicious is not None:
         ranks = jnp.cumsum(malicious) - 1
         shares = {name: malicious & mask for name, mask in stage.shares(ranks).items()}
     for field in dataclasses.fields(stage):
         part = getattr(stage, field.name)
-        if field.metadata.get("kind") == "attack" and part.stage == "update":
-            yield from _poisonings_in(part, shares.get(field.name, malicious))
+        if field.metadata.get("kind") != "attack" or part is None:
+            continue
+        clients = shares.get(field.name, malicious)
+        if part.stage == "update":
+            yield from _poisonings_in(part, clients)
+        elif field.metadata["poisons"]:
+            yield Poisoning(part, stage.copies, clients)
+
+
+class AttackState(NamedTuple):
+    """The states of all attacks on data, in the order of `Attack.backdoors`, and on updates."""
+
+    data: tuple
+    update: tuple
 
 
 @core.pytree
@@ -164,53 +186,73 @@ class Attack:
                 for item, at in zip(items, paths_of(items, path), strict=True)
             )
         )
-        if sum(copies for _, copies, _ in attack._poisonings()) > 1:
+        if sum(one.copies for one in attack.poisonings()) > 1:
             raise ConfigError(f"{path}: only one attack of a pipeline can add poisoned copies.")
         return attack
 
     def dump_spec(self):
         return _dump(self.stages)
 
-    def _poisonings(self, malicious=None) -> list[tuple[Any, bool, Any]]:
-        """Each attack on data, whether it poisons copies that it adds, and by whom: [N] booleans.
-
-        Those inside update stages come last.
-        """
-        direct = [(stage, False, malicious) for stage in self.stages if stage.stage == "data"]
+    def poisonings(self, malicious=None) -> list[Poisoning]:
+        """Each attack on data and the clients [N] who run it; those in update stages come last."""
+        data = [stage for stage in self.stages if stage.stage == "data"]
+        direct = [Poisoning(stage, False, malicious) for stage in data]
         inner = [one for stage in self.update_stages for one in _poisonings_in(stage, malicious)]
         return direct + inner
 
     def poisoned_by(self, malicious):
         """[P, N]: which clients carry out each attack on data, of the malicious ones [N]."""
-        return jnp.stack([who for _, _, who in self._poisonings(malicious)])
+        return jnp.stack([one.clients for one in self.poisonings(malicious)])
 
     @property
     def data_stages(self) -> tuple:
         """The attacks on the clients' data, those inside update stages last."""
-        return tuple(stage for stage, _, _ in self._poisonings())
+        return tuple(one.stage for one in self.poisonings())
 
     @property
     def adds_copies(self) -> bool:
         """Whether malicious clients train on more examples than they hold."""
-        return any(copies for _, copies, _ in self._poisonings())
+        return any(one.copies for one in self.poisonings())
 
     @property
     def update_stages(self) -> tuple:
+        """The attacks on updates."""
         return tuple(stage for stage in self.stages if stage.stage == "update")
 
     @property
     def backdoors(self) -> tuple:
         """All attacks on data, wherever they are nested; evaluation measures the first."""
         everything = (one for stage in self.stages for _, one, _ in core.walk(stage))
-        return tuple(one for one in everything if getattr(one, "stage", None) == "data")
+        return tuple(one for one in everything if one.stage == "data")
 
     @property
     def backdoor(self):
         """The component whose success evaluation measures, or None."""
         return next(iter(self.backdoors), None)
 
-    def init(self, num_clients: int, dim: int):
-        return tuple(stage.init(num_clients, dim) for stage in self.update_stages)
+    def init(self, num_clients: int, dim: int, setting=None, task=None) -> AttackState:
+        """The states before round 0; those of attacks on data need an experiment's task."""
+        data = () if task is None else tuple(b.init(setting, task) for b in self.backdoors)
+        return AttackState(data, tuple(s.init(num_clients, dim) for s in self.update_stages))
+
+    def memory(self, state: AttackState) -> Callable:
+        """attack on data -> its state."""
+        pairs = list(zip(self.backdoors, state.data, strict=True)) if state.data else []
+
+        def of(attack):
+            return next((own for one, own in pairs if one is attack), ())
+
+        return of
+
+    def prepare(self, key, state: AttackState, view: AttackerView) -> AttackState:
+        """The states of this round, before anybody trains."""
+        if not jax.tree.leaves(state.data):
+            return state
+        data = [
+            attack.prepare(jax.random.fold_in(key, i), own, view)
+            for i, (attack, own) in enumerate(zip(self.backdoors, state.data, strict=True))
+        ]
+        return state._replace(data=tuple(data))
 
     def choose(self, key, labels, held):
         """Which of a malicious client's examples each data stage poisons: a [M] mask for each."""
@@ -221,40 +263,65 @@ class Attack:
 
     def copied(self, chosen, who):
         """Which examples [M] the client copies to be poisoned, of what `choose` chose."""
-        poisonings = zip(chosen, self._poisonings(), who, strict=True)
-        masks = [mask & does for mask, (_, copies, _), does in poisonings if copies]
+        poisonings = zip(chosen, self.poisonings(), who, strict=True)
+        masks = [mask & does for mask, one, does in poisonings if one.copies]
         return masks[0] if masks else jnp.zeros_like(chosen[0])
 
-    def poison(self, key, x, y, position, chosen, who, ranks, task, is_copy):
+    def poison(self, key, state: AttackState, x, y, position, chosen, who, ranks, task, is_copy):
         """Poisons one client's batch with every data stage, one after the other.
 
         `who [P]` says which of them this client carries out, `ranks [P]` count those who do.
         `is_copy` says which entries are copies, made to be poisoned by the stage that adds them.
         """
-        for i, (stage, copies, _) in enumerate(self._poisonings()):
+        memory = self.memory(state)
+        for i, (stage, copies, _) in enumerate(self.poisonings()):
             stage_key = jax.random.fold_in(key, i)
-            poisoned_x, poisoned_y = stage.poison(stage_key, x, y, position, ranks[i], task)
+            poisoned_x, poisoned_y = stage.poison(stage_key, memory(stage), x, y, ranks[i], task)
             mine = (is_copy if copies else chosen[i][position]) & who[i]
             x = jnp.where(mine.reshape(-1, *[1] * (x.ndim - 1)), poisoned_x, x)
-            y = jnp.where(mine, poisoned_y, y)
+            y = jnp.where(mine.reshape(-1, *[1] * (y.ndim - 1)), poisoned_y, y)
         return x, y
 
-    def apply(self, key, updates, state, view: AttackerView) -> tuple[Any, Any, Metrics]:
-        """[K, D] -> [K, D]: every stage sees visible rows only and writes malicious rows only.
+    def apply(
+        self, key, message: Message, state: AttackState, view: AttackerView
+    ) -> tuple[Message, AttackState, Metrics]:
+        """Every stage sees visible rows only and writes malicious rows only, of every leaf.
 
         Rows that would spoil a sum of squares (`usable_rows`) are not visible.
         """
+        view = view._replace(memory=self.memory(state))
         new_state, metrics = [], {}
         for i, stage in enumerate(self.update_stages):
+            stage_key, updates = jax.random.fold_in(key, i), message.vector
             known = view._replace(visible=view.visible & usable_rows(updates))
             # A huge update of its client's own is in no statistic, but may be flipped or scaled.
             rows = known.visible | (view.malicious & finite_rows(updates))
             seen = jnp.where(rows[:, None], updates, 0.0)
-            crafted, new, extra = stage.apply(jax.random.fold_in(key, i), seen, state[i], known)
-            updates = jnp.where(view.malicious[:, None], crafted, updates)
+            if stage.rewrites == "message":
+                rest = jax.tree.map(functools.partial(_visible, rows), message[1:])
+                crafted, new, extra = stage.tamper(
+                    stage_key, Message(seen, *rest), state.update[i], known
+                )
+                message = jax.tree.map(
+                    functools.partial(where_rows, view.malicious), crafted, message
+                )
+            else:
+                vector, new, extra = stage.apply(stage_key, seen, state.update[i], known)
+                message = message._replace(
+                    vector=jnp.where(view.malicious[:, None], vector, updates)
+                )
             new_state.append(new)
             metrics |= {f"{stage.registered_name}/{name}": v for name, v in extra.items()}
-        return updates, tuple(new_state), metrics
+        return message, state._replace(update=tuple(new_state)), metrics
+
+
+def where_rows(rows, chosen, other):
+    """`jnp.where` of the rows [K] of a leaf [K, ...]."""
+    return jnp.where(rows.reshape(-1, *[1] * (chosen.ndim - 1)), chosen, other)
+
+
+def _visible(rows, leaf):
+    return where_rows(rows, leaf, jnp.zeros_like(leaf))
 
 
 registry.BUILDERS |= {"attack pipeline": Attack.build, "defense pipeline": Defense.build}

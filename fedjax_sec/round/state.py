@@ -1,29 +1,28 @@
 """The round's data: populations, components, replicas, and the state between rounds."""
 
-import math
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt8
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from fedjax_sec import core
-from fedjax_sec.core.types import (
-    Model,
-    State,
-    Task,
-    to_pixels,
-)
+from fedjax_sec.core import Setting
+from fedjax_sec.core.random import Stream, stream
+from fedjax_sec.core.types import BoundTask, InputSpec, LocalData, Message, Model, Space, State
 from fedjax_sec.ops.client_axis import Layout
 
 
 class Pool(NamedTuple):
-    """The training examples of all clients, on the device once and shared by all replicas."""
+    """What lies on the device once and is shared by all replicas and clients.
 
-    x: UInt8[Array, " T *shape"]
-    y: Int[Array, " T"]
+    The training examples of all clients as stored, and the model's frozen leaves.
+    """
+
+    x: Array
+    y: Int[Array, " T *shape"]
+    frozen: Any = ()
 
 
 class Population(NamedTuple):
@@ -51,118 +50,169 @@ class Population(NamedTuple):
 class Components(NamedTuple):
     """The experiment's components. A pytree: numeric fields are leaves, so they can be stacked.
 
-    `trainer` is how the server trains on its root data set: a client, or None without one.
+    `algorithm` holds the clients' training and the server's optimizer. `trainer` is how the server
+    trains on its root data set: a client, or None without one. `backdoor` is the attack on data
+    whose success is measured where that is not the attack's own.
     """
 
-    client: Any
-    server: Any  # the server's optimizer
+    algorithm: Any
     attack: Any
     defense: Any
+    task: Any
     trainer: Any = None
+    monitors: tuple = ()
+    backdoor: Any = None
 
 
 class Replica(NamedTuple):
     """One run of an experiment: a seed's key and population, and the components' values.
 
-    `probes` are the test images on which influence is measured, by position and padded with -1;
-    None where it is not.
+    `probes` holds, for each monitor, the test examples that it looks at, by position and padded
+    with -1; None where it looks at none.
     """
 
     key: PRNGKeyArray
     components: Components
     population: Population
-    probes: Int[Array, " P"] | None = None
+    probes: tuple = ()
 
 
 class RoundState(NamedTuple):
-    """Everything that a round hands to the next. `client` is stacked over all N, or empty.
+    """Everything that a round hands to the next: the server's state, the clients' (stacked over all
+    N, or empty), the adversary's, the defence's, and the monitors'."""
 
-    `measured` is what a measurement adds up over the rounds, empty where there is none.
-    """
-
-    params: Float[Array, " D"]
     server: State
     client: State
     attack: State
     defense: State
-    measured: State = ()
+    monitors: tuple = ()
 
 
 class Problem(NamedTuple):
-    """What is fixed for all replicas of one compiled program. `pixel_scale` maps stored integers
-    to [0, 1]; `mean` and `std` normalise at the model's entry; `layout` is how the round's
-    clients are trained. `malicious_per_round` malicious clients are in every attacked round (None:
-    as many as chance draws); `redraw`: each round has malicious clients of its own."""
+    """What is fixed for all replicas of one compiled program.
+
+    `layout` is how the round's clients are trained. `malicious_per_round` malicious clients are in
+    every attacked round (None: as many as chance draws); `redraw`: each round has malicious clients
+    of its own. `setting` is what components were checked against.
+    """
 
     model: Model
-    input_shape: tuple[int, ...]
+    space: Space
+    inputs: InputSpec
     num_classes: int
-    pixel_scale: float
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
     num_clients: int
     clients_per_round: int
     omniscient: bool
     layout: Layout
     malicious_per_round: int | None = None
     redraw: bool = False
+    setting: Setting | None = None
 
 
-def make_task(problem: Problem, pool: Pool) -> Task:
-    """The learning task on flat parameters [D]."""
-    shapes = jax.eval_shape(problem.model.init, jax.random.key(0))
-    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    flat, unravel = ravel_pytree(zeros)
-    mean, std = np.array(problem.mean, np.float32), np.array(problem.std, np.float32)
-    model, statistics, observe = problem.model, None, None
+def make_task(problem: Problem, pool: Pool, task: Any) -> BoundTask:
+    """The learning task on flat parameters [D]: the component `task` on the problem's model."""
+    model, space, inputs = problem.model, problem.space, problem.inputs
 
-    def normalized(x):
-        shape = (1,) * (x.ndim - 1) + (-1,)
-        return (x - mean.reshape(shape)) / std.reshape(shape)
-
-    def logits(params, x, *, train=False, key=None, mask=None):
+    def outputs(params, x, *, train=False, key=None, mask=None):
         masked = {"mask": mask} if model.pools_batch else {}
-        return model.apply(unravel(params), normalized(x), train=train, key=key, **masked)
+        variables = space.join(params, pool.frozen)
+        return model.apply(variables, inputs.normalize(x), train=train, key=key, **masked)
 
-    def loss(params, x, y, mask, *, train=False, key=None):
-        log_probs = jax.nn.log_softmax(logits(params, x, train=train, key=key, mask=mask))
-        # A product with the one-hot label: its gradient needs no scatter. The mask is of examples,
-        # however many labels [B, ...] each has.
-        labels = jax.nn.one_hot(y, problem.num_classes)
-        chosen = labels * mask.reshape(-1, *[1] * (labels.ndim - 1))
-        count = mask.sum() * math.prod(y.shape[1:])
-        return -jnp.sum(chosen * log_probs) / jnp.maximum(count, 1)
+    def outputs_and_observed(params, x, mask, key):
+        if model.observe is None:
+            return outputs(params, x, train=True, key=key, mask=mask), params[space.observed]
+        variables = space.join(params, pool.frozen)
+        out, moved = model.observe(variables, inputs.normalize(x), mask, key)
+        moved = space.split(jax.lax.stop_gradient(moved))[0]
+        return out, moved[space.observed]
 
     def example(index):
-        return to_pixels(pool.x[index], problem.pixel_scale), pool.y[index]
+        return inputs.decode(pool.x[index][None])[0], pool.y[index]
 
-    if model.observe is not None:
-        marked = jax.tree.map(jnp.zeros_like, zeros)
-        marked["batch_stats"] = jax.tree.map(jnp.ones_like, zeros["batch_stats"])
-        statistics = ravel_pytree(marked)[0] > 0
+    def run(part, params, h):
+        return model.parts[part](space.join(params, pool.frozen), h)
 
-        def observe(params, x, mask):
-            return ravel_pytree(model.observe(unravel(params), normalized(x), mask))[0]
+    return BoundTask(
+        task=task,
+        outputs=outputs,
+        outputs_and_observed=outputs_and_observed,
+        losses=task.losses,
+        space=space,
+        inputs=inputs,
+        num_classes=problem.num_classes,
+        example=example,
+        run=run,
+        head=model.head,
+        frozen=pool.frozen,
+    )
 
-    classes = problem.num_classes
-    return Task(logits, loss, example, unravel, flat.size, classes, statistics, observe)
+
+def backdoor_of(components: Components, state: Any, setting, task: BoundTask) -> tuple | None:
+    """(the backdoor whose success is measured, its state by now); None without one."""
+    given = components.backdoor
+    if given is not None:
+        return given, given.init(setting, task)
+    if components.attack.backdoor is None:
+        return None
+    return components.attack.backdoor, components.attack.memory(state)(components.attack.backdoor)
+
+
+def setting_of(problem: Problem) -> Setting:
+    """What the components were checked against, or the little that the problem says."""
+    if problem.setting is not None:
+        return problem.setting
+    return Setting(
+        problem.clients_per_round, sampled=_samples(problem), registered=problem.num_clients
+    )
+
+
+def _samples(problem: Problem) -> bool:
+    return problem.clients_per_round < problem.num_clients
 
 
 def init_state(
-    problem: Problem, task: Task, components: Components, params: Float[Array, " D"]
+    problem: Problem,
+    task: BoundTask,
+    components: Components,
+    params: Float[Array, " D"],
+    key: PRNGKeyArray,
 ) -> RoundState:
     """The state before round 0, with these initial parameters; schedules at their first value."""
     components = core.resolve(components, 0)
-    client = ()
-    if components.client.keeps_state:
-        one = components.client.init(task.dim)
-        client = jax.tree.map(
-            lambda leaf: jnp.broadcast_to(leaf, (problem.num_clients, *jnp.shape(leaf))), one
-        )
-    return RoundState(
-        params=params,
-        server=components.server.transformation().init(params),
-        client=client,
-        attack=components.attack.init(problem.num_clients, task.dim),
-        defense=components.defense.init(problem.num_clients, task.dim),
+    algorithm, setting = components.algorithm, setting_of(problem)
+    server = algorithm.init(stream(key, Stream.ALGORITHM), params, setting, task)
+    one = algorithm.init_client(params, setting, task)
+    client = jax.tree.map(
+        lambda leaf: jnp.broadcast_to(leaf, (problem.num_clients, *jnp.shape(leaf))), one
     )
+    message = message_shapes(problem, task, components, server, one)
+    clients, dim = problem.num_clients, message.vector.shape[0]
+    return RoundState(
+        server=server,
+        client=client,
+        attack=components.attack.init(clients, dim, setting, task),
+        defense=components.defense.init(clients, dim),
+        monitors=tuple(m.init(setting, task, message) for m in components.monitors),
+    )
+
+
+def message_shapes(problem, task: BoundTask, components: Components, server, own) -> Message:
+    """The shapes of one client's message: the algorithm's word, or what its training returns."""
+    given = components.algorithm.message(setting_of(problem), task)
+    if given is not None:
+        return given
+    spec = task.inputs
+    dtype = jnp.int32 if spec.kind == "tokens" else jnp.float32
+
+    def train(key, server, own):
+        def fetch(position):
+            count = position.shape[0]
+            x, y = jnp.zeros((1, *spec.shape), dtype), task.example(0)[1][None]
+            return jnp.repeat(x, count, axis=0), jnp.repeat(y, count, axis=0)
+
+        capacity = setting_of(problem).capacity or 1
+        data = LocalData(jnp.int32(1), capacity, jnp.int32(0), fetch, jnp.float32(1))
+        download = components.algorithm.download(server, jnp.int32(0))
+        return components.algorithm.train(key, download, own, data, task)[0]
+
+    return jax.eval_shape(functools.partial(train, jax.random.key(0)), server, own)

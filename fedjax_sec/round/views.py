@@ -32,7 +32,7 @@ def known_defense(
         root = view.root
         if guess is not None:
             root = ServerData(lambda: guess, _unseen if root is None else root.loss)
-        return defense.apply(key, updates, at, view._replace(root=root))[0]
+        return defense.apply(key, updates, at, view._replace(root=root)).aggregate
 
     return defend, None if view.root is None else view.root.update
 

@@ -17,7 +17,7 @@ from fedjax_sec.runs.config import differences
 
 _log = logging.getLogger(__name__)
 
-_FORMAT = "fedjax_sec checkpoint 2"
+_FORMAT = "fedjax_sec checkpoint 3"
 _KEPT = 2  # if the newest is damaged, the one before it serves
 #: Our names of orbax's folders, and what orbax appends until a folder is complete.
 _FOLDER = re.compile(r"(\d+)-\d+(\.orbax-checkpoint-tmp.*)?")
@@ -192,7 +192,7 @@ class Checkpoints:
         """The global parameters [R, D] after `done` rounds, None where no state was saved then."""
         if done not in self.rounds():
             return None
-        return self._arrays(self._read(done))[".params"]
+        return self._arrays(self._read(done))["['params']"]
 
     def _restored(self, done: int, state) -> Saved:
         about, expected = self._read(done), _named(state)
@@ -210,6 +210,11 @@ class Checkpoints:
         """What a checkpoint says of itself; every file of it is checked."""
         path = self._path(done)
         about = files.read_json(path, digest=True)
+        if isinstance(about.get("format"), (int, str)) and about["format"] != _FORMAT:
+            raise ConfigError(
+                f"{str(path)!r} is a state that another version of fedjax_sec wrote "
+                f"({about['format']}; this one reads {_FORMAT})."
+            )
         if (about.get("format"), about.get("done")) != (_FORMAT, done):
             raise ConfigError(f"{str(path)!r} is damaged: it is not as it was written.")
         for name, digest in about["files"].items():
@@ -245,7 +250,7 @@ class Checkpoints:
 
 
 def _named(state) -> dict[str, Any]:
-    """The leaves by their path, such as `.params`."""
+    """The leaves by their path, such as `['params']`."""
     paths, _ = jax.tree.flatten_with_path(state)
     return {jax.tree_util.keystr(path): leaf for path, leaf in paths}
 

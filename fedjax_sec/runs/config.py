@@ -28,13 +28,51 @@ from fedjax_sec.core.advice import SYNONYMS, letters, likeness, shown
 from fedjax_sec.core.yaml import LEVELS, parse, read_text
 from fedjax_sec.data.local_test import build_local_test
 from fedjax_sec.data.root import build_root
-from fedjax_sec.evaluation.influence import build_influence
 from fedjax_sec.evaluation.robustness import surrogates_of
 from fedjax_sec.ops.client_axis import STRATEGIES
 from fedjax_sec.round.pipeline import Attack, Defense
 
+
+def _build_influence(spec: Any, path: str):
+    """The monitor from true, false or a mapping of its fields."""
+    if core.plain(spec) is False:
+        return None
+    if core.plain(spec) is True:
+        spec = {}
+    if isinstance(spec, Mapping):
+        spec = {"name": "influence", **spec}
+    elif not dataclasses.is_dataclass(spec):
+        raise ConfigError(
+            f"{path} must be true, false, null or a mapping of fields, got {shown(spec)}."
+        )
+    return registry.monitors.build(spec, path)
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """The fields of the data set's own component, as pairs: a structure's key must be hashable."""
+
+    pairs: tuple[tuple[str, Any], ...] = ()
+
+    @classmethod
+    def build(cls, spec: Any, path: str) -> "Options":
+        """From null or a mapping."""
+        if isinstance(spec, Options):
+            return spec
+        if spec is None:
+            return cls()
+        if not isinstance(spec, Mapping):
+            raise ConfigError(f"{path} must be a mapping of fields, got {shown(spec)}.")
+        return cls(tuple(sorted((str(key), core.plain(one)) for key, one in spec.items())))
+
+    def dump_spec(self) -> dict | None:
+        """The mapping from which `build` makes equal options."""
+        return dict(self.pairs) or None
+
+
 registry.BUILDERS |= {
-    "influence": build_influence,
+    "influence": _build_influence,
+    "dataset options": Options.build,
     "root": build_root,
     "local test": build_local_test,
 }
@@ -47,8 +85,15 @@ class Data:
     """Which data, and how it is spread over the clients."""
 
     name: str = static("digits", "Data set, see `fedjax-sec list datasets`.")
+    options: Any = component(
+        "dataset options",
+        None,
+        "Fields of the data set itself, which may also stand beside `name`.",
+    )
     num_clients: int = static(20, "N, registered clients.", low=1, high=10**6)
-    partition: Any = component("partition", "iid", "How examples are dealt to the clients.")
+    partition: Any = component(
+        "partition", "iid", "How examples are dealt to the clients.", compiles=False
+    )
     local_test: Any = component(
         "local test",
         None,
@@ -76,6 +121,12 @@ class Data:
         high=1e6,
     )
 
+    def dataset(self):
+        """The data set's component, with its own fields."""
+        spec = {"name": self.name, **dict(self.options.pairs)}
+        registry.datasets.get(self.name, "data.name")
+        return registry.datasets.build(spec, "data")
+
 
 @dataclasses.dataclass(frozen=True)
 class Server:
@@ -89,6 +140,7 @@ class Server:
         "Probability that a client of the round sends nothing and learns nothing.",
         low=0,
         below=1,
+        compiles=lambda server: server.dropout > 0,
     )
     optimizer: Any = component(
         "optimizer",
@@ -103,11 +155,18 @@ class Server:
     )
 
 
+def _sometimes(threat: "Threat") -> bool:
+    """Whether there are rounds without an attack."""
+    return threat.start > 0 or threat.every > 1
+
+
 @dataclasses.dataclass(frozen=True)
 class Threat:
     """Who the adversary is and what it sees."""
 
-    num_malicious: int = static(0, "m, malicious clients among the N.", low=0, high=COUNT)
+    num_malicious: int = static(
+        0, "m, malicious clients among the N.", low=0, high=COUNT, compiles=False
+    )
     knowledge: str = static(
         "corrupted",
         "Updates (and data) the adversary sees: of its `corrupted` clients, or all (`omniscient`).",
@@ -117,18 +176,21 @@ class Threat:
         "random",
         "Which clients are malicious: drawn by the seed, or the `first` m.",
         choices=("random", "first"),
+        compiles=False,
     )
     start: int = static(
         0,
         "Round in which the attack begins; before it malicious clients are honest.",
         low=0,
         high=COUNT,
+        compiles=_sometimes,
     )
     every: int = static(
         1,
         "Attack in every so many-th round from `start` on; in others all are honest.",
         low=1,
         high=COUNT,
+        compiles=_sometimes,
     )
     per_round: int | None = static(
         None,
@@ -165,6 +227,7 @@ class Evaluation:
         None,
         "Attacks on test inputs, one or a list; `robust_accuracy/NAME` is what withstands each.",
         many=True,
+        compiles=lambda evaluation: evaluation.evasions,  # their numbers are constants
     )
     evasion_images: int | None = static(
         None, "Test examples that are attacked, the first ones (null: all).", low=1, high=COUNT
@@ -172,8 +235,19 @@ class Evaluation:
     influence: Any = component(
         "influence",
         None,
-        "Measure net influence every round: true, or its fields (null: do not).",
+        "Measure net influence every round: true, or fields of the monitor `influence` (null: do "
+        "not).",
         optional=True,
+    )
+    monitors: Any = component(
+        "monitor", None, "What looks at rounds beside the diagnostics, one or a list.", many=True
+    )
+    evaluators: Any = component(
+        "evaluator",
+        None,
+        "What is measured beside the task's metrics, one or a list.",
+        many=True,
+        compiles=lambda evaluation: evaluation.evaluators,  # their numbers are constants
     )
 
 
@@ -207,6 +281,12 @@ class Experiment:
 
     data: Data = section(Data, "The data and its partition.")
     model: Any = component("model", "mlp", "The network.")
+    task: Any = component(
+        "task", None, "What is learned (null: what the data set is made for).", optional=True
+    )
+    algorithm: Any = component(
+        "algorithm", "fedavg", "What clients send, and what the server makes of it."
+    )
     client: Any = component(
         "client",
         {"name": "sgd", "steps": 1, "batch_size": 32},
@@ -224,9 +304,10 @@ class Experiment:
         None,
         "Folder of a finished run whose final parameters this one starts from (null: the model's "
         "initial ones, by the seed).",
+        compiles=False,
     )
     rounds: int = static(100, "Federated rounds.", low=1, high=COUNT)
-    seed: int = static(0, "Seed of everything random.", low=0, high=SEED)
+    seed: int = static(0, "Seed of everything random.", low=0, high=SEED, compiles=False)
 
     @property
     def clients_per_round(self) -> int:
@@ -261,42 +342,36 @@ class Experiment:
     def structure(self):
         """A hashable key; experiments with equal keys run in one compiled program.
 
-        Everything except the seed, the run that it starts from, the malicious clients' number and
-        placement, in which rounds they attack unless in all, how likely clients drop out, and the
-        values of numeric fields.
+        Of components it holds the static fields and what is nested in them; of sections everything
+        but the fields that say `compiles=False` where they are declared.
         """
-        sometimes = self.threat.start > 0 or self.threat.every > 1
-        leaves = (self.model, self.client, self.server.optimizer, self.attack, self.defense)
-        rest = dataclasses.replace(
-            self,
-            seed=0,
-            start_from=None,
-            model=None,
-            client=None,
-            attack=None,
-            defense=None,
-            server=dataclasses.replace(
-                self.server,
-                optimizer=None,
-                root=self._root_shape(),
-                dropout=0.5 if self.server.dropout else 0.0,
-            ),
-            threat=dataclasses.replace(
-                self.threat, num_malicious=0, placement="first", start=int(sometimes), every=1
-            ),
-        )
-        data = dataclasses.replace(rest.data, partition=None)
-        return (
-            tuple(jax.tree.structure(part) for part in leaves),
-            dataclasses.replace(rest, data=data),
-        )
+        return _structure(self)
 
-    def _root_shape(self):
-        """What of the root data set shapes a program: not which examples are in it."""
-        root = self.server.root
-        if root is None:
-            return None
-        return dataclasses.replace(root, sampling="uniform", bias=None, biased_class=0)
+    @property
+    def monitors(self) -> tuple:
+        """All that look at a round."""
+        options = self.evaluation
+        diagnostics = [registry.monitors.build("diagnostics")] if options.diagnostics else []
+        influence = [] if options.influence is None else [options.influence]
+        return (*diagnostics, *influence, *options.monitors)
+
+    @property
+    def evaluators(self) -> tuple:
+        """All that measure a model between rounds, but attacks on inputs and local test data."""
+        size, exclude = self.evaluation.batch_size, self.evaluation.exclude_target
+        backdoor = {"name": "backdoor", "batch_size": size, "exclude_target": exclude}
+        measured = [{"name": "test", "batch_size": size}]
+        measured += [] if self.backdoor is None else [backdoor]
+        return (*map(registry.evaluators.build, measured), *self.evaluation.evaluators)
+
+    @property
+    def complete_algorithm(self):
+        """The algorithm with the experiment's client and server optimizer in its `given` fields."""
+        parts = {"client": self.client, "optimizer": self.server.optimizer}
+        names = {field.name for field in dataclasses.fields(self.algorithm)}
+        return dataclasses.replace(
+            self.algorithm, **{name: part for name, part in parts.items() if name in names}
+        )
 
     def check(self, **known) -> None:
         """Raises `ConfigError` for combinations that cannot be run or would silently do nothing.
@@ -306,7 +381,7 @@ class Experiment:
         # Python code may have put anything into a field, also components that have no name.
         core.rebuild(self, "", dict.fromkeys(registry.BUILDERS, _admit_again))
         n, k, m = self.data.num_clients, self.clients_per_round, self.threat.num_malicious
-        registry.datasets.get(self.data.name, "data.name")
+        self.data.dataset()
         if (self.data.mean is None) != (self.data.std is None):
             raise ConfigError(
                 f"data: give both of mean and std or neither, got mean={self.data.mean}, "
@@ -350,17 +425,19 @@ class Experiment:
         self._check_server_rate()
         if self.data.local_test is not None:
             self.data.local_test.check("data.local_test")
-        threat = {
-            "knowledge": self.threat.knowledge,
-            "malicious_per_round": self.malicious_in_each_round,
-        }
-        setting = Setting(k, m, sampled=k < n, **threat, **known)
+        setting = self.setting(**known)
         check_components((self.client,), "client", setting)
+        check_components((self.algorithm,), "algorithm", setting)
+        check_components((self.data.partition,), "data.partition", setting)
         check_components(self.attack.stages, "attack", setting)
         check_components(self.defense.stages, "defense", setting)
         evasions = self.evaluation.evasions
         check_components(evasions, "evaluation.evasions", setting)
         surrogates_of(evasions, "evaluation.evasions")
+        check_components(self.evaluation.monitors, "evaluation.monitors", setting)
+        check_components(self.evaluation.evaluators, "evaluation.evaluators", setting)
+        if (influence := self.evaluation.influence) is not None:
+            check_components((influence,), "evaluation.influence", setting)
         if self.evaluation.evasion_images is not None and not evasions:
             raise ConfigError(
                 "evaluation.evasion_images does nothing without evaluation.evasions; give an "
@@ -375,6 +452,20 @@ class Experiment:
             # Nobody needs to stamp it.
             unattacked = setting._replace(num_malicious=None)
             check_components((backdoor,), "evaluation.backdoor", unattacked)
+
+    def setting(self, **known) -> Setting:
+        """What components are checked against; `known` are fields that only the data tells."""
+        n, k = self.data.num_clients, self.clients_per_round
+        return Setting(
+            k,
+            self.threat.num_malicious,
+            sampled=k < n,
+            knowledge=self.threat.knowledge,
+            malicious_per_round=self.malicious_in_each_round,
+            sends=self.algorithm.sends,
+            registered=n,
+            **known,
+        )
 
     def _check_per_round(self, n: int, k: int, m: int) -> None:
         threat = self.threat
@@ -402,7 +493,7 @@ class Experiment:
 
     def _check_steps(self) -> None:
         for name in ("steps", "epochs"):  # a client's batches are numbered through all rounds
-            a_round = getattr(self.client, name, None) or 0
+            a_round = core.value_of(self.client, name) or 0
             if self.rounds * a_round > COUNT:
                 raise ConfigError(
                     f"rounds = {self.rounds} times client.{name} = {a_round} is "
@@ -431,7 +522,7 @@ class Experiment:
 
     def _check_server_rate(self) -> None:
         needing = core.needing(self.attack.stages, "rate")
-        if needing and self.server.optimizer.rate is None:
+        if needing and self.complete_algorithm.rate is None:
             raise ConfigError(
                 f"attack: {needing[0]!r} with accounts_for 'weights_and_rate' needs a server whose "
                 f"step is a rate times the aggregate; set server.optimizer to sgd with a "
@@ -448,6 +539,8 @@ def _admit_again(component, path: str):
         return component
     if isinstance(component, optimizers.Optimizer):
         return optimizers.build(component, path)
+    if isinstance(component, Options):
+        return component
     if not dataclasses.is_dataclass(component):
         raise ConfigError(f"{path}: expected a component that is built, got {shown(component)}.")
     return core.rebuild(component, path, dict.fromkeys(registry.BUILDERS, _admit_again))
@@ -468,6 +561,7 @@ def from_mapping(mapping: Mapping, overrides: Mapping | Iterable[str] = ()) -> E
         )
     spec = apply_overrides(mapping, overrides)
     _refuse_arrays(spec.get("data"))
+    spec = _with_options(spec)
     try:
         experiment = core.build(Experiment, spec, "", registry.BUILDERS)
     except core.UnknownKey as error:
@@ -477,13 +571,44 @@ def from_mapping(mapping: Mapping, overrides: Mapping | Iterable[str] = ()) -> E
             fill_defaults(stage, {"num_malicious": bad}) for stage in experiment.defense.stages
         )
         experiment = dataclasses.replace(experiment, defense=Defense(stages))
-    if hasattr(experiment.client, "settled"):
-        experiment = dataclasses.replace(experiment, client=experiment.client.settled())
+    experiment = dataclasses.replace(experiment, client=experiment.client.resolve_auto())
     if experiment.start_from is not None:  # the same run wherever this one is taken up again
         start = str(Path(experiment.start_from).expanduser().absolute())
         experiment = dataclasses.replace(experiment, start_from=start)
     experiment.check()
     return experiment
+
+
+def _with_options(spec: Mapping) -> dict:
+    """The specification with fields of the data set's own component moved to `data.options`."""
+    data = spec.get("data")
+    if not isinstance(data, Mapping) or not isinstance(data.get("name"), str):
+        return dict(spec)
+    if data["name"] not in registry.datasets.names():
+        return dict(spec)
+    fields = {field.name for field in core.declared(registry.datasets.get(data["name"]))}
+    known = {field.name for field in dataclasses.fields(Data)}
+    options = {key: one for key, one in data.items() if key in fields - known}
+    if not options:
+        return dict(spec)
+    rest = {key: one for key, one in data.items() if key not in options}
+    return {**spec, "data": {**rest, "options": {**(rest.get("options") or {}), **options}}}
+
+
+def _structure(obj):
+    """A hashable key of what a compiled program depends on."""
+    if isinstance(obj, Attack | Defense) or getattr(type(obj), "registered_name", None) is not None:
+        return jax.tree.structure(obj)
+    if not dataclasses.is_dataclass(obj):
+        return obj if not isinstance(obj, tuple) else tuple(map(_structure, obj))
+    parts = []
+    for field in dataclasses.fields(obj):
+        compiles = field.metadata.get("compiles", True)
+        if callable(compiles):
+            parts.append((field.name, compiles(obj)))
+        elif compiles:
+            parts.append((field.name, _structure(getattr(obj, field.name))))
+    return type(obj), tuple(parts)
 
 
 def _refuse_arrays(data) -> None:

@@ -21,19 +21,9 @@ from fedjax_sec.runs import config as config_lib
 from fedjax_sec.runs import results
 from fedjax_sec.runs.checkpoints import Checkpoints, Saved
 from fedjax_sec.runs.config import Experiment
-from fedjax_sec.runs.loading import load_start, load_surrogates
-from fedjax_sec.runs.prepare import (
-    check_bases,
-    check_on_data,
-    check_trigger,
-    load_source,
-    make_population,
-    malicious_clients,
-    num_parameters,
-    probe_positions,
-    trigger_pixels,
-)
-from fedjax_sec.runs.program import Program, tuned
+from fedjax_sec.runs.execution import choose_layout
+from fedjax_sec.runs.prepare import Prepared, make_replicas, malicious_clients, prepare
+from fedjax_sec.runs.program import Program
 from fedjax_sec.runs.tuning import Tuning
 
 _log = logging.getLogger(__name__)
@@ -90,7 +80,9 @@ def best_evaluation(metrics: Mapping, name: str = "accuracy", among=True) -> int
     `among` is a mask of evaluations. Where none is left, it is the first one.
 
     >>> nan = float("nan")
-    >>> best_evaluation({"accuracy": np.array([0.1, 0.6, 0.9]), "loss": np.array([2, 1, nan])})
+    >>> best_evaluation({"accuracy": np.array([0.1, 0.6, 0.9]), "loss": np.array([2, 1, nan])},
+    ...     "accuracy",
+    ... )
     1
     """
     values = metrics[name]
@@ -98,40 +90,15 @@ def best_evaluation(metrics: Mapping, name: str = "accuracy", among=True) -> int
     return int(np.argmax(np.where(usable, values, -np.inf)))
 
 
-def verify(experiment: Experiment) -> None:
-    """Raises what would stop the experiment, before anything is written or compiled.
-
-    On top of `Experiment.check`, that is missing data, a network or a pattern that does not fit
-    the data, a batch size beyond the largest client's examples, a backdoor whose class nobody
-    holds or of which the network sees nothing, an influence that cannot be measured, and a run
-    that this one cannot start from.
-    """
-    source = load_source(experiment)
-    experiment.model.make(source.x_train.shape[1:], source.num_classes)
-    population, _ = make_population(experiment, source)
-    check_on_data(experiment, source, population)
-    check_bases(experiment, source, population)
-    check_trigger(experiment, source)
-    probe_positions(experiment, source)
-    load_surrogates(experiment)
-    load_start(experiment)
-    images = experiment.evaluation.evasion_images
-    if images is not None and images > len(source.y_test):
-        raise ConfigError(
-            f"evaluation.evasion_images must be <= {len(source.y_test)}, the test examples of "
-            f"{source.label}, got {images}."
-        )
-
-
 @undisturbed
-def settle(experiment: Experiment, checkpoint_dir: str | Path | None) -> Tuning:
+def resolve_layout(prepared: Prepared, checkpoint_dir: str | Path | None) -> Tuning:
     """How to compute local training: as an interrupted run with this state did, else measured.
 
     It changes results by rounding, so it is written down beside the state: what resumes does not
     measure again.
     """
     if checkpoint_dir is None:
-        return tuned(experiment)
+        return choose_layout(prepared)
     path = Path(checkpoint_dir).absolute().parent / results.EXECUTION
     if path.exists():
         try:
@@ -141,7 +108,7 @@ def settle(experiment: Experiment, checkpoint_dir: str | Path | None) -> Tuning:
             raise ConfigError(
                 f"{reason} It says how the run was computed: {_begin_again(path.parent)}"
             ) from None
-    tuning = tuned(experiment)
+    tuning = choose_layout(prepared)
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write_json(path, tuning.to_dict())
     return tuning
@@ -156,7 +123,7 @@ def _begin_again(folder: Path) -> str:
 
 @undisturbed
 def train(
-    experiments: Sequence[Experiment],
+    prepared: Sequence[Prepared],
     folders: Sequence[results.RunFolder] | None = None,
     *,
     checkpoint_dir: str | Path | None = None,
@@ -168,7 +135,7 @@ def train(
     """Runs experiments of one structure as replicas of one program.
 
     Args:
-      experiments: equal in `Experiment.structure()`.
+      prepared: experiments equal in `Experiment.structure()`, each from `prepare`.
       folders: where each one's metrics and summary go; already claimed with `RunFolder.open`.
       checkpoint_dir: where the common state is saved, and from which it is taken up if there.
       at_once: replicas vmapped at a time; the others follow one after another in the same
@@ -179,21 +146,23 @@ def train(
       profile: folder for a JAX profiler trace of the rounds between two evaluations: the second
         time, when everything is warm, or the only time.
     """
+    experiments = [one.experiment for one in prepared]
     if len({e.structure() for e in experiments}) != 1:
         raise ConfigError("These experiments differ in structure and cannot share a program.")
     if checkpoint_dir and not folders:
         raise ConfigError("checkpoint_dir needs folders: a state goes on beside its metrics.")
     if program is None:
-        program = Program(experiments[0], at_once, settle(experiments[0], checkpoint_dir))
-    replicas, unused = program.replicas(experiments)
+        layout = resolve_layout(prepared[0], checkpoint_dir)
+        program = Program(prepared[0], at_once, layout)
+    replicas = make_replicas(prepared)
     first = experiments[0]
     begin = time.perf_counter()
 
-    starts = [load_start(experiment) for experiment in experiments]
+    starts = [one.start for one in prepared]
     given = starts if any(start is not None for start in starts) else None
     saved = Saved(
         0,
-        program.init(replicas, given),
+        _whole(program, program.init(replicas, given), replicas),
         0.0,
         [[] for _ in experiments],
         [
@@ -211,7 +180,7 @@ def train(
             folder.take_up(digests, due[: len(digests)])
             for folder, digests in zip(folders, saved.rows, strict=True)
         ]
-    state, done, elapsed = saved.state, saved.done, saved.elapsed
+    state, done, elapsed = saved.state["state"], saved.done, saved.elapsed
 
     def record(done, metrics):
         host = jax.device_get(metrics)
@@ -244,7 +213,8 @@ def train(
         evaluations += 1
         if checkpoints and (evaluations % first.checkpoint.every == 0 or done == first.rounds):
             spent = elapsed + time.perf_counter() - begin
-            checkpoints.save(Saved(done, state, spent, saved.rows, saved.start))
+            whole = _whole(program, state, replicas)
+            checkpoints.save(Saved(done, whole, spent, saved.rows, saved.start))
 
     wall = elapsed + time.perf_counter() - begin
     timing = {
@@ -260,12 +230,13 @@ def train(
         "tuning": program.tuning.to_dict(),
         "traces": program.traces,
     }
-    found = []
+    finished = []
+    params = program.params(state, replicas)
     for i, experiment in enumerate(experiments):
         metrics = stack_rows(rows_of[i])
-        summary = _summarize(experiment, program, metrics, unused[i], timing)
-        finite = np.isfinite(summary["final"]["loss"]) and jnp.isfinite(state.params[i]).all()
-        population = jax.tree.map(lambda leaf, i=i: leaf[i], replicas.population)
+        summary = _summarize(prepared[i], program, metrics, timing)
+        finite = np.isfinite(summary["final"]["loss"]) and jnp.isfinite(params[i]).all()
+        population = prepared[i].population
         summary |= {
             "diverged": not finite,
             "seed": experiment.seed,
@@ -278,10 +249,15 @@ def train(
             summary["start_from"] = {"run": experiment.start_from, "parameters": saved.start[i]}
         if folders:
             if first.checkpoint.keep_params:
-                folders[i].write_params(state.params[i])
+                folders[i].write_params(params[i])
             folders[i].write_summary(summary)
-        found.append(Result(experiment, metrics, summary, program.unravel(state.params[i])))
-    return found
+        finished.append(Result(experiment, metrics, summary, program.unravel(params[i])))
+    return finished
+
+
+def _whole(program: Program, state, replicas) -> dict:
+    """What a checkpoint holds: the state, and the global parameters [R, D] for later readers."""
+    return {"params": program.params(state, replicas), "state": state}
 
 
 def _take_up(experiments, folders, checkpoints, anew: Saved) -> Saved:
@@ -308,24 +284,30 @@ def _take_up(experiments, folders, checkpoints, anew: Saved) -> Saved:
     return saved or anew
 
 
-def _summarize(experiment, program, metrics, unused, timing) -> dict:
-    counts = program.source.describe()
-    best = best_evaluation(metrics)
+def _summarize(prepared: Prepared, program, metrics, timing) -> dict:
+    experiment, counts = prepared.experiment, prepared.source.describe()
+    headline = prepared.task.headline
+    best = best_evaluation(metrics, headline)
 
     def scalars(at: int) -> dict:
         return {name: float(values[at]) for name, values in metrics.items() if values.ndim == 1}
 
     final = scalars(-1)
     summary = {
-        "data": {**counts, "unused_train": int(unused), "clients": experiment.data.num_clients},
-        "parameters": num_parameters(program.problem),
+        "data": {
+            **counts,
+            "unused_train": int(prepared.unused),
+            "clients": experiment.data.num_clients,
+        },
+        "parameters": prepared.space.dim,
+        "headline": headline,
         "final": final,
         "best": scalars(best),
         **{key: _total(metrics, name) for key, name in COUNTED.items() if name in metrics},
         **timing,
         **results.environment(),
     }
-    warnings = _warnings(experiment, program.source, metrics)
+    warnings = _warnings(prepared, metrics)
     return summary | ({"warnings": warnings} if warnings else {})
 
 
@@ -341,9 +323,10 @@ def _first(metrics, name: str) -> str:
     return f"round {end}" if begin == end else f"rounds {begin} to {end}"
 
 
-def _warnings(experiment, source, metrics) -> list[str]:
+def _warnings(prepared: Prepared, metrics) -> list[str]:
     """What a reader must know before trusting the numbers; counts are over all rounds."""
-    warnings, counts, rounds = [], source.describe(), experiment.rounds
+    experiment = prepared.experiment
+    warnings, counts, rounds = [], prepared.source.describe(), experiment.rounds
     if counts["subset"]:
         warnings.append(f"data: {counts['label']}, not the whole data set")
     if len(bad := np.flatnonzero(~np.isfinite(metrics["loss"]))):
@@ -371,7 +354,7 @@ def _warnings(experiment, source, metrics) -> list[str]:
             f"success is measured for the first of {len(backdoors)} backdoors, "
             f"{backdoors[0].registered_name!r}; evaluation.backdoor names another"
         )
-    seen, pixels = trigger_pixels(experiment, source) or (0, 0)
+    seen, pixels = prepared.pixels or (0, 0)
     if seen < pixels:
         warnings.append(f"the network sees {seen} of the {pixels} pixels of the attack's trigger")
     return warnings
@@ -400,8 +383,7 @@ def execute(
     else:
         experiment = config_lib.load(config, overrides)
     if out is None:
-        verify(experiment)
-        return train([experiment], on_evaluation=on_evaluation, profile=profile)[0]
+        return train([prepare(experiment)], on_evaluation=on_evaluation, profile=profile)[0]
     folder, profile = results.RunFolder(out), profile and Path(profile).absolute()
     spec, how = experiment.to_dict(), {"resume": resume, "overwrite": overwrite}
     folder.check(spec, **how)
@@ -410,7 +392,7 @@ def execute(
     with contextlib.ExitStack() as places:
         for place in filter(None, (folder.path, profile)):
             places.enter_context(files.trying(place))
-        verify(experiment)  # before the folder is claimed
+        prepared = prepare(experiment)  # before the folder is claimed
     with folder.locked():
         if folder.finished and not overwrite:
             _check_continuing(experiment, folder, how)
@@ -421,7 +403,7 @@ def execute(
             result = read_result(experiment, folder)
         else:
             result = train(
-                [experiment],
+                [prepared],
                 [folder],
                 checkpoint_dir=folder.path / results.CHECKPOINTS,
                 on_evaluation=on_evaluation,

@@ -7,16 +7,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.flatten_util import ravel_pytree
 
 from fedjax_sec.core import ConfigError
 from fedjax_sec.core.host import undisturbed
 from fedjax_sec.evaluation.robustness import surrogates_of
-from fedjax_sec.round import Pool, make_task
 from fedjax_sec.runs import results
 from fedjax_sec.runs.checkpoints import Checkpoints
 from fedjax_sec.runs.config import Experiment
-from fedjax_sec.runs.prepare import load_source, simple_problem
+from fedjax_sec.runs.source import Network, load_source, network_of
 
 
 class Trained(NamedTuple):
@@ -59,10 +57,17 @@ def final_params(folder: str | Path) -> Any:
     Reads the data set for its shapes. Raises: `ConfigError`, as `read_trained`.
     """
     experiment, flat = read_trained(folder)
-    source = load_source(experiment)
-    problem = simple_problem(experiment, source)
-    task = make_task(problem, Pool(source.x_train, source.y_train))
-    return task.unravel(jnp.asarray(flat))
+    network = network_of(experiment, load_source(experiment))
+    return network.space.join(jnp.asarray(flat), frozen_of(network))
+
+
+def frozen_of(network: Network) -> tuple:
+    """The leaves of a model's variables that no client trains: the same for all seeds."""
+    model = network.model
+    if model.init_frozen is not None:
+        return network.space.split(model.init_frozen())[1]
+    shapes = jax.eval_shape(lambda: network.space.split(model.init(jax.random.key(0)))[1])
+    return network.space.split(model.init(jax.random.key(0)))[1] if shapes else ()
 
 
 def load_start(experiment: Experiment) -> np.ndarray | None:
@@ -108,9 +113,8 @@ def logits_of(experiment: Experiment) -> Callable:
     Normalises as in training; without dropout. With `Result.params` or `final_params`.
     """
     source = load_source(experiment)
-    problem = simple_problem(experiment, source)
-    task = make_task(problem, Pool(source.x_train, source.y_train))
-    return lambda params, x: task.logits(ravel_pytree(params)[0], x)
+    model, inputs = network_of(experiment, source).model, source.inputs
+    return lambda params, x: model.apply(params, inputs.normalize(x), train=False, key=None)
 
 
 def load_surrogates(experiment: Experiment) -> dict[str, tuple[Callable, Any]]:

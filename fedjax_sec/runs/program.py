@@ -4,7 +4,6 @@ Runs of the same structure (seeds, values of numeric fields) are replicas of one
 a single run is one replica.
 """
 
-import dataclasses
 import functools
 import time
 from collections.abc import Callable, Sequence
@@ -16,99 +15,30 @@ import numpy as np
 
 from fedjax_sec import core
 from fedjax_sec.core.random import Stream, stream
+from fedjax_sec.core.types import TestSet
 from fedjax_sec.evaluation.batches import in_batches
 from fedjax_sec.evaluation.local import by_client
-from fedjax_sec.evaluation.metrics import TestSet, evaluate
 from fedjax_sec.evaluation.robustness import labels, withstood
 from fedjax_sec.round import (
     Pool,
     Replica,
     RoundState,
+    backdoor_of,
+    init_state,
     make_task,
     run_round,
-    to_pixels,
-    train_clients,
+    setting_of,
 )
 from fedjax_sec.runs.config import Experiment
-from fedjax_sec.runs.loading import load_surrogates
-from fedjax_sec.runs.memory import USABLE, check_state, device_memory, replicas_that_fit, tree_bytes
-from fedjax_sec.runs.prepare import (
-    initial_params,
-    load_source,
-    make_problem,
-    make_replicas,
-    poisoned_probes,
-    state_before,
-)
-from fedjax_sec.runs.tuning import Tuning, candidates, tune
-
-#: Local steps on which ways to train are compared; for convolutional networks on a CPU, clients
-#: and images too.
-TUNING_STEPS, TUNING_CLIENTS, TUNING_IMAGES = 2, 8, 4096
+from fedjax_sec.runs.execution import choose_layout
+from fedjax_sec.runs.loading import frozen_of
+from fedjax_sec.runs.memory import check_state, device_memory, replicas_that_fit, tree_bytes
+from fedjax_sec.runs.prepare import Prepared, initial_params, make_problem, make_replicas
+from fedjax_sec.runs.tuning import Tuning
 
 #: Metrics that count something in every round: updates left out and clients that sent none, rounds
 #: whose aggregate was zero, rounds in which the attack changed an update.
 COUNTS = ("excluded", "excluded_honest", "absent", "zero_aggregates", "attack_rounds")
-
-
-def tuned(experiment: Experiment) -> Tuning:
-    """How local training is computed: measured on a few steps of some clients, or remembered.
-
-    On a CPU, which convolutional networks keep busy for long, on no more than `TUNING_CLIENTS` of
-    them and about `TUNING_IMAGES` images; other networks are quick, and measured with all clients.
-    """
-    source = load_source(experiment)
-    execution, per_round = experiment.execution, experiment.clients_per_round
-    convolution = getattr(experiment.model, "convolution", None)
-    lowerings = ()
-    if convolution is not None:
-        lowerings = [c for c in core.choices(experiment.model, "convolution") if c != "auto"]
-    found = candidates(execution.clients, execution.chunk, convolution, per_round, lowerings)
-    if jax.default_backend() == "cpu" and convolution is not None:
-        images = TUNING_STEPS * getattr(experiment.client, "batch_size", 1)
-        per_round = min(per_round, TUNING_CLIENTS, max(2, TUNING_IMAGES // images))
-    short = dataclasses.replace(experiment, client=experiment.client.shortened(TUNING_STEPS))
-    shape = {
-        "model": core.dump(experiment.model),
-        "input": source.x_train.shape[1:],
-        "clients": per_round,
-        "client": str(jax.tree.structure(short.client)),
-        "poison": str(jax.tree.structure(experiment.attack.data_stages)),
-    }
-
-    @functools.cache
-    def inputs():
-        replica = jax.tree.map(lambda leaf: leaf[0], make_replicas([short], source)[0])
-        return replica, jax.device_put(Pool(source.x_train, source.y_train))
-
-    def measure(choice):
-        replica, pool = inputs()
-        problem = make_problem(experiment, source, choice, per_round)
-        task = make_task(problem, pool)
-
-        def train(params, replica, pool):
-            client = core.resolve(replica.components.client, 0)
-            states = jax.vmap(lambda _: client.init(task.dim))(jnp.arange(per_round))
-            states = states if client.keeps_state else ()
-            return train_clients(
-                problem,
-                make_task(problem, pool),
-                pool,
-                replica,
-                params,
-                states,
-                jnp.arange(per_round),
-                jnp.int32(0),
-            )
-
-        args = jnp.zeros(task.dim), replica, pool
-        function = jax.jit(train).lower(*args).compile()
-        memory, limit = function.memory_analysis(), device_memory()
-        if memory and limit and memory.temp_size_in_bytes > USABLE * limit:
-            return None
-        return lambda: jax.block_until_ready(function(*args))
-
-    return tune(found, shape, measure)
 
 
 class Program:
@@ -119,27 +49,22 @@ class Program:
     """
 
     def __init__(
-        self, experiment: Experiment, at_once: int | None = None, tuning: Tuning | None = None
+        self, prepared: Prepared, at_once: int | None = None, tuning: Tuning | None = None
     ):
-        source = load_source(experiment)
-        self.experiment, self.source, self.at_once = experiment, source, at_once
-        self.pool = jax.device_put(Pool(source.x_train, source.y_train))
+        self.prepared, self.experiment = prepared, prepared.experiment
+        self.source, self.at_once = prepared.source, at_once
+        source, frozen = prepared.source, frozen_of(prepared.network)
+        self.pool = jax.device_put(Pool(source.x_train, source.y_train, frozen))
         self.test = jax.device_put(TestSet(source.x_test, source.y_test))
-        self.tuning = tuning or tuned(experiment)
-        self.problem = make_problem(
-            experiment, source, self.tuning.choice, experiment.clients_per_round
-        )
-        # What rounds themselves need of the test set: nothing, unless influence is measured.
-        self.watched = self.test if experiment.evaluation.influence is not None else None
-        self.surrogates = load_surrogates(experiment)
+        self.tuning = tuning or choose_layout(prepared)
+        per_round = self.experiment.clients_per_round
+        self.problem = make_problem(prepared, self.tuning.choice, per_round)
+        self.evaluators = self.experiment.evaluators
+        self.surrogates = prepared.surrogates
         self.everywhere = self.problem.layout.everywhere()
         self.traces = 0
         self.compiled: dict[str, dict] = {}
         self._functions: dict = {}
-
-    def replicas(self, experiments: Sequence[Experiment]) -> tuple[Replica, list[int]]:
-        """The experiments stacked along a leading replica axis, and each one's unused examples."""
-        return make_replicas(experiments, self.source)
 
     def _over_replicas(self, fn: Callable, *stacked):
         size = jax.tree.leaves(stacked)[0].shape[0]
@@ -180,11 +105,11 @@ class Program:
         """Seconds spent on tracing and compiling so far, or on reading from the cache."""
         return sum(entry["seconds"] for entry in self.compiled.values())
 
-    def prepare(self, experiments: Sequence[Experiment]) -> "Program":
+    def compile(self, prepared: Sequence[Prepared]) -> "Program":
         """Compiles everything that a run of these experiments needs, without running it."""
-        replicas, _ = self.replicas(experiments)
+        replicas = make_replicas(prepared)
         state = jax.eval_shape(self.init, replicas)
-        first = experiments[0]
+        first = prepared[0].experiment
         self._evaluator(state, replicas)
         for rounds in {min(first.evaluation.every, first.rounds), _last_stretch(first)}:
             self._advancer(state, replicas, rounds)
@@ -195,20 +120,28 @@ class Program:
     ) -> RoundState:
         """The state of every replica before round 0; `starts` are parameters that are given."""
 
-        experiment = self.experiment
         start = time.perf_counter()
-        params = initial_params(
-            experiment.model, self.problem.input_shape, self.problem.num_classes
-        )(replicas.key)
+        shape, classes = self.problem.inputs.shape, self.problem.num_classes
+        params = initial_params(self.experiment.model, shape, classes)(replicas.key)
         if starts is not None:
             pairs = zip(params, starts, strict=True)
-            params = jnp.stack([own if given is None else given for own, given in pairs])
+            params = jnp.stack([drawn if given is None else given for drawn, given in pairs])
         self._record("init", time.perf_counter() - start)
-        task = make_task(self.problem, self.pool)
-        begin = jax.vmap(lambda r, p: state_before(experiment, self.problem, task, r.components, p))
+
+        def begin(replica, params):
+            task = make_task(self.problem, self.pool, replica.components.task)
+            return init_state(self.problem, task, replica.components, params, replica.key)
+
+        begin = jax.vmap(begin)
         shapes = jax.eval_shape(begin, replicas, params)._asdict()
         check_state({part: tree_bytes(tree) for part, tree in shapes.items()}, device_memory())
         return begin(replicas, params)
+
+    def params(self, state: RoundState, replicas: Replica):
+        """The global parameters [R, D]."""
+        return jax.vmap(lambda server, r: r.components.algorithm.params(server))(
+            state.server, replicas
+        )
 
     def advance(self, state: RoundState, replicas: Replica, start: int, rounds: int):
         """`rounds` more rounds from number `start` for every replica; `state` is donated.
@@ -217,38 +150,25 @@ class Program:
         and `COUNTS` summed over all of them.
         """
         function = self._advancer(state, replicas, rounds)
-        args = (state, replicas, self.pool, _round_number(start), self.watched)
+        args = (state, replicas, self.pool, _round_number(start), self.test)
         return function(*self._placed(*args))
 
     def _advancer(self, state, replicas, rounds: int):
         self._plan(state, replicas)
-        args = (state, replicas, self.pool, _round_number(0), self.watched)
+        args = (state, replicas, self.pool, _round_number(0), self.test)
         function = self._compile(f"advance {rounds}", self._advance(rounds), *args, donate=(0,))
         replicas_that_fit(1, *self._needs(function, state, replicas), device_memory())
         return function
 
     def _advance(self, rounds: int):
-        diagnostics = self.experiment.evaluation.diagnostics
-        influence = self.experiment.evaluation.influence
-        given = self.experiment.evaluation.backdoor
-
-        def advance(state, replicas, pool, start, watched):
-            task = make_task(self.problem, pool)
-
+        def advance(state, replicas, pool, start, test):
             def one(state, replica):
-                measure = None
-                if influence is not None:
-                    scale = self.problem.pixel_scale
-                    backdoor = given or replica.components.attack.backdoor
-                    probes = poisoned_probes(
-                        task, replica, core.resolve(backdoor, start), watched, scale
-                    )
-                    measure = functools.partial(influence.measure, task, probes)
+                task = make_task(self.problem, pool, replica.components.task)
 
                 def step(state, index):
                     self.traces += 1
-                    last = index == start + rounds - 1 if diagnostics else None
-                    return run_round(self.problem, task, pool, replica, state, index, last, measure)
+                    last = index == start + rounds - 1
+                    return run_round(self.problem, task, pool, replica, state, index, last, test)
 
                 state, history = jax.lax.scan(step, state, start + jnp.arange(rounds))
                 summary = jax.tree.map(lambda m: m[-1], history)
@@ -263,7 +183,7 @@ class Program:
         return advance
 
     def _plan(self, state, replicas) -> None:
-        """Settles, once, how many replicas run side by side, by what a single one needs.
+        """Chooses, once, how many replicas run side by side, by what a single one needs.
 
         On a CPU, whose cores one replica fills, that is one. Elsewhere the round is compiled for
         one replica first, and XLA's own account of its memory decides.
@@ -277,7 +197,7 @@ class Program:
             first = lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype)  # noqa: E731
             one = jax.tree.map(first, (state, replicas))
             traces = self.traces
-            args = (*one, self.pool, _round_number(0), self.watched)
+            args = (*one, self.pool, _round_number(0), self.test)
             function = self._compile("plan", self._advance(1), *args)
             self.traces = traces  # the round itself is still to be traced
             needs = self._needs(function, state, replicas)
@@ -300,7 +220,7 @@ class Program:
 
     def _watching(self, state, replicas, last):
         others = {label: params for label, (_, params) in self.surrogates.items()}
-        return state.params, replicas, self.pool, self.test, last, others
+        return state, replicas, self.pool, self.test, last, others
 
     def _placed(self, *args):
         """The arguments on all devices that share the work; untouched where there is one."""
@@ -308,59 +228,95 @@ class Program:
 
     def _evaluator(self, state, replicas):
         self._plan(state, replicas)
-        options = self.experiment.evaluation
 
-        def measure(params, replicas, pool, test, last, others):
-            task, scale = make_task(self.problem, pool), self.problem.pixel_scale
+        def measure(state, replicas, pool, test, last, others):
+            def one(state, replica):
+                task = make_task(self.problem, pool, replica.components.task)
+                return self._measure(task, state, replica, pool, test, last, others)
 
-            def one(params, replica):
-                backdoor = options.backdoor or replica.components.attack.backdoor
-                found = evaluate(
-                    params,
-                    test,
-                    task,
-                    scale,
-                    core.resolve(backdoor, last),
-                    options.batch_size,
-                    options.exclude_target,
-                )
-                withstand = functools.partial(self._withstand, task, params, replica, last, others)
-                x, y = (part[: options.evasion_images] for part in test)
-                for name, held in withstand(to_pixels(x, scale), y).items():
-                    found[name] = held.mean()
-                if (positions := replica.population.local) is not None:
-                    held_out = self.experiment.data.local_test.data == "held_out"
-                    own = pool if held_out else test
-                    rows = jnp.maximum(positions, 0).reshape(-1)
-                    x, y = to_pixels(own.x[rows], scale), own.y[rows]
-                    read = in_batches(
-                        lambda x: jnp.argmax(task.logits(params, x), axis=1), options.batch_size, x
-                    )
-                    found |= by_client({"accuracy": read == y} | withstand(x, y), positions)
-                return found
-
-            return self._over_replicas(one, params, replicas)
+            return self._over_replicas(one, state, replicas)
 
         return self._compile(
             "evaluate", measure, *self._watching(state, replicas, _round_number(0))
         )
 
-    def _withstand(self, task, params, replica, last, others, x, y) -> dict:
-        """`robust_accuracy/NAME` -> whether each example withstands that attack on inputs."""
-        options, found = self.experiment.evaluation, {}
-        key, logits = stream(replica.key, Stream.EVASION), functools.partial(task.logits, params)
+    def _measure(self, task, state, replica, pool, test, last, others) -> dict:
+        """One replica's metrics: every evaluator's, robust ones, and those on local test data."""
+        components = core.resolve(replica.components, last)
+        params = components.algorithm.params(state.server)
+        adversary = backdoor_of(components, state.attack, setting_of(self.problem), task)
+        metrics, headline = {}, task.task.headline
+        for i, evaluator in enumerate(self.evaluators):
+            key = jax.random.fold_in(stream(replica.key, Stream.EVALUATE), i)
+            values = evaluator.measure(key, params, test.x, test.y, task, adversary)
+            prefix = evaluator.registered_name if evaluator.prefix is None else evaluator.prefix
+            for name, value in values.items():
+                metrics[f"{prefix}/{name}" if prefix else name] = value
+        each = f"per_class_{headline}"
+        if adversary is not None and adversary[0].base is not None and each in metrics:
+            metrics[f"base_class_{headline}"] = metrics[each][adversary[0].base]
+        robust = functools.partial(self._robust, task, replica, last, others)
+        images = self.experiment.evaluation.evasion_images
+        x, y = test.x[:images], test.y[:images]
+        for name, mask in robust(params, task.inputs.decode(x), y).items():
+            metrics[name] = mask.mean()
+        if (positions := replica.population.local) is not None:
+            held_out = self.experiment.data.local_test.data == "held_out"
+            data = pool if held_out else test
+            metrics |= self._local(task, state, components, data, positions, params, robust)
+        return metrics
+
+    def _local(self, task, state, components, data, positions, params, robust) -> dict:
+        """Metrics on the clients' own test data, of the global model or of each client's own."""
+        algorithm, headline = components.algorithm, task.task.headline
+        size = self.experiment.evaluation.batch_size
+
+        def right(params, x, y):
+            def answers(x, y):
+                return task.task.right(task.outputs(params, x), y)
+
+            return {headline: in_batches(answers, size, x, y)} | robust(params, x, y)
+
+        rows = jnp.maximum(positions, 0)
+        if not algorithm.personalizes:
+            flat = rows.reshape(-1)
+            x, y = task.inputs.decode(data.x[flat]), data.y[flat]
+            return by_client(right(params, x, y), positions)
+
+        def of_client(args):
+            own, row = args
+            personal = algorithm.personal(state.server, own, task)
+            return right(personal, task.inputs.decode(data.x[row]), data.y[row])
+
+        masks = jax.lax.map(of_client, (state.client, rows))
+        return by_client(
+            {name: mask.reshape(-1, *mask.shape[2:]) for name, mask in masks.items()}, positions
+        )
+
+    def _robust(self, task, replica, last, others, params, x, y) -> dict:
+        """`robust_HEADLINE/NAME` -> whether each example withstands that attack on inputs."""
+        options, masks = self.experiment.evaluation, {}
+        key = stream(replica.key, Stream.EVASION)
+        outputs = functools.partial(task.outputs, params)
         for label, attack in zip(labels(options.evasions), options.evasions, strict=True):
             surrogate = None
             if label in others:
                 surrogate = functools.partial(self.surrogates[label][0], others[label])
-            found[f"robust_accuracy/{label}"] = withstood(
-                core.resolve(attack, last), key, logits, x, y, options.batch_size, surrogate
+            masks[f"robust_{task.task.headline}/{label}"] = withstood(
+                core.resolve(attack, last),
+                key,
+                outputs,
+                task.task.right,
+                x,
+                y,
+                options.batch_size,
+                surrogate,
             )
-        return found
+        return masks
 
     def unravel(self, params) -> Any:
         """Flat parameters [D] as the model's own tree."""
-        return make_task(self.problem, self.pool).unravel(params)
+        return self.problem.space.join(params, self.pool.frozen)
 
 
 def _round_number(value: int):

@@ -21,7 +21,8 @@ from fedjax_sec.core.fields import ConfigError
 from fedjax_sec.core.host import undisturbed
 from fedjax_sec.runs import results
 from fedjax_sec.runs.checkpoints import Checkpoints
-from fedjax_sec.runs.experiment import Result, read_result, settle, train, verify
+from fedjax_sec.runs.experiment import Result, read_result, resolve_layout, train
+from fedjax_sec.runs.prepare import Prepared, prepare
 from fedjax_sec.runs.program import Program
 from fedjax_sec.runs.tuning import Tuning
 from fedjax_sec.sweeps.grid import Cell
@@ -98,8 +99,8 @@ def run_cells(
     for cell in cells:
         folders[cell.name].check(cell.experiment.to_dict(), resume=True, kind="cell")
     with files.trying(out):
-        for cell in cells:
-            verify(cell.experiment)  # before anything is written or run
+        # Before anything is written or run, and once for each cell.
+        prepared = {cell.name: prepare(cell.experiment) for cell in cells}
     with filelock.FileLock(out / results.LOCK):
         files.remove_files(files.leftovers(out, re.escape(results.MARK)))
         if results.read_mark(out).kind != "sweep":
@@ -113,7 +114,7 @@ def run_cells(
         groups = _groups(cells, folders, out)
         # Settled beforehand: what is measured must not be disturbed by a compilation.
         tuned = {
-            group.folder: settle(group.cells[0].experiment, group.folder / "state")
+            group.folder: resolve_layout(prepared[group.cells[0].name], group.folder / "state")
             for group in groups
         }
     fresh: dict[str, Result] = {}
@@ -122,8 +123,9 @@ def run_cells(
     compiler = ThreadPoolExecutor(max_workers=1)
     try:
 
-        def prepare(group):
-            return compiler.submit(_prepare, group.cells, at_once, tuned[group.folder])
+        def compile_group(group):
+            members = [prepared[cell.name] for cell in group.cells]
+            return compiler.submit(_compile, members, at_once, tuned[group.folder])
 
         while left:
             group = _claim(left, on_wait)
@@ -137,12 +139,12 @@ def run_cells(
                 callback = None
                 if on_group:
                     callback = on_group(groups.index(group), len(groups), group.cells)
-                program = (ahead.pop(group.folder, None) or prepare(group)).result()
+                program = (ahead.pop(group.folder, None) or compile_group(group)).result()
                 following = next((other for other in left if other.is_free), None)
                 if following and following.folder not in ahead:
-                    ahead = {following.folder: prepare(following)}
+                    ahead = {following.folder: compile_group(following)}
                 found = train(
-                    [cell.experiment for cell in group.cells],
+                    [prepared[cell.name] for cell in group.cells],
                     [folders[cell.name] for cell in group.cells],
                     checkpoint_dir=group.folder / "state",
                     on_evaluation=callback,
@@ -189,9 +191,8 @@ def _making_groups(out: Path) -> filelock.BaseFileLock:
     return filelock.FileLock(out / "locks" / "groups.lock")
 
 
-def _prepare(members: Sequence[Cell], at_once: int | None, tuning: Tuning) -> Program:
-    experiments = [cell.experiment for cell in members]
-    return Program(experiments[0], at_once, tuning).prepare(experiments)
+def _compile(members: Sequence[Prepared], at_once: int | None, tuning: Tuning) -> Program:
+    return Program(members[0], at_once, tuning).compile(members)
 
 
 def _groups(cells: Sequence[Cell], folders: Mapping, out: Path) -> list[_Group]:

@@ -1,12 +1,23 @@
 """Minibatch training of one client, shared by the components that differ in what they train on."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from fedjax_sec.core import ANY_SCALE, COUNT, ConfigError, component, numeric, static
+from fedjax_sec.core import (
+    ANY_SCALE,
+    COUNT,
+    NO_HOOKS,
+    Client,
+    ConfigError,
+    Trained,
+    component,
+    numeric,
+    static,
+)
 from fedjax_sec.ops.permutation import permute
 
 _EPOCH = 1 << 16  # numbers of an epoch's steps, for randomness that padding does not change
@@ -19,7 +30,7 @@ def _within(vector, radius):
 
 
 @dataclasses.dataclass(frozen=True)
-class LocalSgd:
+class LocalSgd(Client):
     """Fields and training loop of `sgd`; `examples` may replace a batch before each step."""
 
     optimizer: Any = component(
@@ -92,73 +103,113 @@ class LocalSgd:
     def init(self, dim: int):
         return self.optimizer.transformation().init(jnp.zeros(dim))
 
-    def apply(self, key, params, state, local, task):
-        optimizer = self.optimizer.transformation()
+    def apply(self, key, params, state, data, task, hooks=NO_HOOKS):
+        optimizer, space = self.optimizer.transformation(), task.space
         opt_state = state if self.keep_optimizer_state else self.init(params.shape[0])
-        batches = jnp.maximum(-(-local.count // self.batch_size), 1)  # in one epoch
-        round_key = jax.random.fold_in(key, local.round)
+        batches = jnp.maximum(-(-data.count // self.batch_size), 1)  # in one epoch
+        round_key = jax.random.fold_in(key, data.round)
         # With epochs a client takes as many steps as it has batches: one after another, small
         # clients cost less; side by side, they wait for the largest.
         steps = self.steps or self.epochs * batches
 
         def batch(step, number):
             if self.epochs is None:
-                epoch, place = jnp.divmod(local.round * self.steps + step, batches)
+                epoch, place = jnp.divmod(data.round * self.steps + step, batches)
             else:
-                epoch, place = local.round * self.epochs + step // batches, step % batches
+                epoch, place = data.round * self.epochs + step // batches, step % batches
             if self.sampling == "uniform":
                 draw = jax.random.fold_in(round_key, 2 * number)
                 position = jax.random.randint(
-                    draw, (self.batch_size,), 0, jnp.maximum(local.count, 1)
+                    draw, (self.batch_size,), 0, jnp.maximum(data.count, 1)
                 )
-                some = (local.count > 0) & (place < batches)
+                some = (data.count > 0) & (place < batches)
                 return position, jnp.broadcast_to(some, (self.batch_size,))
             slot = place * self.batch_size + jnp.arange(self.batch_size)
-            position = permute(key, slot, local.count, number=epoch)
-            return position, slot < local.count
+            position = permute(key, slot, data.count, number=epoch)
+            return position, slot < data.count
 
-        def train_step(step, params, delta, opt_state):
+        def loss_and_gradient(params, x, y, mask, dropout_key):
+            """The loss, its gradient [D], and the statistics [S] as the step moves them."""
+            if not _size(space.observed):
+                loss = functools.partial(task.loss, train=True, key=dropout_key)
+                return *jax.value_and_grad(loss)(params, x, y, mask), None
+            loss = functools.partial(task.loss_and_observed, key=dropout_key)
+            (value, seen), slope = jax.value_and_grad(loss, has_aux=True)(params, x, y, mask)
+            return value, slope, seen
+
+        def train_step(step, params, carry):
+            delta, opt_state, memory, summed = carry
             # Of the step's randomness: two numbers for batch and dropout, one for `examples`.
-            number, own = step, 2 * steps + step
+            number, example_number = step, 2 * steps + step
             if self.epochs is not None:
                 number = step // batches * _EPOCH + step % batches
-                own = (1 << 30) + number
+                example_number = (1 << 30) + number
             position, mask = batch(step, number)
-            x, y = local.fetch(position)
-            own_key = jax.random.fold_in(round_key, own)
-            x, y = self.examples(own_key, params, x, y, mask, task)
-            loss, gradient = jax.value_and_grad(task.loss)(
-                params, x, y, mask, train=True, key=jax.random.fold_in(round_key, 2 * number + 1)
-            )
+            x, y = data.fetch(position)
+            example_key = jax.random.fold_in(round_key, example_number)
+            x, y = self.examples(example_key, params, x, y, mask, task)
+            dropout_key = jax.random.fold_in(round_key, 2 * number + 1)
+            loss, gradient, seen = loss_and_gradient(params, x, y, mask, dropout_key)
+            if hooks.mean_gradient:
+                summed = summed + jnp.where(jnp.any(mask), gradient[space.trained], 0.0)
             if self.clip_gradient is not None:
                 gradient = _within(gradient, self.clip_gradient)
             decayed = params
-            if task.statistics is not None:
-                decayed = jnp.where(task.statistics, 0.0, params)
+            if seen is not None:  # statistics do not decay
+                decayed = params.at[space.observed].set(0.0)
             gradient = gradient + self.l2 * decayed
+            if hooks.correct is not None:
+                corrected = hooks.correct(gradient[space.trained], delta[space.trained])
+                gradient = _put(gradient, space.trained, corrected)
             change, new_state = optimizer.update(gradient, opt_state, params)
-            if task.observe is not None:  # its forward pass is the gradient's, which XLA merges
-                change = change + (task.observe(params, x, mask) - params)
+            if seen is not None:
+                moved_by = change[space.observed] + (seen - params[space.observed])
+                change = change.at[space.observed].set(moved_by)
             active = jnp.any(mask)  # not for a client without examples
             moved = delta + change
+            if hooks.after_step is not None:
+                trained, memory = hooks.after_step(
+                    jax.random.fold_in(example_key, 1),
+                    moved[space.trained],
+                    gradient[space.trained],
+                    memory,
+                )
+                moved = _put(moved, space.trained, trained)
             if self.max_norm is not None:
                 moved = _within(moved, self.max_norm)
             delta = jnp.where(active, moved, delta)
             new_state = jax.tree.map(lambda a, b: jnp.where(active, a, b), new_state, opt_state)
-            return delta, new_state, jnp.where(active, loss, 0.0), active
+            return (delta, new_state, memory, summed), jnp.where(active, loss, 0.0), active
 
         # The first step is taken outside the loop: its weights are the server's, the same for all
         # clients, so under vmap its forward pass is one matrix product over all clients' batches.
-        delta, opt_state, loss, active = train_step(0, params, jnp.zeros_like(params), opt_state)
+        summed = jnp.zeros(_size(space.trained)) if hooks.mean_gradient else ()
+        carry = jnp.zeros_like(params), opt_state, hooks.memory, summed
+        carry, loss, active = train_step(0, params, carry)
 
-        def body(step, carry):
-            delta, opt_state, total, count = carry
-            delta, opt_state, loss, active = train_step(step, params + delta, delta, opt_state)
-            return delta, opt_state, total + loss, count + active
+        def body(step, looped):
+            carry, total, count = looped
+            carry, loss, active = train_step(step, params + carry[0], carry)
+            return carry, total + loss, count + active
 
-        result = delta, opt_state, loss, active.astype(jnp.float32)
+        result = carry, loss, active.astype(jnp.float32)
         if self.steps != 1:
             result = jax.lax.fori_loop(1, steps, body, result)
-        delta, opt_state, total, count = result
-        state = opt_state if self.keep_optimizer_state else state
-        return delta, state, {"train_loss": total / jnp.maximum(count, 1.0)}
+        (delta, opt_state, _, summed), total, count = result
+        divisor = jnp.maximum(count, 1.0)
+        return Trained(
+            delta,
+            opt_state if self.keep_optimizer_state else state,
+            count,
+            summed / divisor if hooks.mean_gradient else None,
+            {"train_loss": total / divisor},
+        )
+
+
+def _size(part: slice) -> int:
+    return part.stop - part.start
+
+
+def _put(vector, part: slice, values):
+    """The vector [D] with a part replaced; the values themselves where the part is all of it."""
+    return values if _size(part) == vector.shape[0] else vector.at[part].set(values)

@@ -57,7 +57,7 @@ class Adversarial(LocalSgd):
     pgd_steps: int = static(40, "PGD's gradients.", low=1, high=10**6)
     random_start: bool = static(True, "Start PGD anywhere in the ball.")
 
-    def settled(self):
+    def resolve_auto(self):
         """With `most` no longer open; an experiment asks for it before anything compiles."""
         if self.most is not None:
             return self

@@ -1,13 +1,10 @@
 """Backdoor on vectors of features: some of them are set to one value."""
 
-import jax.numpy as jnp
-
-from fedjax_sec.attacks.data._choice import exact_share
-from fedjax_sec.core import COUNT, ConfigError, numeric, registry, static
+from fedjax_sec.core import COUNT, ConfigError, Trigger, numeric, registry, static
 
 
 @registry.attacks.register("feature_trigger")
-class FeatureTrigger:
+class FeatureTrigger(Trigger):
     r"""Sets every so many-th feature to `value`; such examples are to be read as class `target`.
 
     Features `first`, `first` + `every`, ... of x [B, ...], counted over the flattened example.
@@ -23,12 +20,11 @@ class FeatureTrigger:
         >>> import jax.numpy as jnp
         >>> from fedjax_sec.core import registry
         >>> attack = registry.attacks.build({"name": "feature_trigger", "every": 2})
-        >>> print(attack.trigger(jnp.ones((1, 5))))
+        >>> print(attack.trigger((), jnp.ones((1, 5))))
         [[0. 1. 0. 1. 0.]]
     """
 
-    stage = "data"
-    base = None
+    inputs = frozenset({"pixels", "features"})
     every: int = static(20, "Distance between two of the features.", low=1, high=COUNT)
     first: int = static(0, "The first of the features.", low=0, high=COUNT)
     value: float = numeric(0.0, "What they are set to.", unbounded="features have any scale")
@@ -53,20 +49,7 @@ class FeatureTrigger:
                     f"{path}.first must be < {size}, an example's features, got {self.first}."
                 )
 
-    def trigger(self, x):
+    def trigger(self, state, x, rank=None, task=None):
         """The examples with these features set."""
         flat = x.reshape(x.shape[0], -1)
         return flat.at[:, self.first :: self.every].set(self.value).reshape(x.shape)
-
-    def choose(self, key, labels, held):
-        return exact_share(key, held, self.fraction)
-
-    def poison(self, key, x, y, position, rank, task):
-        return self.trigger(x), jnp.full_like(y, self.target)
-
-    def examples(self, key, view):
-        x, y = view.sample(key, self.num_images)
-        return self.trigger(x), jnp.full_like(y, self.target)
-
-    def probes(self, x, y, task):
-        return self.trigger(x), jnp.full_like(y, self.target), jnp.ones_like(y, bool)

@@ -2,12 +2,12 @@
 
 import jax.numpy as jnp
 
-from fedjax_sec.attacks.data._choice import exact_share
-from fedjax_sec.core import COUNT, ConfigError, numeric, registry, static
+from fedjax_sec.core import COUNT, ConfigError, DataAttack, numeric, registry, static
+from fedjax_sec.core.random import exact_share
 
 
 @registry.attacks.register("label_flip")
-class LabelFlip:
+class LabelFlip(DataAttack):
     r"""Relabels examples of class `base` as `target`, or every label l as M - 1 - l.
 
     With `base` and `target` it is the semantic backdoor: no pattern, and success is the share of
@@ -28,7 +28,6 @@ class LabelFlip:
         1.0
     """
 
-    stage = "data"
     base: int | None = static(
         None, "Class of the examples that are relabelled (null: all).", low=0, high=COUNT
     )
@@ -67,13 +66,13 @@ class LabelFlip:
     def choose(self, key, labels, held):
         return exact_share(key, held & self._is_base(labels), self.fraction)
 
-    def poison(self, key, x, y, position, rank, task):
+    def poison(self, key, state, x, y, rank, task):
         return x, self._flip(y, task)
 
-    def examples(self, key, view):
+    def examples(self, key, state, view):
         x, y = view.sample(key, self.num_images)
         return x, jnp.where(self._is_base(y), self._flip(y, view.task), y)
 
-    def probes(self, x, y, task):
+    def probes(self, state, x, y, task):
         flipped = self._flip(y, task)
         return x, flipped, self._is_base(y) & (flipped != y)

@@ -1,13 +1,11 @@
 """Pixel-pattern backdoor: a bright square in the upper left corner."""
 
-import jax.numpy as jnp
-
-from fedjax_sec.attacks.data._choice import uniform_by_position
-from fedjax_sec.core import COUNT, ConfigError, numeric, registry, static
+from fedjax_sec.core import COUNT, ConfigError, Trigger, numeric, registry, static
+from fedjax_sec.core.random import uniform_by_position
 
 
 @registry.attacks.register("pattern")
-class Pattern:
+class Pattern(Trigger):
     r"""A square of `size` x `size` pixels, upper left, set to `value`; such images are `target`.
 
     As an attack of its own it stamps a share `fraction` of each malicious client's examples and
@@ -23,12 +21,11 @@ class Pattern:
     Example:
         >>> import jax.numpy as jnp
         >>> from fedjax_sec.core import registry
-        >>> print(registry.attacks.build("pattern").trigger(jnp.zeros((1, 8, 8, 1))).sum())
+        >>> print(registry.attacks.build("pattern").trigger((), jnp.zeros((1, 8, 8, 1))).sum())
         25.0
     """
 
-    stage = "data"
-    base = None
+    inputs = frozenset({"pixels"})
     size: int = static(5, "Side of the square in pixels.", low=1, high=COUNT)
     value: float = numeric(1.0, "Pixel value, 1 being the maximal intensity.", low=0, high=1)
     target: int = static(0, "The attacker's label.", low=0, high=COUNT)
@@ -48,19 +45,9 @@ class Pattern:
                 f"{path}.size must be <= {min(shape[:2])}, the side of an image, got {self.size}."
             )
 
-    def trigger(self, x):
+    def trigger(self, state, x, rank=None, task=None):
         """The images with the square stamped on."""
         return x.at[:, : self.size, : self.size].set(self.value)
 
     def choose(self, key, labels, held):
         return held & (uniform_by_position(key, labels.shape[0]) < self.fraction)
-
-    def poison(self, key, x, y, position, rank, task):
-        return self.trigger(x), jnp.full_like(y, self.target)
-
-    def examples(self, key, view):
-        x, y = view.sample(key, self.num_images)
-        return self.trigger(x), jnp.full_like(y, self.target)
-
-    def probes(self, x, y, task):
-        return self.trigger(x), jnp.full_like(y, self.target), jnp.ones_like(y, bool)

@@ -2,11 +2,11 @@
 
 import jax.numpy as jnp
 
-from fedjax_sec.core import COUNT, ConfigError, numeric, registry, static
+from fedjax_sec.core import COUNT, ConfigError, DataAttack, numeric, registry, static
 
 
 @registry.attacks.register("sample")
-class Sample:
+class Sample(DataAttack):
     r"""One training image, number `index`, is to be classified as (y + 1) mod |Y|.
 
     As an attack of its own every example of a malicious client is replaced by it. Inside
@@ -26,8 +26,6 @@ class Sample:
         2
     """
 
-    stage = "data"
-    base = None
     index: int = numeric(
         0, "Position in the training set, in the source's order.", low=0, high=COUNT
     )
@@ -53,13 +51,13 @@ class Sample:
     def choose(self, key, labels, held):
         return held
 
-    def poison(self, key, x, y, position, rank, task):
+    def poison(self, key, state, x, y, rank, task):
         sample, target = self._pair(task)
         return jnp.broadcast_to(sample, x.shape), jnp.broadcast_to(target, y.shape)
 
-    def examples(self, key, view):
+    def examples(self, key, state, view):
         return self._pair(view.task)
 
-    def probes(self, x, y, task):
+    def probes(self, state, x, y, task):
         sample, target = self._pair(task)
         return sample, target, jnp.ones((1,), bool)

@@ -3,15 +3,14 @@
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_sec.attacks.data._choice import exact_share
 from fedjax_sec.attacks.data._patterns import author_parts, cut, default_place, draw, plus, square
-from fedjax_sec.core import COUNT, ConfigError, numeric, registry, static
+from fedjax_sec.core import COUNT, ConfigError, Trigger, numeric, registry, static
 
 PLACED, DRAWN = ("plus", "square"), ("copyright", "apple")
 
 
 @registry.attacks.register("trojan")
-class Trojan:
+class Trojan(Trigger):
     r"""Stamps a pattern on images of class `base`, which are to be read as class `target`.
 
     Every malicious client stamps floor(`fraction` * n) of its n images of the class, the same ones
@@ -47,14 +46,14 @@ class Trojan:
         >>> import jax.numpy as jnp
         >>> from fedjax_sec.core import registry
         >>> trojan = registry.attacks.build({"name": "trojan", "place": [0, 0], "size": 3})
-        >>> print(trojan.trigger(jnp.zeros((1, 4, 4, 1)))[0, :, :, 0])
+        >>> print(trojan.trigger((), jnp.zeros((1, 4, 4, 1)))[0, :, :, 0])
         [[0. 1. 0. 0.]
          [1. 1. 1. 0.]
          [0. 1. 0. 0.]
          [0. 0. 0. 0.]]
     """
 
-    stage = "data"
+    inputs = frozenset({"pixels"})
     pattern: str = static(
         "plus", "Its shape; `pixels`: the list of that name.", choices=(*PLACED, *DRAWN, "pixels")
     )
@@ -195,7 +194,7 @@ class Trojan:
             mark[tuple(np.array(piece).T)] = 1.0
         return found * draw(self.pattern, height, width) if self.pattern in DRAWN else found
 
-    def trigger(self, x, rank=None):
+    def trigger(self, state, x, rank=None, task=None):
         """The images with the whole pattern, or with the part of malicious client `rank`."""
         marks = self.marks(*x.shape[1:3])
         mark = marks.max(0) if rank is None else jnp.asarray(marks)[rank % len(marks)]
@@ -207,21 +206,3 @@ class Trojan:
         if self.overflow == "wrap":  # both as bytes, like the author's files
             return jnp.mod(jnp.round(255 * x) + jnp.round(255 * added), 256) / 255
         return jnp.clip(x + added, 0.0, 1.0)
-
-    def _is_base(self, y):
-        return jnp.ones_like(y, bool) if self.base is None else y == self.base
-
-    def choose(self, key, labels, held):
-        return exact_share(key, held & self._is_base(labels), self.fraction)
-
-    def poison(self, key, x, y, position, rank, task):
-        return self.trigger(x, rank), jnp.full_like(y, self.target)
-
-    def examples(self, key, view):
-        x, y = view.sample(key, self.num_images)
-        chosen = self._is_base(y)
-        stamped = jnp.where(chosen[:, None, None, None], self.trigger(x), x)
-        return stamped, jnp.where(chosen, self.target, y)
-
-    def probes(self, x, y, task):
-        return self.trigger(x), jnp.full_like(y, self.target), self._is_base(y)

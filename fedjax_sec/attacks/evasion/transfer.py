@@ -25,11 +25,12 @@ class Transfer:
         0.1
     """
 
+    needs = frozenset({"surrogate"})
     surrogate: str = static("", "Folder of a finished run.")
     attack: Any = component("evasion", "pgd", "How the surrogate is attacked.")
 
     def check(self, path, setting):
-        if hasattr(self.attack, "surrogate"):
+        if "surrogate" in self.attack.needs:
             raise ConfigError(
                 f"{path}.attack is made on the surrogate itself and cannot be "
                 f"{self.attack.registered_name!r}; choose an attack such as 'pgd'."

@@ -51,7 +51,9 @@ class AlieBackdoor:
 
     stage = "update"
     needs = frozenset({"task"})
-    backdoor: Any = component("attack", "pattern", "What to teach, an attack on data.")
+    backdoor: Any = component(
+        "attack", "pattern", "What to teach, an attack on data.", poisons=False
+    )
     z: float | None = numeric(0.2, "Clamp in standard deviations (null: z_max).", low=0, high=1e6)
     alpha: float = numeric(0.2, "Weight of the backdoor loss.", low=0, high=1)
     min_scale: float = numeric(
@@ -103,11 +105,12 @@ class AlieBackdoor:
     def apply(self, key, updates, state, view):
         mean, std, z = perturbation_range(self, updates, view)
         sample_key, train_key = jax.random.split(key)
-        x, target = self.backdoor.examples(sample_key, view)
+        memory = view.memory(self.backdoor)
+        x, target = self.backdoor.examples(sample_key, memory, view)
         start = view.params + mean
         if self.convention == "author":
             trained = self._train(train_key, start, x, target, view.task, self._author_step(view))
-            done = jnp.all(jnp.argmax(view.task.logits(start, x), axis=-1) == target)
+            done = jnp.all(jnp.argmax(view.task.outputs(start, x), axis=-1) == target)
             trained = jnp.where(done, start, trained)
             crafted = trained - view.params - 2 * mean
         else:

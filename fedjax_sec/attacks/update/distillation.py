@@ -79,7 +79,7 @@ class Distillation:
         trained = every if layer == "all" else layer_mask(tree, layer)
 
         def log_probs(params, x, train_key):
-            logits = task.logits(params, x, train=True, key=train_key)
+            logits = task.outputs(params, x, train=True, key=train_key)
             return jax.nn.log_softmax(logits / self.temperature)
 
         def descend(own, loss, steps, mask):
@@ -106,7 +106,7 @@ class Distillation:
             teacher = descend(first, hard, self.teacher_steps, every)
 
             def soft(params, x, y, dropout):
-                labels = jax.nn.softmax(task.logits(teacher, x) / self.temperature)
+                labels = jax.nn.softmax(task.outputs(teacher, x) / self.temperature)
                 return -jnp.sum(labels * log_probs(params, x, dropout)) / y.shape[0]
 
             return descend(second, soft, self.student_steps, trained) - start

@@ -44,7 +44,6 @@ class Scaling:
     """
 
     stage = "update"
-    poisons = True
     backdoor: Any = component("attack", CORNER, "What to teach, an attack on data.")
     factor: float | None = numeric(
         None,

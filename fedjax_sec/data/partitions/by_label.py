@@ -25,6 +25,7 @@ class ByLabel:
         [[0, 0, 0, 0, 0], [1, 1, 1, 1, 1], [2, 2, 2, 2, 2], [3, 3, 3, 3, 3]]
     """
 
+    needs_labels = True
     shards_per_client: int = static(2, "Shards each client receives.", low=1, high=COUNT)
 
     def split(

@@ -38,6 +38,7 @@ class Dirichlet:
         (1000, True)
     """
 
+    needs_labels = True
     alpha: float = static(0.5, "Concentration of the Dirichlet distribution.", low=1e-6, high=1e9)
     min_examples: int = static(1, "Draw again until every client holds so many.", low=1, high=COUNT)
     balanced: bool = static(False, "Clients that hold T / N examples receive no more.")

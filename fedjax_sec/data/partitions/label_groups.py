@@ -30,6 +30,7 @@ class LabelGroups:
         [[0, 0, 0, 0], [1, 1, 1, 1]]
     """
 
+    needs_labels = True
     q: float = static(0.5, "Chance that an example goes to the group of its class.", low=0, high=1)
 
     def split(

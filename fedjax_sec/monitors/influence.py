@@ -1,16 +1,16 @@
 """Net influence: whose parameters the server moves, the backdoor's or the honest clients'."""
 
-import dataclasses
-from typing import Any, NamedTuple
+import itertools
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from fedjax_sec import core
-from fedjax_sec.core import COUNT, ConfigError, static
-from fedjax_sec.core.advice import shown
-from fedjax_sec.core.types import Metrics, Task
+from fedjax_sec.core import COUNT, ConfigError, Monitor, registry, static, suggestion
+from fedjax_sec.core.types import BoundTask, Metrics
 from fedjax_sec.ops.backend import on_cpu
 
 #: Floats of per-example gradients held at once under `fisher` (at least one image's), however many
@@ -28,14 +28,25 @@ class Probes(NamedTuple):
     include: Bool[Array, " P"]
 
 
-@dataclasses.dataclass(frozen=True)
-class Influence:
-    """How net influence is measured, see `influence`; every round, which costs two passes a probe.
+@registry.monitors.register("influence")
+class Influence(Monitor):
+    """Net influence, summed over the rounds, see `influence`; every round costs two passes a probe.
 
-    >>> build_influence({"top": 50}, "evaluation.influence")
-    Influence(top=50, convention='author', batch_size=256, max_images=None)
+    Probes are the test examples with the backdoor's trigger that are not truly of its target class.
+    Metrics: `net_influence` and, of the round, `influence/...`.
+
+    Raises: `ConfigError` where the backdoor has no such probes, or `top` exceeds D.
+
+    Source: Ozdayi et al. 2021 (RLR), Section 4 and Figure 4, see `influence`.
+
+    Example:
+        >>> from fedjax_sec.core import registry
+        >>> registry.monitors.build({"name": "influence", "top": 50}).convention
+        'author'
     """
 
+    prefix = ""
+    needs_labels = True
     top: int = static(100, "Parameters that count as important to each mapping.", low=1, high=COUNT)
     convention: str = static(
         "author",
@@ -50,51 +61,82 @@ class Influence:
         None, "Measure on the first probes only (null: all).", low=1, high=COUNT
     )
 
-    def init(self) -> Float[Array, ""]:
-        """The sum before round 0."""
+    def check(self, path, setting):
+        dim = setting.num_parameters
+        if dim is not None and self.top > dim:
+            raise ConfigError(
+                f"{path}.top must be <= {dim}, the model's parameters, got {self.top}."
+            )
+
+    def positions(self, task, test, backdoor, state):
+        """The first `max_images` test examples that count as probes."""
+        name = backdoor.registered_name
+
+        def counted(x, y):
+            _, target, include = backdoor.probes(state, task.inputs.decode(x), y, task)
+            return include & (y != target)
+
+        # Two examples tell whether the probes are the test examples, or others without labels.
+        pair = [jax.ShapeDtypeStruct((2, *a.shape[1:]), a.dtype) for a in test]
+        probes = lambda x, y: backdoor.probes(state, task.inputs.decode(x), y, task)[0]  # noqa: E731
+        if jax.eval_shape(probes, *pair).shape[0] != 2:
+            raise ConfigError(
+                f"evaluation.influence needs probes with true labels; those of attack {name!r} are "
+                f"not the test images. Choose another backdoor, such as 'trojan', or set "
+                f"evaluation.influence to null."
+            )
+        positions = np.flatnonzero(np.asarray(jax.jit(counted)(*test)))[: self.max_images]
+        if not len(positions):
+            raise ConfigError(
+                f"evaluation.influence has nothing to measure on: attack {name!r} has no probe "
+                f"among the {len(test.y)} test images that is not truly of its target class; "
+                f"choose another base or target."
+            )
+        return positions
+
+    def init(self, setting, task, message):
         return jnp.zeros(())
 
-    def measure(
-        self,
-        task: Task,
-        probes: Probes,
-        total: Float[Array, "..."],
-        before: Float[Array, " D"],
-        after: Float[Array, " D"],
-        flipped: Bool[Array, " D"] | None,
-    ) -> tuple[Float[Array, "..."], Metrics]:
-        """Adds one round to the sum: (new sum, the metrics of `influence` and the sum itself)."""
-        found = influence(
+    def observe(self, key, state, trace, task):
+        backdoor, memory = trace.backdoor
+        positions = trace.probes
+        x, y = task.inputs.decode(trace.test.x[positions]), trace.test.y[positions]
+        x, target, include = backdoor.probes(memory, x, y, task)
+        probes = Probes(x, target, y, include & (y != target) & (positions >= 0))
+        metrics = influence(
             task,
-            before,
-            after,
-            flipped,
+            trace.before,
+            trace.after,
+            sign_flipped(trace.aggregates),
             probes,
             top=self.top,
             convention=self.convention,
             batch_size=self.batch_size,
         )
-        total = total + found.pop("net")
-        metrics = {f"influence/{name}": value for name, value in found.items()}
-        return total, metrics | {"net_influence": total}
+        total = state + metrics.pop("net")
+        shown = {f"influence/{name}": value for name, value in metrics.items()}
+        return total, shown | {"net_influence": total}
 
 
-def build_influence(spec: Any, path: str) -> Influence | None:
-    """From true, false or a mapping of fields."""
-    if isinstance(spec, Influence):
-        return core.rebuild(spec, path)
-    spec = core.plain(spec)
-    if isinstance(spec, bool):
-        return Influence() if spec else None
-    if not isinstance(spec, dict):
-        raise ConfigError(
-            f"{path} must be true, false, null or a mapping of fields, got {shown(spec)}."
-        )
-    return core.build(Influence, spec, path)
+def sign_flipped(aggregates: Sequence[Float[Array, " D"]]) -> Bool[Array, " D"] | None:
+    """Coordinates that the stages behind the aggregator negated; None where there are none.
+
+    Sign flips are detected from the aggregates, not reported by the defence: a coordinate that
+    became minus itself up to rounding. Zeros do not flip, nor does what noise or clipping changes,
+    even where its sign does.
+
+    >>> print(sign_flipped((jnp.array([1.0, 2.0, 0.0]), jnp.array([-1.0, 2.0, 0.0]))))
+    [ True False False]
+    """
+    flipped = None
+    for before, after in itertools.pairwise(aggregates):
+        turned = (before != 0) & (jnp.abs(after + before) <= 1e-6 * jnp.abs(before))
+        flipped = turned if flipped is None else flipped ^ turned
+    return flipped
 
 
 def influence(
-    task: Task,
+    task: BoundTask,
     before: Float[Array, " D"],
     after: Float[Array, " D"],
     flipped: Bool[Array, " D"] | None,
@@ -169,7 +211,7 @@ def influence(
 
 
 def importances(
-    task: Task,
+    task: BoundTask,
     params: Float[Array, " D"],
     x: Float[Array, " P *shape"],
     labels: Int[Array, "L P"],
@@ -199,7 +241,7 @@ def importances(
     if convention not in ("author", "fisher"):
         raise ValueError(
             f"convention must be one of 'author', 'fisher', got {convention!r}."
-            f"{core.suggestion(convention, ('author', 'fisher'))}"
+            f"{suggestion(convention, ('author', 'fisher'))}"
         )
     count, kinds = x.shape[0], labels.shape[0]
     # Those that count first, so that batches are the same whatever lies between them.
@@ -215,7 +257,7 @@ def importances(
 
     def gradients(x, labels, mask):
         """[L, D], the gradients of the batch's summed outcome."""
-        logits, pull = jax.vjp(lambda p: task.logits(p, x), params)
+        logits, pull = jax.vjp(lambda p: task.outputs(p, x), params)
         slopes = jax.nn.one_hot(labels, task.num_classes, dtype=logits.dtype)
         if convention == "fisher":
             slopes = slopes - jax.nn.softmax(logits)[None]

@@ -1,0 +1,45 @@
+"""How a round lets monitors look: each gets the trace and hands back its own state and metrics."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_sec.core import ConfigError
+from fedjax_sec.core.types import BoundTask, Metrics, RoundTrace
+
+
+def observe(
+    monitors: tuple,
+    key,
+    states: tuple,
+    trace: RoundTrace,
+    task: BoundTask,
+    probes: tuple,
+    last,
+) -> tuple[tuple, Metrics]:
+    """All monitors' new states, and their metrics under their prefixes.
+
+    A monitor of the `last` round looks where `last` is true; elsewhere its state stays and its
+    metrics are zero. What no monitor reads is not computed.
+    """
+    new, metrics = [], {}
+    for i, (monitor, state) in enumerate(zip(monitors, states, strict=True)):
+        seen = trace._replace(probes=probes[i] if probes else None)
+        look = functools.partial(monitor.observe, jax.random.fold_in(key, i), state, seen, task)
+        if monitor.when == "every":
+            state, values = look()
+        else:
+            shapes = jax.eval_shape(look)[1]
+            nothing = jax.tree.map(lambda m: jnp.zeros(m.shape, m.dtype), shapes)
+            state, values = jax.lax.cond(last, look, lambda s=state, n=nothing: (s, n))
+        new.append(state)
+        prefix = monitor.registered_name if monitor.prefix is None else monitor.prefix
+        for name, value in values.items():
+            full = f"{prefix}/{name}" if prefix else name
+            if full in metrics:
+                raise ConfigError(
+                    f"evaluation.monitors: two monitors measure {full!r}; leave one of them out."
+                )
+            metrics[full] = value
+    return tuple(new), metrics

@@ -1,0 +1,163 @@
+"""What would stop an experiment, or make it silently do nothing, seen on its data."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_sec import core
+from fedjax_sec.core import ConfigError, Setting, value_of
+from fedjax_sec.core.random import Stream, stream
+from fedjax_sec.core.types import BoundTask
+from fedjax_sec.data import Source
+from fedjax_sec.ops.layers import layer_sizes
+from fedjax_sec.round import Population
+from fedjax_sec.runs.config import Experiment
+from fedjax_sec.runs.memory import check_stack, device_memory
+
+
+def setting_on_data(experiment: Experiment, source: Source, task, shapes, dim: int, capacity: int):
+    """The setting with what only the data tells; components are checked against it."""
+    return experiment.setting(
+        capacity=capacity,
+        example_shape=tuple(source.x_train.shape[1:]),
+        num_classes=source.num_classes,
+        layers=tuple(layer_sizes(shapes)),
+        num_parameters=dim,
+        examples=len(source.y_train),
+        inputs=source.input_kind,
+        labelled=task.labels_of(np.asarray(source.y_train[:1])) is not None,
+    )
+
+
+def check_on_data(experiment: Experiment, source: Source, setting: Setting) -> None:
+    """`Experiment.check` with what only the data tells, and the numbers that must fit it."""
+    check_stack(experiment.clients_per_round, setting.num_parameters, device_memory())
+    known = {name: getattr(setting, name) for name in FROM_DATA}
+    experiment.check(**known)
+    images = experiment.evaluation.evasion_images
+    if images is not None and images > len(source.y_test):
+        raise ConfigError(
+            f"evaluation.evasion_images must be <= {len(source.y_test)}, the test examples of "
+            f"{source.label}, got {images}."
+        )
+
+
+#: The fields of a setting that only the data tells.
+FROM_DATA = (
+    "capacity",
+    "example_shape",
+    "num_classes",
+    "layers",
+    "num_parameters",
+    "examples",
+    "inputs",
+    "labelled",
+)
+
+
+def check_bases(experiment: Experiment, source, population: Population, task) -> None:
+    """Raises where an attack on data would poison nothing, or nothing could be measured."""
+    base = None if experiment.backdoor is None else experiment.backdoor.base
+    if base is not None and base not in np.asarray(source.y_test):
+        raise ConfigError(
+            f"attack: {source.label} has no test example of base class {base}, so the backdoor's "
+            f"success cannot be measured; choose a base that is among "
+            f"{', '.join(map(str, np.unique(source.y_test)[:20]))}."
+        )
+    malicious = population.malicious
+    if experiment.threat.redraw:  # it is every client's turn
+        malicious = np.ones_like(malicious)
+    index, counts = population.index[malicious], population.counts[malicious]
+    held = np.asarray(source.y_train)[index[np.arange(index.shape[1]) < counts[:, None]]]
+    for stage in experiment.attack.data_stages:
+        if stage.base is not None and stage.base not in held:
+            raise ConfigError(
+                f"attack: no malicious client holds an example of base class {stage.base}, so "
+                f"{stage.registered_name!r} would do nothing; choose another base, or change the "
+                f"seed, data.partition or threat.num_malicious."
+            )
+    poisons = _poisons(experiment, source, population._replace(malicious=malicious), task)
+    for stage, something in zip(experiment.attack.data_stages, poisons, strict=True):
+        if not something:
+            raise ConfigError(
+                f"attack: {stage.registered_name!r} would poison nothing: no example of a "
+                f"malicious client falls into its share, and none of them has more than "
+                f"{counts.max()}; raise its fraction, or give clients more data."
+            )
+
+
+def _poisons(experiment: Experiment, source, population: Population, task) -> list[bool]:
+    """Whether each attack on data ever poisons an example, by its own choice of them."""
+    if not experiment.attack.data_stages:
+        return []
+    key = stream(jax.random.key(experiment.seed), Stream.POISON)
+    clients = np.flatnonzero(population.malicious)
+    labels = task.labels_of(jnp.asarray(np.asarray(source.y_train)[population.index[clients]]))
+    held = np.arange(labels.shape[1]) < population.counts[clients][:, None]
+
+    def choose(attack):
+        keys = jax.vmap(lambda client: jax.random.fold_in(key, client))(clients)
+        masks = jax.vmap(attack.choose)(keys, labels, held)
+        return np.array([bool(mask.any()) for mask in masks])
+
+    return list(np.any([choose(one) for one in core.every_value(experiment.attack)], axis=0))
+
+
+@functools.lru_cache(maxsize=16)
+def _seen_pixels(model, input_shape, num_classes) -> np.ndarray:
+    """Which pixels [H, W] move a logit: strides and poolings may drop what is near an edge.
+
+    By the gradient on random images at initial weights, where a pixel without a path has exactly 0.
+    """
+    # XLA's own convolutions compile fastest, and are run only once here.
+    network = dataclasses.replace(model, convolution="xla").make(input_shape, num_classes)
+
+    @jax.jit
+    def seen(key):
+        variables = network.init(key)
+        images = jax.random.uniform(jax.random.fold_in(key, 1), (8, *input_shape))
+        mixture = jax.random.normal(jax.random.fold_in(key, 2), (num_classes,))
+        slope = jax.grad(lambda x: jnp.sum(network.apply(variables, x) @ mixture))(images)
+        return jnp.any(slope != 0, axis=(0, 3))
+
+    return np.asarray(seen(jax.random.key(0)))
+
+
+def trigger_pixels(
+    experiment: Experiment, source: Source, task: BoundTask, setting: Setting
+) -> tuple[int, int] | None:
+    """How many pixels the trigger changes that the network sees, and how many in all.
+
+    None where there is no trigger of pixels, or the network has no convolutions.
+    """
+    backdoor, shape = core.resolve(experiment.backdoor, 0), source.x_train.shape[1:]
+    convolves = value_of(experiment.model, "convolution") is not None
+    if not isinstance(backdoor, core.Trigger) or not convolves or len(shape) != 3:
+        return None
+    images = jax.random.uniform(jax.random.key(0), (8, *shape))
+    state = backdoor.init(setting, task)
+    stamped = backdoor.trigger(state, images, None, task)
+    changed = np.asarray(jnp.any(stamped != images, axis=(0, 3)))
+    if not changed.any():  # a trigger with memory has learned nothing yet
+        return None
+    seen = changed & _seen_pixels(experiment.model, shape, source.num_classes)
+    return int(seen.sum()), int(changed.sum())
+
+
+def check_trigger(experiment: Experiment, pixels: tuple[int, int] | None) -> None:
+    """Raises where the network sees nothing of the trigger: no model could learn the backdoor."""
+    if pixels is not None and pixels[0] == 0:
+        raise ConfigError(
+            f"attack: {experiment.model.registered_name!r} sees none of the {pixels[1]} pixels of "
+            f"{experiment.backdoor.registered_name!r}, since strides or poolings drop them, so the "
+            f"backdoor could not be learned; {_away_from_edges(experiment.backdoor)}."
+        )
+
+
+def _away_from_edges(backdoor) -> str:
+    if "place" in {field.name for field in dataclasses.fields(backdoor)}:
+        return "set attack.place (with size), or attack.pixels, further inside"
+    return "take a larger attack.size, or 'trojan', which has a place"
