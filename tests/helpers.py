@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_sec.core import registry
+from fedjax_sec.core.space import make_space
+from fedjax_sec.core.types import InputSpec
 from fedjax_sec.ops.client_axis import Layout
 from fedjax_sec.round import Pool, Problem, make_task
 
@@ -50,19 +52,18 @@ def tiny_pool(count=40):
 @functools.cache
 def tiny_task():
     """A perceptron 16-5-3 on `tiny_pool`, made as an experiment makes its task."""
+    model = registry.models.build({"name": "mlp", "hidden": [HIDDEN]}).make(SHAPE, CLASSES)
     problem = Problem(
-        model=registry.models.build({"name": "mlp", "hidden": [HIDDEN]}).make(SHAPE, CLASSES),
-        input_shape=SHAPE,
+        model=model,
+        space=make_space(model),
+        inputs=InputSpec("pixels", SHAPE, 255.0, (MEAN,), (STD,)),
         num_classes=CLASSES,
-        pixel_scale=255.0,
-        mean=(MEAN,),
-        std=(STD,),
         num_clients=4,
         clients_per_round=4,
         omniscient=False,
         layout=Layout(4),
     )
-    return make_task(problem, tiny_pool())
+    return make_task(problem, tiny_pool(), registry.tasks.build("classification"))
 
 
 def shallow(name, **fields):

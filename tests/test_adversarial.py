@@ -11,15 +11,14 @@ import pytest
 from helpers import small, tiny_pool, tiny_task
 from hypothesis import strategies as st
 from jax.extend import core as jax_core
+from programs import program_of, replicas_of, task_on
 
 from fedjax_sec import core
 from fedjax_sec.core import ConfigError, registry
 from fedjax_sec.core.types import LocalData
 from fedjax_sec.ops.client_axis import Layout, map_clients
 from fedjax_sec.ops.pgd import linf_pgd
-from fedjax_sec.round import make_task
 from fedjax_sec.runs.config import from_mapping
-from fedjax_sec.runs.program import Program
 
 LINEAR = jnp.array([[1.0, -2.0, 0.0, 0.5]])
 
@@ -229,12 +228,14 @@ def test_an_adversarial_experiment_resists_what_an_ordinary_one_does_not():
     for name, fields in {"sgd": {}, "adversarial": pgd | {"pgd_steps": 5, "fraction": 1.0}}.items():
         spec = {"name": name, "steps": 4, "batch_size": 8, **fields}
         experiment = from_mapping(small(client=spec, rounds=30))
-        program = Program(experiment)
-        replicas, _ = program.replicas([experiment])
+        program = program_of(experiment)
+        replicas = replicas_of([experiment])
         state, _ = program.advance(program.init(replicas), replicas, 0, 30)
-        task = make_task(program.problem, program.pool)
+        task = task_on(program)
         x, y = program.test.x[:200] / program.source.scale, program.test.y[:200]
-        loss = functools.partial(task.loss, state.params[0], y=y, mask=jnp.ones(len(y), bool))
+        loss = functools.partial(
+            task.loss, state.server.params[0], y=y, mask=jnp.ones(len(y), bool)
+        )
         moved = linf_pgd(jax.grad(loss), x, jax.random.key(5), num_steps=10, **pgd)
         losses[name] = float(loss(moved))
     assert losses["adversarial"] < 0.8 * losses["sgd"]

@@ -19,7 +19,7 @@ from fedjax_sec.evaluation.attribution import (
 from fedjax_sec.report import plotting
 from fedjax_sec.runs import config
 from fedjax_sec.runs.loading import final_params, logits_of
-from fedjax_sec.runs.prepare import load_source
+from fedjax_sec.runs.source import load_source
 from fedjax_sec.sweeps import make_cells, run_cells
 
 TARGET = jnp.array([0, 2, 1, 2])

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from helpers import CLASSES, SHAPE, NumpyMlp, same_bits, sample, small, tiny_task
 from jax.flatten_util import ravel_pytree
+from programs import averaging, classification, problem_of
 
 import fedjax_sec
 from fedjax_sec import core
@@ -21,13 +22,14 @@ from fedjax_sec.round import (
     Components,
     Pool,
     Population,
-    Problem,
     Replica,
     make_task,
     train_clients,
 )
 from fedjax_sec.round.pipeline import Attack, Defense
-from fedjax_sec.runs import config, experiment, prepare
+from fedjax_sec.runs import checks, config
+from fedjax_sec.runs.prepare import bound_task, prepare
+from fedjax_sec.runs.source import load_source, network_of
 
 OPTIMIZER = build_optimizer({"name": "sgd", "learning_rate": 1.0})
 
@@ -81,7 +83,7 @@ def changed(before, after):
 )
 def test_golden_pixels(shape, fields, pixels, value):
     x = images(shape)
-    stamped = np.asarray(trojan(**fields).trigger(x))
+    stamped = np.asarray(trojan(**fields).trigger((), x))
     assert changed(x, stamped) == pixels
     for row, column in pixels:
         assert (stamped[:, row, column] == value).all()
@@ -142,15 +144,15 @@ def test_marks_are_added_as_the_author_adds_them(pattern):
     bytes_ = np.round(x * 255).astype(np.uint8)
     part = trojan(pattern=pattern)
     mark = part.marks(28, 28)[0][None, :, :, None]
-    added = np.asarray(part.trigger(x))
+    added = np.asarray(part.trigger((), x))
     np.testing.assert_allclose(added, np.minimum(x + mark, 1), atol=1e-6)
-    taken = np.asarray(trojan(pattern=pattern, value=0).trigger(x))
+    taken = np.asarray(trojan(pattern=pattern, value=0).trigger((), x))
     np.testing.assert_allclose(taken, np.maximum(x - mark, 0), atol=1e-6)
     assert (added > x).mean() > 0.1 and (taken < x).mean() > 0.1
     with np.errstate(over="ignore"):
         sums = bytes_ + np.round(mark * 255).astype(np.uint8)  # uint8: modulo 256
     assert sums.dtype == np.uint8 and (sums < bytes_).any()
-    wrapped = np.asarray(trojan(pattern=pattern, overflow="wrap").trigger(x)) * 255
+    wrapped = np.asarray(trojan(pattern=pattern, overflow="wrap").trigger((), x)) * 255
     np.testing.assert_array_equal(np.round(wrapped), sums)
 
 
@@ -160,7 +162,7 @@ def test_marks_are_added_as_the_author_adds_them(pattern):
 def part_of(attack, rank, shape):
     x = images(shape)
     poisoned, _ = attack.poison(
-        jax.random.key(0), x, jnp.zeros(3, int), jnp.arange(3), jnp.array(rank), tiny_task()
+        jax.random.key(0), (), x, jnp.zeros(3, int), jnp.array(rank), tiny_task()
     )
     return changed(x, poisoned)
 
@@ -179,7 +181,7 @@ def test_parts_are_a_partition_of_the_whole(fields, shape):
     attack = trojan(**fields)
     parts = [part_of(attack, rank, shape) for rank in range(attack.split)]
     x = images(shape)
-    assert set().union(*parts) == changed(x, attack.trigger(x))
+    assert set().union(*parts) == changed(x, attack.trigger((), x))
     assert all(parts) and sum(map(len, parts)) == len(set().union(*parts))
     assert part_of(attack, attack.split + 1, shape) == parts[1]
 
@@ -194,7 +196,7 @@ def test_the_authors_parts_overlap_and_unite_to_the_whole():
     attack = trojan(split=4, parts="author")
     assert [part_of(attack, rank, (32, 32, 3)) for rank in range(4)] == CIFAR_PARTS
     x = images((32, 32, 3))
-    assert changed(x, attack.trigger(x)) == CIFAR == set().union(*CIFAR_PARTS)
+    assert changed(x, attack.trigger((), x)) == CIFAR == set().union(*CIFAR_PARTS)
 
 
 @pytest.mark.parametrize("pattern", ["copyright", "apple"])
@@ -208,12 +210,12 @@ def test_bands_of_a_mark_unite_to_the_whole(pattern):
 
 
 @core.pytree
-class Reveals:
+class Reveals(core.Client):
     """A client whose "update" are its images, and whose metrics are its labels."""
 
-    def apply(self, key, params, state, local, task):
+    def apply(self, key, params, state, local, task, hooks=core.NO_HOOKS):
         x, y = local.fetch(jnp.arange(local.capacity))
-        return x.reshape(-1), (), {"y": y}
+        return core.Trained(x.reshape(-1), (), 1, None, {"y": y})
 
 
 def local_examples(attack, malicious, labels, round=0, seed=0):
@@ -222,19 +224,22 @@ def local_examples(attack, malicious, labels, round=0, seed=0):
     x = np.random.default_rng(1).integers(1, 255, (labels.size, *SHAPE), np.uint8)
     pool = Pool(jnp.asarray(x), jnp.asarray(labels.ravel(), jnp.int32))
     model = registry.models.build({"name": "mlp", "hidden": [5]}).make(SHAPE, CLASSES)
-    problem = Problem(
+    problem = problem_of(
         model, SHAPE, CLASSES, 255.0, (0.5,), (0.5,), clients, clients, False, Layout(clients)
     )
     counts = jnp.full(clients, each).at[0].set(each - 1)  # the first client's row is padded
     index = jnp.arange(labels.size, dtype=jnp.int32).reshape(labels.shape)
-    parts = Components(Reveals(), OPTIMIZER, Attack.build(attack), Defense(()))
+    parts = Components(averaging(Reveals()), Attack.build(attack), Defense(()), None)
     replica = Replica(jax.random.key(seed), parts, Population(index, counts, malicious))
-    task = make_task(problem, pool)
-    shown, _, metrics = jax.jit(
+    task = make_task(problem, pool, classification())
+    server = parts.algorithm.start(jnp.zeros(x[0].size * each))
+    state = parts.attack.init(clients, task.dim, parts, task)
+    message, _, metrics = jax.jit(
         lambda i: train_clients(
-            problem, task, pool, replica, jnp.zeros(x[0].size * each), (), jnp.arange(clients), i
+            problem, task, pool, replica, server, state, (), jnp.arange(clients), i
         )
     )(jnp.int32(round))
+    shown = message.vector
     clean = np.asarray(x.reshape(clients, each, *SHAPE), np.float32) * np.float32(1 / 255)
     return np.asarray(shown).reshape(clean.shape), np.asarray(metrics["y"]), clean
 
@@ -255,7 +260,7 @@ def test_an_exact_share_of_base_class_images_is_poisoned(share):
         held = LABELS[client, : 39 if client == 0 else 40]
         assert stamped[client].sum() == np.floor(share * (held == 1).sum())
     assert not stamped[0, 39], "padding is stamped"
-    whole = np.asarray(registry.attacks.build(spec).trigger(clean[stamped]))
+    whole = np.asarray(registry.attacks.build(spec).trigger((), clean[stamped]))
     np.testing.assert_allclose(x[stamped], whole)
     # The same examples in every round, others for another seed.
     again = local_examples(spec, MALICIOUS, LABELS, round=7)
@@ -302,17 +307,17 @@ def test_data_attacks_act_one_after_the_other():
 def test_probes_are_the_base_class_with_the_whole_pattern():
     x, y = sample(jax.random.key(0), 30)
     attack = trojan(base=1, target=2, split=3)
-    probes, target, include = attack.probes(x, y, tiny_task())
+    probes, target, include = attack.probes((), x, y, tiny_task())
     same_bits(include, np.asarray(y) == 1)
     assert (np.asarray(target) == 2).all()
-    same_bits(probes, attack.trigger(x))
+    same_bits(probes, attack.trigger((), x))
     flip = registry.attacks.build("label_flip")
-    probes, target, include = flip.probes(x, y, tiny_task())
+    probes, target, include = flip.probes((), x, y, tiny_task())
     same_bits(probes, x)
     same_bits(target, CLASSES - 1 - np.asarray(y))
     same_bits(include, np.asarray(y) != 1)  # the middle class is its own flip
     part = registry.attacks.build({"name": "label_flip", "base": 1, "target": 0})
-    same_bits(part.probes(x, y, tiny_task())[2], np.asarray(y) == 1)
+    same_bits(part.probes((), x, y, tiny_task())[2], np.asarray(y) == 1)
 
 
 def test_examples_for_an_update_attack_keep_other_classes_clean():
@@ -325,9 +330,9 @@ def test_examples_for_an_update_attack_keep_other_classes_clean():
 
     clean, labels = sample(jax.random.key(5), 50)
     attack = trojan(base=1, target=2, num_images=50)
-    x, y = attack.examples(jax.random.key(5), View)
+    x, y = attack.examples(jax.random.key(5), (), View)
     base = np.asarray(labels) == 1
-    same_bits(np.asarray(x)[base], np.asarray(attack.trigger(clean))[base])
+    same_bits(np.asarray(x)[base], np.asarray(attack.trigger((), clean))[base])
     same_bits(np.asarray(x)[~base], np.asarray(clean)[~base])
     same_bits(y, np.where(base, 2, labels))
 
@@ -379,7 +384,7 @@ QUICK = {
 
 def by_hand(result):
     """ASR, loss of the backdoor and accuracy of the base class, from the final parameters."""
-    source = prepare.load_source(result.experiment)
+    source = load_source(result.experiment)
     mlp = NumpyMlp(64, 6, 10, source.mean[0], source.std[0])
     params = np.asarray(ravel_pytree(result.params)[0])
     base = source.x_test[source.y_test == 5] / source.scale
@@ -495,7 +500,7 @@ def test_refused_before_the_data_is_read(fields, message):
 def test_refused_once_the_data_is_known(fields, message):
     spec = small(attack={"name": "trojan"} | fields, threat={"num_malicious": 3})
     with pytest.raises(ConfigError, match=message):
-        experiment.verify(config.from_mapping(spec))
+        prepare(config.from_mapping(spec))
 
 
 def test_the_middle_class_cannot_be_flipped_onto_itself():
@@ -521,7 +526,7 @@ def test_a_class_that_no_malicious_client_holds_is_refused():
     for base in range(10):
         one = config.from_mapping(spec, {"attack": {"name": "label_flip", "base": base}})
         try:
-            experiment.verify(one)
+            prepare(one)
         except ConfigError as error:
             assert f"no malicious client holds an example of base class {base}" in str(error)
             refused += 1
@@ -530,7 +535,7 @@ def test_a_class_that_no_malicious_client_holds_is_refused():
     with pytest.raises(ConfigError, match="has no test example of base class"):
         for base in (0, 1):
             attack = {"name": "label_flip", "base": base}
-            experiment.verify(config.from_mapping(spec, {"attack": attack}))
+            prepare(config.from_mapping(spec, {"attack": attack}))
 
 
 def test_evaluation_backdoor_must_be_an_attack_on_data():
@@ -558,31 +563,39 @@ def blank_source():
     return Source("mnist", x, y, x, y, 10, 255.0, (0.0,), (1.0,), (4, 4), "nowhere")
 
 
+def pixels_of(experiment):
+    source, setting = blank_source(), experiment.setting()
+    network = network_of(experiment, source)
+    task = bound_task(experiment, source, network, classification(), setting)
+    return checks.trigger_pixels(experiment, source, task, setting)
+
+
 def test_the_pixels_of_a_trigger_that_the_network_sees_are_counted():
     # Table II: 28 -> 26 -> 13 -> 11 -> 5, which needs 10 of the 11, 12 of the 13, 24 of the 26.
     known = np.zeros((28, 28), bool)
     known[:26, :26] = True
     built = registry.models.build("fltrust_cnn")
-    np.testing.assert_array_equal(prepare._seen_pixels(built, (28, 28, 1), 10), known)
+    np.testing.assert_array_equal(checks._seen_pixels(built, (28, 28, 1), 10), known)
     for pixels, expected in ((CORNER["pixels"], (1, 4)), ([[24, 24], [25, 25]], (2, 2))):
-        found = prepare.trigger_pixels(with_trigger(pixels), blank_source())
+        found = pixels_of(with_trigger(pixels))
         assert found == expected
-    assert prepare.trigger_pixels(with_trigger([[27, 27]], "mlp"), blank_source()) is None
+    assert pixels_of(with_trigger([[27, 27]], "mlp")) is None
     with pytest.raises(ConfigError, match="sees none of the 2 pixels of 'trojan'"):
-        prepare.check_trigger(with_trigger([[26, 3], [3, 27]]), blank_source())
+        experiment = with_trigger([[26, 3], [3, 27]])
+        checks.check_trigger(experiment, pixels_of(experiment))
 
 
 def test_a_run_refuses_an_unseen_trigger_and_warns_of_a_part(monkeypatch):
     seen = np.ones((8, 8), bool)
-    monkeypatch.setattr(prepare, "_seen_pixels", lambda *_: seen)
+    monkeypatch.setattr(checks, "_seen_pixels", lambda *_: seen)
     attack = {"name": "pattern", "size": 2}
     given = small(model="small_cnn", attack=attack, threat={"num_malicious": 1}, rounds=1)
-    experiment.verify(config.from_mapping(given))
+    prepare(config.from_mapping(given))
     seen[0, 0] = False
     assert "sees 3 of the 4 pixels" in fedjax_sec.run(given).summary["warnings"][-1]
     seen[:2, :2] = False
     with pytest.raises(ConfigError, match="none of the 4 pixels"):
-        experiment.verify(config.from_mapping(given))
+        prepare(config.from_mapping(given))
 
 
 # --- Attacks that would poison nothing ----------------------------------------------------------
@@ -606,16 +619,16 @@ def test_a_share_of_less_than_one_example_is_refused(spec):
     """Of 9 examples a tenth is none; before anything is written or compiled."""
     one = config.from_mapping(small(attack=spec, threat={"num_malicious": 2}))
     with pytest.raises(ConfigError, match="would poison nothing: .* none of them has more than 9"):
-        experiment.verify(one)
+        prepare(one)
 
 
 def test_a_share_of_one_example_in_some_round_is_enough():
     later = {"schedule": "steps", "values": {0: 0.1, 2: 0.12}}  # 1.08 of 9 examples
     spec = {"name": "label_flip", "fraction": later}
-    experiment.verify(config.from_mapping(small(attack=spec, threat={"num_malicious": 5})))
+    prepare(config.from_mapping(small(attack=spec, threat={"num_malicious": 5})))
 
 
 def test_a_pattern_s_class_must_exist():
     one = small(attack={"name": "pattern", "target": 10}, threat={"num_malicious": 2})
     with pytest.raises(ConfigError, match="attack.target must be < 10, the number of classes, got"):
-        experiment.verify(config.from_mapping(one))
+        prepare(config.from_mapping(one))

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from helpers import small
 from jax.experimental.compilation_cache import compilation_cache
+from programs import classification, problem_of
 from typer.testing import CliRunner
 
 import fedjax_sec
@@ -19,7 +20,7 @@ from fedjax_sec.bench import aggregators, fixed, memory, peers, rounds, scaling,
 from fedjax_sec.core import registry
 from fedjax_sec.core.types import LocalData
 from fedjax_sec.ops.client_axis import Layout
-from fedjax_sec.round import Pool, Problem, make_task, to_pixels
+from fedjax_sec.round import Pool, make_task, to_pixels
 from fedjax_sec.runs import config as config_lib
 
 
@@ -163,7 +164,7 @@ def test_the_pytorch_loop_computes_our_updates(name, kind):
     pgd = {"eps": 0.1, "step_size": 0.03, "pgd_steps": 5, "fraction": 1.0, "random_start": False}
     steps = {"epochs": 2} if kind == "epochs" else {"steps": 1}
     model = registry.models.build(name).make((28, 28, 1), 10)
-    problem = Problem(
+    problem = problem_of(
         model=model,
         input_shape=(28, 28, 1),
         num_classes=10,
@@ -175,7 +176,7 @@ def test_the_pytorch_loop_computes_our_updates(name, kind):
         omniscient=False,
         layout=Layout(3),
     )
-    task = make_task(problem, Pool(jnp.asarray(x), jnp.asarray(y)))
+    task = make_task(problem, Pool(jnp.asarray(x), jnp.asarray(y)), classification())
     optimizer = {"name": "sgd", "learning_rate": 0.1, "momentum": 0.9}
     spec = {"name": "sgd", "batch_size": 8, "optimizer": optimizer, **steps}
     client = registry.clients.build(

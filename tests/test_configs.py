@@ -10,12 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from programs import program_of, replicas_of
 
 import fedjax_sec
 from fedjax_sec import sweeps
 from fedjax_sec.data import MissingDataError
-from fedjax_sec.runs import config, prepare
-from fedjax_sec.runs.program import Program
+from fedjax_sec.runs import config
+from fedjax_sec.runs.source import load_source
 
 FOLDER = Path(__file__).parents[1] / "configs"
 FILES = sorted(FOLDER.rglob("*.yaml"))
@@ -87,7 +88,7 @@ def test_a_round(path):
             changes |= {"client.pgd_steps": 2}
         one = config.from_mapping(one.to_dict(), changes)
         try:
-            prepare.load_source(one)
+            load_source(one)
         except MissingDataError as error:
             pytest.skip(str(error).splitlines()[0])
         if name_of(path) not in RUN:
@@ -100,8 +101,8 @@ def test_a_round(path):
 
 def assert_round_keeps_its_shapes(experiment):
     """Traces a round, on real data."""
-    program = Program(experiment)
-    replicas, _ = program.replicas([experiment])
+    program = program_of(experiment)
+    replicas = replicas_of([experiment])
     before = jax.eval_shape(program.init, replicas)
     args = (before, replicas, program.pool, jnp.array(0), program.watched)
     after, metrics = jax.eval_shape(program._advance(1), *args)

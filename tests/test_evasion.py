@@ -13,8 +13,9 @@ import fedjax_sec
 from fedjax_sec.core import ConfigError, registry
 from fedjax_sec.evaluation.robustness import withstood
 from fedjax_sec.ops.evasion import checkpoints, linf_apgd, margin, objective
-from fedjax_sec.runs import loading, prepare
+from fedjax_sec.runs import loading
 from fedjax_sec.runs.config import from_mapping
+from fedjax_sec.runs.source import load_source
 
 REFERENCE = Path(__file__).parent / "golden" / "evasion.npz"
 # The attacks of benchmarks/evasion_reference.py, by their names there.
@@ -259,7 +260,7 @@ def test_a_run_measures_robust_accuracy(tmp_path):
     assert np.all(m["robust_accuracy/pgd"] <= m["robust_accuracy/fgsm"] + 0.02)
     # Without a radius: plain accuracy on the first 150 test images.
     experiment = result.experiment
-    source = prepare.load_source(experiment)
+    source = load_source(experiment)
     logits = loading.logits_of(experiment)
     x = jnp.asarray(source.x_test[:150] / np.float32(source.scale))
     read = np.argmax(np.asarray(logits(result.params, x)), axis=1)

@@ -13,13 +13,15 @@ import numpy as np
 import pytest
 from helpers import NumpyMlp, close, same_bits, small
 from jax.flatten_util import ravel_pytree
+from programs import program_of, replicas_of, train
 
 import fedjax_sec
 from fedjax_sec.core import ConfigError
 from fedjax_sec.report import plotting
-from fedjax_sec.runs import config, experiment, prepare, results
-from fedjax_sec.runs.experiment import train
-from fedjax_sec.runs.program import Program
+from fedjax_sec.runs import config, results
+from fedjax_sec.runs import source as source_lib
+from fedjax_sec.runs.prepare import make_population, prepare
+from fedjax_sec.runs.source import load_source
 
 LONG = small(rounds=160, checkpoint={"every": 10}, evaluation={"every": 1})
 
@@ -93,8 +95,8 @@ def test_the_summary_says_who_is_malicious(placement):
     one = config.from_mapping(small(), changes | {"attack": "sign_flip"})
     other = dataclasses.replace(one, seed=4)
     for result in train([one, other]):
-        source = prepare.load_source(one)
-        population, _ = prepare.make_population(result.experiment, source)
+        source = load_source(one)
+        population, _ = make_population(result.experiment, source)
         summary = result.summary
         assert summary["malicious_clients"] == np.flatnonzero(population.malicious).tolist()
         assert (summary["placement"], summary["seed"]) == (placement, result.experiment.seed)
@@ -358,7 +360,7 @@ def test_lowerings_of_convolutions_change_only_rounding():
 
 def test_one_compilation_for_each_structure():
     cells = replicas()
-    program = Program(cells[0])
+    program = program_of(cells[0])
     train(cells[:1], program=program)
     traces = program.traces
     assert 1 <= traces <= 2
@@ -371,11 +373,11 @@ def test_one_compilation_for_each_structure():
 
 def test_the_state_is_donated():
     cells = replicas()
-    program = Program(cells[0])
-    stacked, _ = program.replicas(cells[:1])
+    program = program_of(cells[0])
+    stacked = replicas_of(cells[:1])
     state = program.init(stacked)
     new, _ = program.advance(state, stacked, 0, 2)
-    assert state.params.is_deleted() and not new.params.is_deleted()
+    assert state.server.params.is_deleted() and not new.server.params.is_deleted()
 
 
 # --- What is measured ---------------------------------------------------------------------------
@@ -389,14 +391,14 @@ def hand_accuracy(result, source, labels):
 
 def test_nothing_moves_between_host_and_device_inside_a_stretch():
     experiment = config.from_mapping(small())
-    program = Program(experiment).prepare([experiment])
-    replicas, _ = program.replicas([experiment])
+    program = program_of(experiment).compile([prepare(experiment)])
+    replicas = replicas_of([experiment])
     state = program.init(replicas)
     with jax.transfer_guard("disallow"):  # explicit transfers, such as the round's number, pass
         state, _ = program.advance(state, replicas, 0, 1)
         program.evaluate(state, replicas)
         with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
-            state.params + np.ones((1, 1))  # the guard is on
+            state.server.params + np.ones((1, 1))  # the guard is on
 
 
 @pytest.mark.parametrize("rounds", [1, 3])
@@ -409,7 +411,7 @@ def test_a_profile_holds_one_stretch_of_rounds(rounds, tmp_path):
 
 def test_metrics_are_those_of_the_test_set(finished):
     result, _ = finished
-    source = prepare.load_source(result.experiment)
+    source = load_source(result.experiment)
     expected = hand_accuracy(result, source, source.y_test)
     assert result.metrics["accuracy"][-1] == pytest.approx(expected, abs=1e-6)
     share = np.bincount(source.y_test) / len(source.y_test)
@@ -419,10 +421,10 @@ def test_metrics_are_those_of_the_test_set(finished):
 def test_training_labels_never_enter_a_test_metric(monkeypatch):
     """Trained on wrong labels, the model is judged by the right ones."""
     rounds = {"rounds": 60, "evaluation.every": 60, "data.max_train": None, "client.batch_size": 64}
-    source = prepare.load_source(config.from_mapping(small(), rounds))
+    source = load_source(config.from_mapping(small(), rounds))
     wrong = source._replace(y_train=(source.y_train + 1) % 10)
-    monkeypatch.setattr(prepare, "_load", lambda *args: wrong)
-    result = experiment.train([config.from_mapping(small(), rounds)])[0]
+    monkeypatch.setattr(source_lib, "_load", lambda *args: wrong)
+    result = train([config.from_mapping(small(), rounds)])[0]
     expected = hand_accuracy(result, source, source.y_test)
     shifted = hand_accuracy(result, source, (source.y_test + 1) % 10)
     assert result.metrics["accuracy"][-1] == pytest.approx(expected, abs=1e-6)
@@ -434,7 +436,7 @@ def test_attack_success_is_measured_on_stamped_test_images():
     base = small(attack=attack, threat={"num_malicious": 1}, rounds=1)
     for exclude in (True, False):
         result = fedjax_sec.run(base, **{"evaluation.exclude_target": exclude})
-        source = prepare.load_source(result.experiment)
+        source = load_source(result.experiment)
         stamped = source.x_test / source.scale
         stamped[:, :3, :3] = 1.0
         mlp = NumpyMlp(64, 6, 10, source.mean[0], source.std[0])
@@ -467,12 +469,14 @@ def test_an_attack_without_effect_is_reported():
 
 def test_normalisation_is_the_data_sets_own_unless_given():
     own = fedjax_sec.run(small(rounds=1))
-    source = prepare.load_source(own.experiment)
+    source = load_source(own.experiment)
     spelled = {"data.mean": list(source.mean), "data.std": list(source.std)}
     same = fedjax_sec.run(small(rounds=1), **spelled)
     same_bits(own.params, same.params)
-    other = Program(config.from_mapping(small(), {"data.mean": [0.0], "data.std": [2.0]})).problem
-    assert (other.mean, other.std) == ((0.0,), (2.0,))
+    other = program_of(
+        config.from_mapping(small(), {"data.mean": [0.0], "data.std": [2.0]})
+    ).problem
+    assert (other.inputs.mean, other.inputs.std) == ((0.0,), (2.0,))
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from programs import program_of, replicas_of, task_on, with_client
 
 import fedjax_sec
+from fedjax_sec import core
 from fedjax_sec.attacks.update.krum_attack import KrumAttack
 from fedjax_sec.core import ConfigError, registry
 from fedjax_sec.runs import config
@@ -213,21 +215,19 @@ def scaling_run(copies=True, fraction=0.5, factor=None, rounds=1, **changes):
 def trained_on(experiment, client):
     """The examples that a client fetches in its first epoch: (x, y, count)."""
     from fedjax_sec import round as round_lib
-    from fedjax_sec.runs.program import Program
 
-    program = Program(experiment)
-    replica = jax.tree.map(lambda leaf: leaf[0], program.replicas([experiment])[0])
+    program = program_of(experiment)
+    replica = jax.tree.map(lambda leaf: leaf[0], replicas_of([experiment]))
     found = {}
 
-    class Spy:
-        keeps_state = False
-
-        def apply(self, key, params, state, local, task):
+    class Spy(core.Client):
+        def apply(self, key, params, state, local, task, hooks=core.NO_HOOKS):
             x, y = local.fetch(jnp.arange(local.capacity))
-            return params, state, {"x": x, "y": y, "count": local.count, "train_loss": 0.0}
+            metrics = {"x": x, "y": y, "count": local.count, "train_loss": 0.0}
+            return core.Trained(params, state, 1, None, metrics)
 
-    replica = replica._replace(components=replica.components._replace(client=Spy()))
-    task = round_lib.make_task(program.problem, program.pool)
+    replica = replica._replace(components=with_client(replica.components, Spy()))
+    task = task_on(program)
     _, _, found = round_lib.train_clients(
         program.problem,
         task,
@@ -315,7 +315,7 @@ def test_scaling_checks_its_backdoor(fields, message):
 def test_every_twentieth_feature_is_set():
     part = registry.attacks.build("feature_trigger")
     x = jnp.ones((2, 561))
-    changed = np.flatnonzero(np.asarray(part.trigger(x))[0] == 0)
+    changed = np.flatnonzero(np.asarray(part.trigger((), x))[0] == 0)
     assert changed.tolist() == list(range(0, 561, 20))
 
 

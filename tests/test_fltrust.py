@@ -4,12 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from programs import program_of, replicas_of, task_on
 
 import fedjax_sec
 from fedjax_sec.core import ConfigError
 from fedjax_sec.data.root import Root
 from fedjax_sec.runs import config
-from fedjax_sec.runs.prepare import load_source, make_population
+from fedjax_sec.runs.prepare import make_population
+from fedjax_sec.runs.source import load_source
 
 
 def oracle(updates, own):
@@ -167,20 +169,19 @@ def test_the_seed_decides_the_root_and_the_root_leaves_the_malicious_alone():
 
 def test_the_round_uses_the_servers_own_update():
     """With one client whose examples the rule trusts, the step has the server update's length."""
-    from fedjax_sec.round import make_task, server_data
-    from fedjax_sec.runs.program import Program
+    from fedjax_sec.round.local import server_data
 
     experiment = config.from_mapping(EXPERIMENT, {"rounds": 1, "evaluation.every": 1})
-    program = Program(experiment)
-    replicas, _ = program.replicas([experiment])
+    program = program_of(experiment)
+    replicas = replicas_of([experiment])
     replica = jax.tree.map(lambda leaf: leaf[0], replicas)
     state = program.init(replicas)
-    before = np.asarray(state.params[0])
-    task = make_task(program.problem, program.pool)
-    root = server_data(program.problem, task, program.pool, replica, before, jnp.int32(0))
+    before = np.asarray(state.server.params[0])
+    task = task_on(program)
+    root = server_data(task, program.pool, replica, before, jnp.int32(0))
     own = np.asarray(root.update())
     # The server's training, by hand: two steps on all of its 40 examples.
-    x = program.pool.x[replica.population.root] / np.float32(program.problem.pixel_scale)
+    x = program.pool.x[replica.population.root] / np.float32(program.problem.inputs.scale)
     y = program.pool.y[replica.population.root]
     params = jnp.asarray(before)
     for _ in range(2):
@@ -188,7 +189,7 @@ def test_the_round_uses_the_servers_own_update():
     np.testing.assert_allclose(own, params - before, rtol=1e-3, atol=1e-6)
     assert float(root.loss(before + own)) < float(root.loss(before))
     state, metrics = program.advance(state, replicas, 0, 1)
-    step = np.asarray(state.params[0]) - before
+    step = np.asarray(state.server.params[0]) - before
     # The mean of vectors of one length is no longer than they are, and all are near it here.
     assert 0.5 * np.linalg.norm(own) < np.linalg.norm(step) <= 1.0001 * np.linalg.norm(own)
     assert metrics["fltrust/no_trust"].tolist() == [0.0]

@@ -22,6 +22,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from helpers import same_bits, small
+from programs import program_of, replicas_of
 from typer.testing import CliRunner
 
 import fedjax_sec
@@ -379,8 +380,8 @@ DAMAGES = {
 def test_damage_to_any_file_of_a_state_is_named(damage, half_finished, tmp_path):
     shutil.copytree(half_finished / "checkpoints", tmp_path / "checkpoints")
     found = Checkpoints(tmp_path / "checkpoints", [config.from_mapping(RUN).to_dict()])
-    program = experiment.Program(config.from_mapping(RUN))
-    state = program.init(program.replicas([config.from_mapping(RUN)])[0])
+    program = program_of(config.from_mapping(RUN))
+    state = program.init(replicas_of([config.from_mapping(RUN)]))
     newest, _ = states(tmp_path)
     assert len(parts(newest)) > 6 and found.restore(state).done == 4
     for path in parts(newest):
@@ -394,7 +395,7 @@ def test_damage_to_any_file_of_a_state_is_named(damage, half_finished, tmp_path)
             assert "\n" not in str(error.value)
             assert found.restore(state).done == 2
         path.write_bytes(before)
-    assert found.restore(state).done == 4 and found.params(4).shape == state.params.shape
+    assert found.restore(state).done == 4 and found.params(4).shape == state.server.params.shape
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

@@ -24,7 +24,7 @@ from fedjax_sec.core.yaml import parse
 from fedjax_sec.data import MissingDataError
 from fedjax_sec.report import keys
 from fedjax_sec.runs import config
-from fedjax_sec.runs.experiment import verify
+from fedjax_sec.runs.prepare import prepare
 
 pytestmark = pytest.mark.slow
 
@@ -261,7 +261,7 @@ def test_what_the_schema_accepts_the_data_refuses_in_a_line(mapping):
         with warnings.catch_warnings():
             warnings.simplefilter("error", RuntimeWarning)
             if experiment.data.name == "digits" and experiment.data.num_clients < 2000:
-                verify(experiment)
+                prepare(experiment)
     except MissingDataError:
         return
     except ConfigError as error:

@@ -14,8 +14,8 @@ import fedjax_sec
 from fedjax_sec import core, sweeps
 from fedjax_sec.core import ConfigError, Setting, registry
 from fedjax_sec.round.pipeline import Defense
-from fedjax_sec.runs import config, prepare
-from fedjax_sec.runs.experiment import verify
+from fedjax_sec.runs import checks, config
+from fedjax_sec.runs.prepare import prepare
 
 NORM = "max_norm"
 
@@ -261,17 +261,17 @@ M = {"threat.num_malicious": 1}
 )
 def test_sizes_are_refused_before_anything_compiles(change, message):
     with pytest.raises(ConfigError) as error:
-        verify(config.from_mapping(small(), change))
+        prepare(config.from_mapping(small(), change))
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
 def test_updates_beyond_the_memory_are_refused(monkeypatch):
-    monkeypatch.setattr(prepare, "device_memory", lambda: 8 * 2**30)
+    monkeypatch.setattr(checks, "device_memory", lambda: 8 * 2**30)
     message = (
         r"of a round \[K, D\] = \[5, 1001750010\] need 18.66 GiB, of which 6.80 GiB can be used"
     )
     with pytest.raises(ConfigError, match=message):
-        verify(config.from_mapping(small(), {"model.hidden": [10**4, 10**5]}))
+        prepare(config.from_mapping(small(), {"model.hidden": [10**4, 10**5]}))
 
 
 def test_more_batches_than_an_epoch_has_numbers_for():

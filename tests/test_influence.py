@@ -2,25 +2,24 @@
 
 import dataclasses
 import itertools
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import NumpyMlp, same_bits, small, tiny_mlp, tiny_pool, tiny_task
+from programs import program_of, replicas_of, task_on, train
 
 import fedjax_sec
 from fedjax_sec import core
 from fedjax_sec.core import ConfigError
 from fedjax_sec.core.types import ServerView
-from fedjax_sec.evaluation import influence as module
-from fedjax_sec.evaluation.influence import Probes, importances, influence
-from fedjax_sec.round import make_task
+from fedjax_sec.monitors import influence as module
+from fedjax_sec.monitors.influence import Probes, importances, influence, sign_flipped
 from fedjax_sec.round.pipeline import Attack, Defense
 from fedjax_sec.runs import config
-from fedjax_sec.runs.experiment import train
-from fedjax_sec.runs.prepare import load_source, poisoned_probes
-from fedjax_sec.runs.program import Program
+from fedjax_sec.runs.source import load_source
 
 COUNT = 11
 NAMES = ("honest_plus", "honest_minus", "adversary_plus", "adversary_minus")
@@ -174,7 +173,7 @@ def test_one_mapping_moves_nothing_of_its_own():
 
 
 @core.pytree
-class Turn:
+class Turn(core.Stage):
     """Turns the aggregate where it is below its mean, as a robust learning rate might."""
 
     stage = "after"
@@ -188,7 +187,7 @@ class Turn:
 
 
 @core.pytree
-class Stamp:
+class Stamp(core.DataAttack):
     """Images of class `base` with one pixel set are class `target`; only these are probes."""
 
     base: int
@@ -202,10 +201,10 @@ class Stamp:
     def choose(self, key, labels, held):
         return held & (labels == self.base)
 
-    def poison(self, key, x, y, position, rank, task):
+    def poison(self, key, state, x, y, rank, task):
         return self.trigger(x), jnp.full_like(y, self.target)
 
-    def probes(self, x, y, task):
+    def probes(self, state, x, y, task):
         return self.trigger(x), jnp.full_like(y, self.target), y == self.base
 
 
@@ -225,15 +224,15 @@ def attacked(base=7, fields=FIELDS, defense=None, **changes):
 
 def single_rounds(experiment):
     """Parameters before each round and at the end, the sums, and the last state's sum."""
-    program = Program(experiment)
-    replicas, _ = program.replicas([experiment])
+    program = program_of(experiment)
+    replicas = replicas_of([experiment])
     state = program.init(replicas)
-    params, sums = [np.asarray(state.params[0])], []
+    params, sums = [np.asarray(state.server.params[0])], []
     for index in range(experiment.rounds):
         state, metrics = program.advance(state, replicas, index, 1)
-        params.append(np.asarray(state.params[0]))
+        params.append(np.asarray(state.server.params[0]))
         sums.append(float(metrics["net_influence"][0]))
-    assert sums[-1] == float(state.measured[0])
+    assert sums[-1] == float(state.monitors[1][0])
     return params, sums
 
 
@@ -290,14 +289,12 @@ def test_only_turns_count_as_turned(order):
     mean, noise = Defense.build(["mean", {"name": "gaussian_noise", "std": 1.0}]).stages
     after = [{"noise": noise, "turn": Turn()}[name] for name in order.split(", ")]
     updates = jax.random.normal(jax.random.key(1), (4, 1000))
-    view = ServerView(
-        jnp.zeros(1000), jnp.ones(4), jnp.arange(4), jnp.ones(4, bool), jnp.array(0), False
-    )
+    view = ServerView(jnp.zeros(1000), jnp.ones(4), jnp.arange(4), jnp.ones(4, bool), jnp.array(0))
 
     def apply(*stages):
         part = Defense((mean, *stages))
-        out, _, metrics = jax.jit(part.apply)(jax.random.key(0), updates, part.init(4, 1000), view)
-        return out, metrics.get("flipped")
+        defended = jax.jit(part.apply)(jax.random.key(0), updates, part.init(4, 1000), view)
+        return defended.aggregate, sign_flipped(defended.aggregates)
 
     assert apply()[1] is None
     expected, steps = np.zeros(1000, bool), [apply(*after[:i])[0] for i in range(len(after) + 1)]
@@ -354,14 +351,13 @@ def test_off_costs_nothing():
     for name, values in plain.metrics.items():
         np.testing.assert_allclose(values, found.metrics[name], rtol=1e-5, atol=1e-6, err_msg=name)
     for experiment, needed in ((off, False), (on, True)):
-        program = Program(experiment)
-        replicas, _ = program.replicas([experiment])
+        program = program_of(experiment)
+        replicas = replicas_of([experiment])
         state = jax.eval_shape(program.init, replicas)
-        assert (state.measured == ()) == (replicas.probes is None) == (not needed)
-        assert (program.watched is None) == (not needed)
-        args = state, replicas, program.pool, jnp.int32(0), program.watched
+        assert (len(state.monitors) == 2) == (replicas.probes[-1] is not None) == needed
+        args = state, replicas, program.pool, jnp.int32(0), program.test
         text = jax.jit(program._advance(1)).lower(*args).as_text()
-        assert ("360x8x8" in text) == needed  # the test images
+        assert ("360x8x8" in text) == needed  # the test images: what nobody reads is no argument
 
 
 def test_replicas_side_by_side_keep_their_own_sums():
@@ -371,8 +367,8 @@ def test_replicas_side_by_side_keep_their_own_sums():
     ]
     alone = [train([cell])[0].metrics for cell in cells]
     assert len({one["net_influence"][-1] for one in alone}) == 3
-    program = Program(cells[0])
-    probes = np.asarray(program.replicas(cells)[0].probes)
+    program = program_of(cells[0])
+    probes = np.asarray(replicas_of(cells).probes[1])
     labels = program.source.y_test
     for row, base in zip(probes, (7, 7, 8), strict=True):
         assert row[row >= 0].tolist() == np.flatnonzero(labels == base).tolist()
@@ -386,17 +382,33 @@ def test_replicas_side_by_side_keep_their_own_sums():
                 )
 
 
-def test_padding_is_no_probe():
+def test_padding_is_no_probe(monkeypatch):
     """Position -1 is the last test image, whose own class is stamped here."""
     source = load_source(attacked())
     last = int(source.y_test[-1])
     cell = dataclasses.replace(attacked(), attack=Attack((Stamp(last, (last + 1) % 10),)))
-    program = Program(cell)
-    replica = jax.tree.map(lambda leaf: leaf[0], program.replicas([cell])[0])
-    replica = replica._replace(probes=jnp.concatenate([replica.probes, jnp.array([-1, -1])]))
-    task = make_task(program.problem, program.pool)
+    program = program_of(cell)
+    replica = jax.tree.map(lambda leaf: leaf[0], replicas_of([cell]))
+    task, seen = task_on(program), []
+
+    def look(task, before, after, flipped, probes, **options):
+        seen.append(probes)
+        return {name: jnp.zeros(()) for name in (*NAMES, "net")}
+
+    monkeypatch.setattr(module, "influence", look)
+    monitor, positions = cell.evaluation.influence, replica.probes[1]
+    padded = jnp.concatenate([positions, jnp.array([-1, -1])])
     backdoor = replica.components.attack.backdoor
-    probes = poisoned_probes(task, replica, backdoor, program.watched, source.scale)
+    trace = SimpleNamespace(
+        backdoor=(backdoor, ()),
+        probes=padded,
+        test=program.test,
+        before=None,
+        after=None,
+        aggregates=(jnp.zeros(3),),
+    )
+    monitor.observe(jax.random.key(0), jnp.zeros(()), trace, task)
+    (probes,) = seen
     assert probes.include[:-2].all() and not probes.include[-2:].any()
     assert set(probes.base.tolist()) == {last}
     assert (probes.x[:, 0, 0] == 1).all() and set(probes.target.tolist()) == {(last + 1) % 10}
@@ -404,7 +416,7 @@ def test_padding_is_no_probe():
 
 def test_only_the_first_images():
     cells = attacked(), attacked(fields=FIELDS | {"max_images": 5})
-    programs = [Program(cell).replicas([cell])[0].probes for cell in cells]
+    programs = [replicas_of([cell]).probes[1] for cell in cells]
     assert programs[1].shape == (1, 5)
     np.testing.assert_array_equal(programs[0][:, :5], programs[1])
 
@@ -433,7 +445,8 @@ def test_the_configuration_is_written_out():
     spec = small(threat={"num_malicious": 1}, attack="pattern")
     experiment = config.from_mapping(spec, {"evaluation.influence": True})
     found = experiment.to_dict()["evaluation"]["influence"]
-    assert found == {"top": 100, "convention": "author", "batch_size": 256, "max_images": None}
+    fields = {"top": 100, "convention": "author", "batch_size": 256, "max_images": None}
+    assert found == {"name": "influence", **fields}
     assert config.from_mapping(experiment.to_dict()) == experiment
     off = config.from_mapping(spec, {"evaluation.influence": False})
     assert off.evaluation.influence is None and off == config.from_mapping(spec)

@@ -9,14 +9,17 @@ import fedjax_sec
 from fedjax_sec.core import ConfigError
 from fedjax_sec.data import Source
 from fedjax_sec.data.local_test import LocalTest
-from fedjax_sec.runs import loading, prepare
+from fedjax_sec.runs import loading
+from fedjax_sec.runs import source as source_lib
 from fedjax_sec.runs.config import from_mapping
+from fedjax_sec.runs.prepare import make_population
+from fedjax_sec.runs.source import load_source
 
 
 def population(**data):
     experiment = from_mapping(small(data=data))
-    source = prepare.load_source(experiment)
-    return prepare.make_population(experiment, source)[0], source
+    source = load_source(experiment)
+    return make_population(experiment, source)[0], source
 
 
 @pytest.mark.parametrize("share", [0.1, 0.25, 0.5])
@@ -62,7 +65,7 @@ def with_users(monkeypatch, users_test):
         users_train=users.astype(np.int32),
         users_test=np.asarray(users_test, np.int32),
     )
-    monkeypatch.setattr(prepare, "_load", lambda *_: source)
+    monkeypatch.setattr(source_lib, "_load", lambda *_: source)
     return source
 
 
@@ -70,7 +73,7 @@ def test_a_users_test_examples_are_its_clients(monkeypatch):
     source = with_users(monkeypatch, [3, 1, 1, 0, 2, 2, 2, 0])
     spec = small(data={"num_clients": 3, "partition": "natural", "local_test": "users"})
     spec["data"].pop("max_train")
-    found, _ = prepare.make_population(from_mapping(spec), source)
+    found, _ = make_population(from_mapping(spec), source)
     for index, local in zip(found.index, found.local, strict=True):
         user = source.users_train[index[0]]
         assert local[local >= 0].tolist() == np.flatnonzero(source.users_test == user).tolist()
@@ -81,7 +84,7 @@ def test_users_without_test_examples_are_refused(monkeypatch):
     spec = small(data={"num_clients": 3, "partition": "natural", "local_test": "users"})
     spec["data"].pop("max_train")
     with pytest.raises(ConfigError, match="by other users than the clients; use 'held_out'"):
-        prepare.make_population(from_mapping(spec), source)
+        make_population(from_mapping(spec), source)
     iid = small(data={"num_clients": 3, "local_test": "users"})
     with pytest.raises(ConfigError, match="the partition 'natural'"):
         fedjax_sec.run(iid)
@@ -124,8 +127,8 @@ def test_metrics_of_each_client(data):
     )
     result = fedjax_sec.run(spec)
     m, experiment = result.metrics, result.experiment
-    source = prepare.load_source(experiment)
-    found = prepare.make_population(experiment, source)[0]
+    source = load_source(experiment)
+    found = make_population(experiment, source)[0]
     x, y = (
         (source.x_train, source.y_train) if data == "held_out" else (source.x_test, source.y_test)
     )

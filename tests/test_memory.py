@@ -3,12 +3,12 @@
 import jax
 import pytest
 from helpers import small
+from programs import program_of, replicas_of, train
 
 import fedjax_sec
 from fedjax_sec.core import ConfigError
 from fedjax_sec.runs import config, memory
 from fedjax_sec.runs import program as program_lib
-from fedjax_sec.runs.experiment import train
 
 GIB = 2**30
 
@@ -44,8 +44,8 @@ def test_a_history_that_does_not_fit_is_refused_before_it_is_allocated(monkeypat
     with pytest.raises(ConfigError, match=r"needs 0\.00 GiB.* for defense.*num_features"):
         fedjax_sec.run(small(defense="foolsgold"), out=tmp_path)
     few = config.from_mapping(small(defense={"name": "foolsgold", "num_features": 10}))
-    program = program_lib.Program(few)
-    assert program.init(program.replicas([few])[0]).defense[0].shape == (1, 5, 10)
+    program = program_of(few)
+    assert program.init(replicas_of([few])).defense[0].shape == (1, 5, 10)
 
 
 def test_the_limit_of_this_machine_is_known():
@@ -58,8 +58,8 @@ def test_off_the_cpu_the_plan_fills_the_memory(monkeypatch):
     assert {result.summary["replicas_at_once"] for result in expected} == {
         1 if jax.default_backend() == "cpu" else 5
     }
-    program = program_lib.Program(cells[0])
-    replicas, _ = program.replicas(cells)
+    program = program_of(cells[0])
+    replicas = replicas_of(cells)
     state = program.init(replicas)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")  # as if the memory were a GPU's
     monkeypatch.setattr(program_lib, "device_memory", lambda: None)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
+from programs import averaging, classification, problem_of
 
 from fedjax_sec.core import registry
 from fedjax_sec.core.types import Model
@@ -16,7 +17,6 @@ from fedjax_sec.round import (
     Components,
     Pool,
     Population,
-    Problem,
     Replica,
     make_task,
     train_clients,
@@ -76,7 +76,7 @@ def updates_of_two_equal_clients(name, dropout, steps):
     model = registry.models.build(spec).make((side, side, 1), 10)
     x = np.random.default_rng(0).integers(0, 256, (4, side, side, 1), np.uint8)
     pool = Pool(jnp.asarray(np.concatenate([x, x])), jnp.arange(8) % 4)
-    problem = Problem(model, x.shape[1:], 10, 255.0, (0.5,), (0.5,), 2, 2, False, Layout(2))
+    problem = problem_of(model, x.shape[1:], 10, 255.0, (0.5,), (0.5,), 2, 2, False, Layout(2))
     client = registry.clients.build(
         {
             "name": "sgd",
@@ -86,14 +86,20 @@ def updates_of_two_equal_clients(name, dropout, steps):
         }
     )
     population = Population(jnp.arange(8).reshape(2, 4), jnp.array([4, 4]), jnp.zeros(2, bool))
-    replica = Replica(jax.random.key(0), Components(client, None, Attack(()), None), population)
-    task = make_task(problem, pool)
+    replica = Replica(
+        jax.random.key(0), Components(averaging(client), Attack(()), None, None), population
+    )
+    task = make_task(problem, pool, classification())
 
     @jax.jit
     def train():
         params = jax.flatten_util.ravel_pytree(model.init(jax.random.key(1)))[0]
         ids = jnp.arange(2)
-        return train_clients(problem, task, pool, replica, params, (), ids, jnp.int32(0))[0]
+        server = replica.components.algorithm.start(params)
+        message, _, _ = train_clients(
+            problem, task, pool, replica, server, (), (), ids, jnp.int32(0)
+        )
+        return message.vector
 
     return np.asarray(train())
 
@@ -155,13 +161,13 @@ def sequence_task(examples, steps, classes):
     def apply(variables, x, *, train=False, key=None):
         return x @ variables["w"]
 
-    problem = Problem(
+    problem = problem_of(
         Model(init, apply), (steps, 2), classes, 1.0, (0.0, 0.0), (1.0, 1.0), 1, 1, False, Layout(1)
     )
     rng = np.random.default_rng(0)
     x = rng.normal(size=(examples, steps, 2)).astype(np.float32)
     y = rng.integers(0, classes, (examples, steps)).astype(np.int32)
-    return make_task(problem, Pool(jnp.asarray(x), jnp.asarray(y))), x, y
+    return make_task(problem, Pool(jnp.asarray(x), jnp.asarray(y)), classification()), x, y
 
 
 @pytest.mark.parametrize("steps", [3, 4])

@@ -7,21 +7,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import CLIENT_OF_TWENTY, same_bits, small
+from programs import program_of, replicas_of, task_on
 
 import fedjax_sec
 from fedjax_sec import core
 from fedjax_sec.core import ConfigError
-from fedjax_sec.round import make_task, run_round
+from fedjax_sec.round import run_round
 from fedjax_sec.round.pipeline import Defense
 from fedjax_sec.runs import config
-from fedjax_sec.runs.prepare import make_replicas
-from fedjax_sec.runs.program import Program
 
 BOOST = {"name": "boost", "factor": 1000.0}
 
 
 @core.pytree
-class Watcher:
+class Watcher(core.Stage):
     """An unweighted mean of the valid rows that keeps the last round's rows."""
 
     stage = "aggregate"
@@ -55,8 +54,8 @@ def rounds_of(spec, indices, empty=None):
     """What the server sees in the given rounds, each from the initial state: a list of records."""
     experiment = config.from_mapping(spec)
     experiment = dataclasses.replace(experiment, defense=Defense((Watcher(),)))
-    program = Program(experiment)
-    replicas, _ = program.replicas([experiment])
+    program = program_of(experiment)
+    replicas = replicas_of([experiment])
     replica, start = jax.tree.map(lambda a: a[0], (replicas, program.init(replicas)))
     if empty is not None:
         mask = jnp.isin(jnp.arange(20), jnp.asarray(empty))
@@ -66,10 +65,8 @@ def rounds_of(spec, indices, empty=None):
 
     @jax.jit
     def step(index):
-        task = make_task(program.problem, program.pool)
-        return run_round(
-            program.problem, task, program.pool, replica, start, index, jnp.array(True)
-        )
+        task = task_on(program)
+        return run_round(program.problem, task, program.pool, replica, start, index)
 
     records = []
     for index in indices:
@@ -149,10 +146,10 @@ def test_a_client_that_drops_out_learns_nothing():
     client = CLIENT_OF_TWENTY | {"keep_optimizer_state": True, "optimizer": optimizer}
     spec = federation(server={"clients_per_round": None, "dropout": 0.5}, client=client)
     experiment = config.from_mapping(spec)
-    program = Program(experiment)
-    replicas, _ = program.replicas([experiment])
+    program = program_of(experiment)
+    replicas = replicas_of([experiment])
     replica, start = jax.tree.map(lambda a: a[0], (replicas, program.init(replicas)))
-    task = make_task(program.problem, program.pool)
+    task = task_on(program)
     state, metrics = jax.jit(
         lambda: run_round(program.problem, task, program.pool, replica, start, jnp.int32(0))
     )()
@@ -190,8 +187,7 @@ def test_clients_without_examples_do_not_vote():
 
 def test_replicas_with_empty_clients_are_marked():
     experiment = config.from_mapping(federation())
-    program = Program(experiment)
-    replicas, _ = make_replicas([experiment], program.source)
+    replicas = replicas_of([experiment])
     assert replicas.population.empty is None and (replicas.population.counts > 0).all()
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from helpers import close, count_traces, small
+from programs import classification, observed, problem_of
 
 import fedjax_sec
 from fedjax_sec.core import registry
@@ -13,7 +14,7 @@ from fedjax_sec.core.types import LocalData
 from fedjax_sec.evaluation.batches import in_batches
 from fedjax_sec.models.resnet import _BatchNorm
 from fedjax_sec.ops.client_axis import Layout
-from fedjax_sec.round import Pool, Problem, make_task
+from fedjax_sec.round import Pool, make_task
 
 SHAPE = (8, 8, 3)
 SMALL = (4, 4, 1)
@@ -85,8 +86,8 @@ def task_of(kind, count=12):
     model, variables = build(kind, SMALL)
     x = np.random.default_rng(0).integers(0, 256, (count, *SMALL), np.uint8)
     pool = Pool(jnp.asarray(x), jnp.arange(count) % 4)
-    problem = Problem(model, SMALL, 4, 255.0, (0.5,), (0.5,), 2, 2, False, Layout(2))
-    task = make_task(problem, pool)
+    problem = problem_of(model, SMALL, 4, 255.0, (0.5,), (0.5,), 2, 2, False, Layout(2))
+    task = make_task(problem, pool, classification())
     return task, jax.flatten_util.ravel_pytree(variables)[0], variables
 
 
@@ -99,13 +100,14 @@ def client_step(task, params, count=12, batch=8, **client):
 
 def test_a_client_sends_what_its_batch_did_to_the_statistics():
     task, params, variables = task_of("aggregated")
-    assert int(task.statistics.sum()) == 2 * (16 + 2 * (16 + 32 + 64))
+    assert int(observed(task).sum()) == 2 * (16 + 2 * (16 + 32 + 64))
     x, _ = task.example(jnp.arange(12))
     delta = client_step(task, params, batch=12, l2=0.3)(params)
     # All of the client's examples are in its batch, so their order does not matter.
-    moved = task.observe(params, x, jnp.ones(12, bool))
+    seen = task.outputs_and_observed(params, x, jnp.ones(12, bool), None)[1]
+    moved = params.at[task.space.observed].set(seen)
     np.testing.assert_allclose(
-        delta[task.statistics], (moved - params)[task.statistics], rtol=1e-3, atol=1e-6
+        delta[observed(task)], (moved - params)[observed(task)], rtol=1e-3, atol=1e-6
     )
     # The first layer's statistics by hand; weight decay (0.3) and the gradient left them alone.
     kernel = variables["params"]["conv_0"]["kernel"]
@@ -115,7 +117,7 @@ def test_a_client_sends_what_its_batch_did_to_the_statistics():
     held = task.unravel(params + delta)["batch_stats"]["norm_0"]
     np.testing.assert_allclose(held["mean"], 0.1 * first.mean((0, 1, 2)), rtol=1e-3, atol=1e-5)
     np.testing.assert_allclose(held["var"], 0.9 + 0.1 * first.var((0, 1, 2)), rtol=1e-3)
-    weights = ~np.asarray(task.statistics)
+    weights = ~observed(task)
     assert np.abs(delta[weights]).max() > 1e-3
     np.testing.assert_array_equal((moved - params)[weights], 0.0)
 
@@ -137,7 +139,7 @@ def test_observing_costs_no_second_forward_pass():
 @pytest.mark.parametrize("kind", ["local", "group"])
 def test_other_kinds_keep_no_statistics(kind):
     task, _, variables = task_of(kind)
-    assert task.statistics is None and task.observe is None
+    assert not observed(task).any()
     assert set(variables) == {"params"}
 
 

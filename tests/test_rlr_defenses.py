@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import same_bits, small
+from programs import program_of, replicas_of
 
 import fedjax_sec
 from fedjax_sec.core import ConfigError, registry
 from fedjax_sec.core.types import ServerView
 from fedjax_sec.runs import config
-from fedjax_sec.runs import program as program_lib
 
 
 def aggregate(updates, *stages, **kwargs):
@@ -263,8 +263,8 @@ def test_histories_follow_the_client_not_the_row():
 def test_history_and_features_in_a_run_with_sampled_clients():
     spec = small(server={"clients_per_round": 3}, defense={"name": "foolsgold", "num_features": 70})
     one = config.from_mapping(spec)
-    program = program_lib.Program(one)
-    replicas, _ = program.replicas([one])
+    program = program_of(one)
+    replicas = replicas_of([one])
     state, metrics = program.advance(program.init(replicas), replicas, 0, 1)
     (history,) = state.defense
     assert history.shape == (1, 5, 70) and metrics["kept"].shape == (1, 3)

@@ -12,17 +12,17 @@ import numpy as np
 import pytest
 from helpers import NumpyMlp, close, small, tiny_mlp, tiny_pool, tiny_task
 from jax.flatten_util import ravel_pytree
+from programs import program_of, replicas_of, task_on, with_client
 
 import fedjax_sec
 from fedjax_sec import core
 from fedjax_sec.core import registry
 from fedjax_sec.core.types import LocalData
 from fedjax_sec.ops.permutation import permute
-from fedjax_sec.round import init_state, make_task, run_round
+from fedjax_sec.round import init_state, run_round
 from fedjax_sec.round.pipeline import Attack, Defense
 from fedjax_sec.runs import config
 from fedjax_sec.runs.prepare import make_population
-from fedjax_sec.runs.program import Program
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -38,8 +38,8 @@ def network(source, hidden=6):
 
 def start_of(experiment):
     """The program, its single replica, the first parameters, and every client's own examples."""
-    program = Program(experiment)
-    replicas, _ = program.replicas([experiment])
+    program = program_of(experiment)
+    replicas = replicas_of([experiment])
     state = program.init(replicas)
     population, _ = make_population(experiment, program.source)
     source = program.source
@@ -47,7 +47,7 @@ def start_of(experiment):
     for row, count in zip(population.index, population.counts, strict=True):
         x = source.x_train[row[:count]].astype(np.float64) / source.scale
         own.append((x, source.y_train[row[:count]]))
-    return program, np.asarray(state.params[0], np.float64), own
+    return program, np.asarray(state.server.params[0], np.float64), own
 
 
 def loop(experiment, rounds, *, momentum=0.0, server_momentum=0.0, keep=False, l2=0.0):
@@ -233,7 +233,7 @@ def test_permutations_are_roughly_uniform():
 
 
 @core.pytree
-class Recorder:
+class Recorder(core.Stage):
     """An unweighted mean that keeps what the server showed it; its state has a row a client."""
 
     stage = "aggregate"
@@ -253,14 +253,13 @@ def test_clients_are_drawn_without_replacement():
     experiment = config.from_mapping(small(server=server, rounds=1))
     experiment = dataclasses.replace(experiment, defense=Defense((Recorder(),)))
     program, params, own = start_of(experiment)
-    replicas, _ = program.replicas([experiment])
+    replicas = replicas_of([experiment])
     replica, start = jax.tree.map(lambda a: a[0], (replicas, program.init(replicas)))
 
     @jax.jit
     def step(index):
-        task = make_task(program.problem, program.pool)
-        diagnose = jnp.array(True)
-        return run_round(program.problem, task, program.pool, replica, start, index, diagnose)
+        task = task_on(program)
+        return run_round(program.problem, task, program.pool, replica, start, index)
 
     mlp, seen = network(program.source), []
     for index in range(12):
@@ -275,7 +274,7 @@ def test_clients_are_drawn_without_replacement():
     expected = [-0.2 * mlp.gradient(params, *own[i]) for i in seen[-1]]
     np.testing.assert_allclose(record["updates"], expected, rtol=1e-3, atol=1e-5)
     np.testing.assert_allclose(
-        state.params - params, np.mean(expected, axis=0), rtol=1e-3, atol=1e-5
+        state.server.params - params, np.mean(expected, axis=0), rtol=1e-3, atol=1e-5
     )
     assert len(set(seen)) > 3 and {i for ids in seen for i in ids} == set(range(5))
 
@@ -363,42 +362,38 @@ def test_the_adversary_draws_no_example_of_a_client_whose_update_is_not_finite()
             threat={"num_malicious": 2, "knowledge": "omniscient"},
         )
     )
-    program = Program(experiment)
-    replica = jax.tree.map(lambda leaf: leaf[0], program.replicas([experiment])[0])
+    program = program_of(experiment)
+    replica = jax.tree.map(lambda leaf: leaf[0], replicas_of([experiment]))
     drawn = []
 
-    class Broken:
-        keeps_state = False
-
-        def apply(self, key, params, state, local, task):
+    class Broken(core.Client):
+        def apply(self, key, params, state, local, task, hooks=core.NO_HOOKS):
             first = local.fetch(jnp.arange(1))[0].sum()
             bad = jnp.isclose(first, sums[:2]).any()
             delta = jnp.where(bad, jnp.nan, jnp.zeros_like(params))
-            return delta, state, {"train_loss": jnp.array(0.0)}
+            return core.Trained(delta, state, 1, None, {"train_loss": jnp.array(0.0)})
 
     @core.pytree
-    class Spy:
-        stage, registered_name = "update", "spy"
-
-        def init(self, num_clients, dim):
-            return ()
+    class Spy(core.UpdateAttack):
+        registered_name = "spy"
 
         def apply(self, key, updates, state, view):
             drawn.append(np.asarray(view.sample(key, 400)[0]))
             return updates, state, {}
 
-    task = make_task(program.problem, program.pool)
+    task = task_on(program)
     images = np.asarray(task.example(replica.population.index)[0])  # [N, M, ...]
     sums = jnp.asarray(images[:, 0].reshape(6, -1).sum(1))
     assert len(set(np.asarray(sums))) == 6, "the first images must tell the clients apart"
-    components = replica.components._replace(client=Broken(), attack=Attack((Spy(),)))
-    state = init_state(program.problem, task, replica.components, jnp.zeros(task.dim))
+    components = with_client(replica.components, Broken())._replace(attack=Attack((Spy(),)))
+    params = jnp.zeros(task.dim)
+    state = init_state(program.problem, task, components, params, replica.key)
     run_round(
         program.problem,
         task,
         program.pool,
         replica._replace(components=components),
-        state._replace(attack=((),)),
+        state,
         jnp.int32(0),
     )
     holders = {image.tobytes(): i for i, row in enumerate(images) for image in row}

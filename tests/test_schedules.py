@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 from helpers import close, same_bits, small
 from jax.flatten_util import ravel_pytree
+from programs import program_of, replicas_of, task_on, train
 
 import fedjax_sec
 from fedjax_sec import core, sweeps
 from fedjax_sec.core import ConfigError, Schedule, Setting, check_components, registry
-from fedjax_sec.round import make_task
-from fedjax_sec.runs import config, experiment
-from fedjax_sec.runs.program import Program
+from fedjax_sec.runs import config
 
 CLIP = [{"name": "clip_norm", "max_norm": 0.05}, "mean"]
 
@@ -86,14 +85,14 @@ def test_a_scheduled_run_is_two_runs_in_a_row(key, before, after):
     base["defense"][0]["max_norm"] = 50.0  # so that learning rates matter
     scheduled = fedjax_sec.run(base, **{key: steps(r0=before, r2=after)})
     first, second = (config.from_mapping(base, {key: value}) for value in (before, after))
-    program = Program(first)
-    one, two = (program.replicas([e])[0] for e in (first, second))
+    program = program_of(first)
+    one, two = (replicas_of([e]) for e in (first, second))
 
     def in_a_row(*phases):
         state = program.init(one)
         for number, replicas in enumerate(phases):
             state, _ = program.advance(state, replicas, 2 * number, 2)
-        return np.asarray(state.params[0])
+        return np.asarray(state.server.params[0])
 
     close(flat(scheduled), in_a_row(one, two), rtol=1e-5, atol=1e-6)
     for constant in (one, two):  # and the schedule matters
@@ -107,14 +106,14 @@ def test_an_attack_that_begins_later_leaves_the_rounds_before_as_they_were(attac
     shares = later.metrics["kept_malicious"]
     assert np.isnan(shares[:3]).all() and np.isfinite(shares[3:]).all()
 
-    programs = [Program(config.from_mapping(base, {"attack": each})) for each in (None, attack)]
+    programs = [program_of(config.from_mapping(base, {"attack": each})) for each in (None, attack)]
 
     def two_rounds(program, first, params=None):
-        replicas, _ = program.replicas([program.experiment])
+        replicas = replicas_of([program.experiment])
         state = program.init(replicas)
         if params is not None:
-            state = state._replace(params=jnp.array(params))
-        return np.array(program.advance(state, replicas, first, 2)[0].params)
+            state = state._replace(server=state.server._replace(params=jnp.array(params)))
+        return np.array(program.advance(state, replicas, first, 2)[0].server.params)
 
     honest, attacked = programs
     by_hand = two_rounds(attacked, 2, two_rounds(honest, 0))
@@ -129,8 +128,8 @@ def test_attacks_that_begin_in_different_rounds_share_a_program():
     cells = sweeps.make_cells(base, {"threat.start": {"a": 0, "b": 1, "c": 2}})
     first, *others = (cell.experiment for cell in cells)
     assert first.structure() != others[0].structure() == others[1].structure()
-    program = Program(others[0], at_once=2)
-    together = experiment.train(others, program=program)
+    program = program_of(others[0], at_once=2)
+    together = train(others, program=program)
     assert program.traces == 1
     for one, result in zip(others, together, strict=True):
         close(flat(fedjax_sec.run(one)), flat(result), rtol=1e-4, atol=1e-5)
@@ -147,14 +146,14 @@ def test_a_backdoor_is_measured_as_it_was_in_the_last_round():
     """Whole images of one grey: the class of the white one is found only when it is white."""
     attack = {"name": "pattern", "size": 8, "value": steps(r0=0.0, r1=1.0)}
     base = small(threat={"num_malicious": 2}, attack=attack, rounds=2, seed=1)
-    program = Program(config.from_mapping(base))
-    state = program.init(program.replicas([program.experiment])[0])
+    program = program_of(config.from_mapping(base))
+    state = program.init(replicas_of([program.experiment]))
     images = jnp.stack([jnp.zeros((8, 8, 1)), jnp.ones((8, 8, 1))])
-    task = make_task(program.problem, program.pool)
-    black, white = np.argmax(task.logits(state.params[0], images), axis=1)
+    task = task_on(program)
+    black, white = np.argmax(task.outputs(state.server.params[0], images), axis=1)
     assert black != white
-    program = Program(config.from_mapping(base, {"attack.target": int(white)}))
-    replicas, _ = program.replicas([program.experiment])
+    program = program_of(config.from_mapping(base, {"attack.target": int(white)}))
+    replicas = replicas_of([program.experiment])
     rates = [program.evaluate(state, replicas, n)["attack_success_rate"][0] for n in (0, 1, 2)]
     np.testing.assert_array_equal(rates, [0.0, 0.0, 1.0])
 
@@ -170,8 +169,8 @@ def test_schedules_of_one_shape_share_a_program_and_run_as_replicas():
     structures = [cell.experiment.structure() for cell in cells]
     assert len(set(structures)) == 3 and structures[0] == structures[3]
     pair = [cells[0].experiment, cells[3].experiment]
-    program = Program(pair[0], at_once=2)
-    together = experiment.train(pair, program=program)
+    program = program_of(pair[0], at_once=2)
+    together = train(pair, program=program)
     assert program.traces == 1
     for one, result in zip(pair, together, strict=True):
         close(flat(fedjax_sec.run(one)), flat(result), rtol=1e-4, atol=1e-5)
@@ -229,7 +228,7 @@ def test_an_optimizer_with_a_state_follows_a_schedule():
 
 
 @core.pytree
-class Checked:
+class Checked(core.Component):
     """A component that notes what its check is given."""
 
     value: float

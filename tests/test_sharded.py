@@ -17,6 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 import fedjax_sec
 from fedjax_sec.runs import config
 from fedjax_sec.runs.experiment import train
+from fedjax_sec.runs.prepare import prepare
 
 assert jax.device_count() == 4
 base = {
@@ -53,7 +54,7 @@ print(json.dumps(found))
 
 RESUMED = """
 cells = [config.from_mapping(base | sharded | {"seed": seed, "rounds": 4}) for seed in (0, 1)]
-whole = train(cells)
+whole = train(list(map(prepare, cells)))
 class Stop(Exception): pass
 def stop(done, rows):
     if done == 3: raise Stop
@@ -61,6 +62,7 @@ from fedjax_sec.runs.results import RunFolder
 cells = [config.from_mapping(c.to_dict() | {"checkpoint": {"every": 1}}) for c in cells]
 folders = [RunFolder(f"{sys.argv[1]}/{i}") for i in range(2)]
 for folder, cell in zip(folders, cells): folder.open(cell.to_dict())
+cells = list(map(prepare, cells))
 try: train(cells, folders, checkpoint_dir=f"{sys.argv[1]}/state", on_evaluation=stop)
 except Stop: pass
 again = train(cells, folders, checkpoint_dir=f"{sys.argv[1]}/state")

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from helpers import same_bits, small
+from programs import train
 
 from fedjax_sec import sweeps
 from fedjax_sec.core import ConfigError, registry
@@ -122,7 +123,7 @@ def test_groups_results_and_finished_cells(tmp_path, programs):
         assert result.experiment == cell.experiment
         saved = json.loads((tmp_path / "cells" / cell.name / "summary.json").read_text())
         assert saved["final"]["accuracy"] == result.summary["final"]["accuracy"]
-    single = experiment.train([cells[-1].experiment])[0]
+    single = train([cells[-1].experiment])[0]
     for name, values in single.metrics.items():
         np.testing.assert_allclose(values, found[-1].metrics[name], rtol=1e-4, atol=1e-5)
 
@@ -443,8 +444,8 @@ def test_the_base_rate_changes_no_other_number(tmp_path):
     grid = {"attack": {"clean": None, "trojan": TROJAN}}
     base = BASE | {"data": BASE["data"] | {"max_train": 100}}
     both, alone = sweeps.make_cells(base, grid), sweeps.make_cells(base, {})
-    with_rate = experiment.train([both[0].experiment])[0].metrics
-    without = experiment.train([alone[0].experiment])[0].metrics
+    with_rate = train([both[0].experiment])[0].metrics
+    without = train([alone[0].experiment])[0].metrics
     assert 0 <= with_rate["attack_success_rate"][-1] <= 1
     assert set(with_rate) - set(without) == {
         "attack_success_rate",

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 from helpers import small
+from programs import program_of
 
 import fedjax_sec
 from fedjax_sec.runs import program as program_lib
@@ -154,7 +155,7 @@ def test_every_choice_reaches_the_network():
     experiment = from_mapping(small(model=CNN))
     for lowering in tuning.LOWERINGS:
         tuning_of = Tuning(Choice("vmap", None, lowering), {})
-        program = program_lib.Program(experiment, tuning=tuning_of)
+        program = program_of(experiment, tuning=tuning_of)
         chosen = dataclasses.replace(experiment.model, convolution=lowering)
         x = jax.random.uniform(jax.random.key(0), (2, 8, 8, 1))
         model = chosen.make((8, 8, 1), 10)

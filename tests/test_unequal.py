@@ -6,25 +6,26 @@ import numpy as np
 import pytest
 from helpers import NumpyMlp, same_bits, small, tiny_pool, tiny_task
 from jax.flatten_util import ravel_pytree
+from programs import program_of, replicas_of
 
 import fedjax_sec
 from fedjax_sec.core import ConfigError, registry
 from fedjax_sec.core.random import Stream, stream
-from fedjax_sec.core.types import AttackerView, LocalData
+from fedjax_sec.core.types import AttackerView, BoundTask, LocalData, Message
 from fedjax_sec.data import Source, take
 from fedjax_sec.data.sources.digits import Digits
 from fedjax_sec.round import make_task, run_round
 from fedjax_sec.round.pipeline import Attack
-from fedjax_sec.runs import config, prepare
+from fedjax_sec.runs import config
+from fedjax_sec.runs import source as source_lib
 from fedjax_sec.runs.prepare import make_population
-from fedjax_sec.runs.program import Program
 
 
 def by_user(monkeypatch, source, sizes):
     """Experiments then see the first examples of `source`, of users with these sizes."""
     users = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
     source = take(source, max_train=len(users))._replace(users_train=users)
-    monkeypatch.setattr(prepare, "_load", lambda *_: source)
+    monkeypatch.setattr(source_lib, "_load", lambda *_: source)
     return source
 
 
@@ -57,9 +58,12 @@ def test_the_largest_client_does_not_change_a_smaller_one(name, fields):
     part = registry.clients.build(spec | ({"pgd_steps": 2} if name == "adversarial" else {}))
     plain, pool = tiny_task(), tiny_pool()
 
-    def loss(params, x, y, mask, *, train=False, key=None):
-        noise = 0.0 if key is None else params @ jax.random.normal(key, params.shape)  # as dropout
-        return plain.loss(params, x, y, mask) + noise
+    class Noisy(BoundTask):
+        """A task whose loss draws noise, as dropout would."""
+
+        def loss(self, params, x, y, mask, *, train=False, key=None):
+            noise = 0.0 if key is None else params @ jax.random.normal(key, params.shape)
+            return plain.loss(params, x, y, mask) + noise
 
     def fetch(position):
         return pool.x[position].astype(jnp.float32) / 255.0, pool.y[position]
@@ -68,8 +72,7 @@ def test_the_largest_client_does_not_change_a_smaller_one(name, fields):
         local = LocalData(jnp.asarray(count), capacity, jnp.asarray(2), fetch)
         params = 0.2 * jax.random.normal(jax.random.key(7), (plain.dim,))
         state = part.init(plain.dim)
-        task = plain._replace(loss=loss)
-        return part.apply(jax.random.key(3), params, state, local, task)[0]
+        return part.apply(jax.random.key(3), params, state, local, Noisy(*plain)).delta
 
     alone = jax.jit(lambda: train(6))()
     np.testing.assert_allclose(jax.jit(lambda: train(23))(), alone, rtol=1e-5, atol=1e-6)
@@ -94,8 +97,8 @@ def test_natural_sizes_give_steps_and_weights(monkeypatch):
     }
     result = fedjax_sec.run(natural(3, client=client, rounds=2))
     start = config.from_mapping(natural(3, client=client, rounds=2))
-    program = Program(start)
-    params = np.asarray(program.init(program.replicas([start])[0]).params[0], np.float64)
+    program = program_of(start)
+    params = np.asarray(program.init(replicas_of([start])).server.params[0], np.float64)
     mlp = NumpyMlp(64, 6, 10, source.mean[0], source.std[0])
     pixels = x.astype(np.float64) / source.scale
     parts = np.split(np.arange(27), np.cumsum(sizes)[:-1])
@@ -138,8 +141,8 @@ def test_a_boost_by_weights_and_rate_replaces_the_model(monkeypatch, knowledge, 
     )
     result = fedjax_sec.run(spec)
     one = config.from_mapping(spec)
-    program = Program(one)
-    before = np.asarray(program.init(program.replicas([one])[0]).params[0], np.float64)
+    program = program_of(one)
+    before = np.asarray(program.init(replicas_of([one])).server.params[0], np.float64)
     mlp = NumpyMlp(64, 6, 10, source.mean[0], source.std[0])
     parts = np.split(np.arange(27), np.cumsum(sizes)[:-1])
     x, y = source.x_train.astype(np.float64) / source.scale, source.y_train
@@ -166,7 +169,8 @@ def test_without_honest_updates_the_model_is_the_attacker_s_own(name):
         server_rate=0.5,
     )
     attack = Attack.build({"name": name, "accounts_for": "weights_and_rate"})
-    sent, _, _ = attack.apply(jax.random.key(0), stack, ((),), view)
+    message = Message(stack, jnp.ones(len(stack)))
+    sent = attack.apply(jax.random.key(0), message, attack.init(3, 5), view)[0].vector
     after = before + 0.5 * np.asarray(fedjax_sec.aggregate(sent, "mean", weights=weights))
     np.testing.assert_allclose(after, before + update, rtol=1e-6)
 
@@ -288,14 +292,14 @@ def test_data_of_clients_that_are_not_drawn_is_not_copied(monkeypatch, clients):
             execution={"clients": clients},
         )
         one = config.from_mapping(spec)
-        program = Program(one)
-        replicas, _ = program.replicas([one])
+        program = program_of(one)
+        replicas = replicas_of([one])
         replica = jax.tree.map(lambda leaf: leaf[0], replicas)
         state = jax.tree.map(lambda leaf: leaf[0], program.init(replicas))
         assert replica.population.index.shape == (num_clients, width)
 
         def advance(state, replica, pool):
-            task = make_task(program.problem, pool)
+            task = make_task(program.problem, pool, program.prepared.task)
             return run_round(program.problem, task, pool, replica, state, jnp.int32(0))
 
         compiled = jax.jit(advance).lower(state, replica, program.pool).compile()

@@ -176,7 +176,7 @@ class Trigger(DataAttack):
     num_images: int = 1000
 
     def trigger(self, state: State, x, rank=None, task=None):
-        """The inputs with the trigger; with malicious client `rank`'s part of it if that is given."""
+        """The inputs with the trigger; with `rank`, that malicious client's part of it."""
         raise NotImplementedError
 
     def _is_base(self, y):

@@ -72,17 +72,17 @@ class InputSpec(NamedTuple):
         """The largest value of an input."""
         return 1.0 if self.kind == "pixels" else np.inf
 
-    def decode(self, stored: Array) -> Array:
+    def decode(self, stored: Any) -> Array:
         """Stored examples [B, ...] as components see them.
 
         >>> print(InputSpec("pixels", (2,), 255.0).decode(jnp.array([[0, 255]], jnp.uint8)))
         [[0. 1.]]
         """
         if self.kind == "tokens":
-            return stored.astype(jnp.int32)
-        return stored.astype(jnp.float32) * (1.0 / self.scale)
+            return jnp.asarray(stored).astype(jnp.int32)
+        return jnp.asarray(stored).astype(jnp.float32) * (1.0 / self.scale)
 
-    def normalize(self, x: Array) -> Array:
+    def normalize(self, x: Any) -> Any:
         """Inputs [B, ...] as the model takes them."""
         if self.kind == "tokens":
             return x

@@ -243,8 +243,8 @@ def _checked_tokens(source: Source, at: str) -> Source:
         for name, array, low in (("x", x, 0), ("y", y, -1)):
             if array.min() < low or array.max() >= size:
                 raise ConfigError(
-                    f"{at}: {name}_{part} holds tokens from {array.min()} to {array.max()}, allowed "
-                    f"are {low} to {size - 1}, num_classes being {size}."
+                    f"{at}: {name}_{part} holds tokens from {array.min()} to {array.max()}, and "
+                    f"with num_classes = {size} they are {low} to {size - 1}."
                 )
         arrays |= {f"x_{part}": x.astype(np.int32), f"y_{part}": y.astype(np.int32)}
         users = getattr(source, f"users_{part}")

@@ -1,0 +1,86 @@
+"""What tests of whole rounds share: programs, replicas and tasks of experiments."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from fedjax_sec.core import optimizers, registry
+from fedjax_sec.core.space import make_space
+from fedjax_sec.core.types import InputSpec
+from fedjax_sec.round import Problem, make_task
+from fedjax_sec.runs import experiment as experiment_lib
+from fedjax_sec.runs.prepare import make_replicas, prepare
+from fedjax_sec.runs.program import Program
+
+
+def program_of(experiment, *args, **options) -> Program:
+    """The program of an experiment."""
+    return Program(prepare(experiment), *args, **options)
+
+
+def replicas_of(experiments: Sequence):
+    """The experiments as replicas of one program."""
+    return make_replicas([prepare(one) for one in experiments])
+
+
+def train(experiments: Sequence, *args, **options):
+    """The results of experiments that share a program."""
+    return experiment_lib.train([prepare(one) for one in experiments], *args, **options)
+
+
+def task_on(program: Program):
+    """The program's task, with its pool."""
+    return make_task(program.problem, program.pool, program.prepared.task)
+
+
+def classification():
+    """The task of most tests."""
+    return registry.tasks.build("classification")
+
+
+def problem_of(
+    model,
+    input_shape,
+    num_classes,
+    pixel_scale,
+    mean,
+    std,
+    num_clients,
+    clients_per_round,
+    omniscient,
+    layout,
+) -> Problem:
+    """A problem on images of this shape and scale."""
+    kind = "pixels" if len(input_shape) == 3 else "features"
+    inputs = InputSpec(kind, tuple(input_shape), pixel_scale, tuple(mean), tuple(std))
+    return Problem(
+        model=model,
+        space=make_space(model),
+        inputs=inputs,
+        num_classes=num_classes,
+        num_clients=num_clients,
+        clients_per_round=clients_per_round,
+        omniscient=omniscient,
+        layout=layout,
+    )
+
+
+def observed(task) -> np.ndarray:
+    """Which entries of the vector [D] are running statistics."""
+    mask = np.zeros(task.dim, bool)
+    mask[task.space.observed] = True
+    return mask
+
+
+def with_client(components, client):
+    """The components with another client in the algorithm."""
+    algorithm = dataclasses.replace(components.algorithm, client=client)
+    return components._replace(algorithm=algorithm)
+
+
+def averaging(client):
+    """FedAvg of this client, with a server of rate 1."""
+    optimizer = optimizers.build({"name": "sgd", "learning_rate": 1.0})
+    algorithm = registry.algorithms.build("fedavg")
+    return dataclasses.replace(algorithm, client=client, optimizer=optimizer)
