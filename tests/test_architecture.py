@@ -14,6 +14,9 @@ import fedjax_sec
 PACKAGE = Path(fedjax_sec.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 
+DOCUMENT = PACKAGE.parent / "docs" / "architecture.md"
+BEGIN, END = "<!-- layers -->\n", "<!-- end of layers -->\n"
+
 #: A module imports from its own layer and from those above it in this list; parts of one layer,
 #: which stand in one line, never import each other. `docs/architecture.md` prints it.
 LAYERS = (
@@ -167,3 +170,32 @@ def test_importing_a_module_makes_no_arrays():
         assert not made, f"{name} holds {made}: use NumPy for constants"
         looked_at += 1
     assert looked_at > 100
+
+
+def layers_table() -> str:
+    """The layers as `docs/architecture.md` prints them, with what each package says of itself."""
+    lines = ["| layer | package | modules | what it is |", "| --- | --- | --- | --- |"]
+    for number, parts in enumerate(LAYERS, 1):
+        for part in parts:
+            names = [name for name in MODULES if name.split(".")[0] == part]
+            summary = ast.get_docstring(ast.parse(MODULES[part].read_text())).splitlines()[0]
+            label = part or "fedjax_sec"
+            lines.append(f"| {number} | `{label}` | {len(names)} | {summary} |")
+    return "\n".join(lines) + "\n"
+
+
+def documented(text: str) -> tuple[str, str, str]:
+    """What stands before, in and behind the table of the document."""
+    before, rest = text.split(BEGIN)
+    table, after = rest.split(END)
+    return before, table, after
+
+
+def test_the_document_shows_the_layers():
+    table = documented(DOCUMENT.read_text())[1]
+    assert table == layers_table(), "python tests/test_architecture.py makes it anew"
+
+
+if __name__ == "__main__":
+    head, _, tail = documented(DOCUMENT.read_text())
+    DOCUMENT.write_text(head + BEGIN + layers_table() + END + tail)
