@@ -18,6 +18,9 @@ from fedjax_sec.core.types import BoundTask, Message, Metrics, State
 
 #: Kinds of inputs: pixels in [0, 1], features of any scale, tokens numbered from 0.
 INPUTS = frozenset({"pixels", "features", "tokens"})
+#: What an algorithm's clients may send. Components that read updates say so in `accepts`.
+SENDS = frozenset({"update", "predictions", "features"})
+_UPDATES = frozenset({"update"})
 #: What a component may need beside its arguments: a model and data; the server's own examples; the
 #: server's rule; the learning rate of a server that takes plain gradient steps; another model.
 NEEDS = frozenset({"task", "root", "rule", "rate", "surrogate"})
@@ -65,7 +68,7 @@ class Component:
     stage: ClassVar[str] = ""
     needs: frozenset[str] = frozenset()
     inputs: ClassVar[frozenset[str]] = INPUTS
-    accepts: ClassVar[frozenset[str]] = frozenset({"update"})
+    accepts: ClassVar[frozenset[str]] = SENDS
     needs_labels: ClassVar[bool] = False
 
     def check(self, path: str, setting: Setting) -> None:
@@ -100,6 +103,7 @@ class UpdateAttack(Component):
     """
 
     stage: ClassVar[str] = "update"
+    accepts: ClassVar[frozenset[str]] = _UPDATES
     rewrites: ClassVar[str] = "vector"
     copies: bool = False
 
@@ -217,6 +221,8 @@ class PrivacyAttack(Component):
     `known` is a `fedjax_sec.core.types.Known`: the numbers of the protocol, no more.
     """
 
+    accepts: ClassVar[frozenset[str]] = _UPDATES
+
     def reconstruct(self, key, message: Message, params, task: BoundTask, known) -> tuple[Any, Any]:
         """(x [B, ...], y [B]) as guessed."""
         raise NotImplementedError
@@ -234,6 +240,7 @@ class Stage(Component):
     """
 
     stage: ClassVar[str]
+    accepts: ClassVar[frozenset[str]] = _UPDATES
     keeps_scale: bool = True
 
     def init(self, num_clients: int, dim: int) -> State:
@@ -318,7 +325,6 @@ class Algorithm(Component):
     sends: ClassVar[str] = "update"
     client: Any = None
     optimizer: Any = None
-    accepts: ClassVar[frozenset[str]] = frozenset({"update", "predictions", "features"})
     personalizes: ClassVar[bool] = False
 
     def init(self, key, params, setting: Setting, task: BoundTask) -> State:
@@ -474,7 +480,7 @@ def with_defaults(cls: type, kind: str) -> type:
     if isinstance(base, Mapping):
         base = base.get(getattr(cls, "stage", None), Component)
     if not issubclass(cls, base):
-        for one in reversed(base.__mro__[:-1]):
+        for one in base.__mro__[:-1]:  # the most derived first
             for name, value in vars(one).items():
                 if not name.startswith("__") and not hasattr(cls, name):
                     setattr(cls, name, value)
