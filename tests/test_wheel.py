@@ -3,7 +3,6 @@
 import shutil
 import subprocess
 import sys
-import sysconfig
 import venv
 from pathlib import Path
 
@@ -34,8 +33,9 @@ def command(tmp_path_factory):
     venv.create(folder / "venv", symlinks=True)
     python = folder / "venv" / "bin" / "python"
     (packages,) = (folder / "venv" / "lib").glob("python*/site-packages")
-    # A line of a .pth file adds the folder alone, not the editable install named in it.
-    (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    # A line of a .pth file adds the folder alone, not an editable install that is named in it.
+    installed = [path for path in sys.path if Path(path).name == "site-packages"]
+    (packages / "dependencies.pth").write_text("\n".join(installed) + "\n")
     _call([*pip, "--python", python, "install", "--no-deps", "--no-index", wheel], folder)
     return folder / "venv" / "bin" / "fedjax-sec"
 
