@@ -7,22 +7,25 @@ STAMP := $(VENV)/.installed
 .PHONY: demo test test-all lint clean
 
 demo: $(STAMP)
-	$(BIN)/fedjax-sec sweep configs/demo/sweep.yaml --out results/demo
+	$(BIN)/fedjax-sec demo --out results/demo
 
 test: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow'
 
 # As `test`, with what is marked slow: fuzzing, kills at every file operation, every configuration.
 test-all: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
 clean:
 	rm -rf $(VENV) results/demo

@@ -9,10 +9,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from fedjax_sec import core
 from fedjax_sec.core import ConfigError, Setting, check_components, fill_defaults
 from fedjax_sec.core.advice import one_line, shown, suggestion
+from fedjax_sec.core.optional import require
 from fedjax_sec.core.types import AttackerView, Message, ServerData, ServerView
 from fedjax_sec.ops.moments import finite_rows, usable_rows
 from fedjax_sec.round import known_defense
@@ -407,7 +409,7 @@ def _warn_of(bad, asked, what, level=4) -> None:
 
 def _is_traced(array) -> bool:
     """Whether a field is a tracer, as under `vmap` over its values: the result has none then."""
-    return isinstance(array, jax.core.Tracer)
+    return isinstance(array, Tracer)
 
 
 def _check_finite(array, pipeline, name) -> None:
@@ -451,6 +453,8 @@ def run(
     >>> result.metrics["round"].tolist()
     [0.0, 2.0]
     """
+    if out is not None:
+        require("matplotlib.figure", "The figure in a results folder (out=)")  # before it computes
     result = execute(
         config,
         out=out,

@@ -2,13 +2,17 @@
 
 import importlib
 import re
+import shlex
 from pathlib import Path
 
 import pytest
+import typer
+import yaml
 
 import fedjax_sec
+from fedjax_sec import cli
 from fedjax_sec.core import registry
-from fedjax_sec.report import keys
+from fedjax_sec.report import inventory, keys
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -74,3 +78,85 @@ def test_the_page_names_every_key():
             assert f"| `{row.key}` |" in text and row.meaning
     for found in registry.KINDS.values():
         assert all(f"`{name}`" in text for name in found.names())
+
+
+def test_the_table_of_components_is_up_to_date():
+    page = (ROOT / "README.md").read_text()
+    assert page == inventory.updated(page), (
+        "python -m fedjax_sec.report.inventory README.md makes it anew"
+    )
+    for known in registry.KINDS.values():
+        assert all(f"`{name}`" in inventory.table() for name in known.names())
+    with pytest.raises(ValueError, match="lacks the markers"):
+        inventory.updated("no markers")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_links_lead_to_files(page):
+    targets = re.findall(r"\]\(([^)\s]+)\)", page.read_text())
+    targets = [target for target in targets if not re.match(r"https?:|#|mailto:", target)]
+    assert [t for t in targets if not (page.parent / t.partition("#")[0]).exists()] == []
+
+
+# --- Commands -----------------------------------------------------------------------------------
+
+
+def commands(text: str) -> list[tuple[str, bool]]:
+    """Every `fedjax-sec ...` of a page, and whether it is complete: a line of its own."""
+    text = text.replace("\\\n", " ")
+    lines = re.findall(r"(?m)^ *(?:[A-Z_]+=\S+ )*(fedjax-sec [a-z].*)$", text)
+    inline = re.findall(r"`(?:[A-Z_]+=\S+ )*(fedjax-sec\s[a-z][^`]*)`", text)
+    return [(line, "..." not in line) for line in lines if "`" not in line] + [
+        (" ".join(one.split()), False) for one in inline
+    ]
+
+
+def problem(line: str, complete: bool) -> str:
+    """What the command line says of a command; options and values are checked, nothing is run."""
+    _, name, *arguments = shlex.split(line)
+    group = typer.main.get_command(cli.app)
+    command = group.get_command(typer.Context(group), name)
+    if command is None:
+        return f"no command {name!r}"
+    if "..." in arguments:
+        arguments.remove("...")
+    try:
+        command.make_context(name, arguments)
+    except Exception as error:
+        if complete or type(error).__name__ != "MissingParameter":
+            return f"{type(error).__name__}: {error}"
+    return ""
+
+
+GUIDE = [p for p in PAGES if p.parent == ROOT or p.parent.name == "guide"]
+
+
+@pytest.mark.parametrize("page", GUIDE, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_commands_parse(page):
+    # `paper` is a group: its commands come with the papers, see tests of the command itself.
+    known = [one for one in commands(page.read_text()) if not one[0].startswith("fedjax-sec paper")]
+    wrong = {line: said for line, complete in known if (said := problem(line, complete))}
+    assert not wrong
+
+
+def test_a_wrong_command_would_be_seen():
+    assert commands("`fedjax-sec show krum`\n\n    fedjax-sec demo --out x\n") == [
+        ("fedjax-sec demo --out x", True),
+        ("fedjax-sec show krum", False),
+    ]
+    assert problem("fedjax-sec demo --outt x", True)
+    assert problem("fedjax-sec dmeo", False) == "no command 'dmeo'"
+    assert problem("fedjax-sec run x.yaml", True) and not problem("fedjax-sec run x.yaml", False)
+
+
+def test_yaml_of_the_guide_is_a_configuration():
+    from fedjax_sec.runs import config
+
+    blocks = [
+        block
+        for page in sorted((ROOT / "docs" / "guide").glob("*.md"))
+        for block in re.findall(r"```yaml\n(.*?)```", page.read_text(), flags=re.DOTALL)
+    ]
+    assert blocks
+    for block in blocks:
+        config.from_mapping(yaml.safe_load(block))

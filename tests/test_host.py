@@ -45,8 +45,8 @@ def work():
     out = tempfile.mkdtemp()
     base = {"data": {"num_clients": 4}, "rounds": 2, "evaluation": {"every": 1}}
     result = fedjax_sec.run(base, out=out + "/run")
-    trained.final_params(out + "/run")
-    sweep.run_cells(sweep.make_cells(base, {"defense": ["mean"]}), out + "/sweep")
+    loading.final_params(out + "/run")
+    sweeps.run_cells(sweeps.make_cells(base, {"defense": ["mean"]}), out + "/sweep")
 """
 
 
@@ -90,3 +90,19 @@ jax.jit(lambda x: x * 3)(jax.numpy.ones(3)).block_until_ready()
 print(len([name for name in os.listdir(jax_uses) if name.endswith("-cache")]) > 0)
 """
     assert lines(program, env) == ["svg True True", "heard", "True"]
+
+
+def test_importing_every_module_changes_nothing(env):
+    program = """
+import flax.linen, omegaconf, orbax.checkpoint, rich.console, typer
+
+def import_all():
+    import importlib, pkgutil
+    import fedjax_sec
+    for module in pkgutil.walk_packages(fedjax_sec.__path__, "fedjax_sec."):
+        if "bench" not in module.name and "_tfds" not in module.name:
+            importlib.import_module(module.name)
+
+changed(import_all)
+"""
+    assert lines(program, env) == []

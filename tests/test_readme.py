@@ -1,4 +1,4 @@
-"""The Python examples of README and CONTRIBUTING run as they stand."""
+"""The Python examples of README, CONTRIBUTING and the guide run as they stand."""
 
 import re
 from pathlib import Path
@@ -8,11 +8,16 @@ import pytest
 from fedjax_sec.core import registry
 
 ROOT = Path(__file__).parents[1]
+GUIDE = [
+    page.relative_to(ROOT).as_posix()
+    for page in sorted((ROOT / "docs" / "guide").glob("*.md"))
+    if "```python" in page.read_text()
+]
 
 
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", *GUIDE])
 def test_the_examples_run(name, tmp_path, monkeypatch, capsys):
-    for known in (registry.datasets, registry.models):  # what an example registers is forgotten
+    for known in registry.KINDS.values():  # what an example registers is forgotten
         known.names()
         monkeypatch.setattr(known, "_entries", dict(known._entries))
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(), flags=re.DOTALL)
@@ -21,3 +26,7 @@ def test_the_examples_run(name, tmp_path, monkeypatch, capsys):
     for block in blocks:
         exec(compile(block, name, "exec"), {"__name__": "readme"})
     assert capsys.readouterr().out.strip(), "the example prints nothing"
+
+
+def test_the_guide_has_examples():
+    assert {"docs/guide/python.md", "docs/guide/extending.md"} <= set(GUIDE)

@@ -6,11 +6,10 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import pandas as pd
-
 from fedjax_sec.bench import peers
 from fedjax_sec.bench.timing import Rates
 from fedjax_sec.core import files
+from fedjax_sec.core.optional import require
 from fedjax_sec.runs import results
 
 
@@ -31,4 +30,8 @@ def write(path: Path, command: str, rates: Rates, rows: Sequence[dict]) -> None:
 
 def table(rows: Sequence[dict]) -> str:
     """The rows as a Markdown table."""
-    return pd.DataFrame(rows).to_markdown(index=False, floatfmt=".3g", missingval="")
+    return (
+        require("pandas", "The table of a benchmark")
+        .DataFrame(rows)
+        .to_markdown(index=False, floatfmt=".3g", missingval="")
+    )

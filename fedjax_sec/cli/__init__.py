@@ -2,7 +2,7 @@
 
 import sys
 
-from fedjax_sec.cli import audit, bench, draw, run, show, sweep  # each enters its commands
+from fedjax_sec.cli import audit, bench, demo, draw, run, show, sweep  # each enters its commands
 from fedjax_sec.cli.common import (
     DataDir,
     Out,
@@ -34,6 +34,7 @@ __all__ = [
     "bench",
     "console",
     "data_overrides",
+    "demo",
     "draw",
     "errors",
     "interruptible",

@@ -23,6 +23,7 @@ from fedjax_sec.cli.common import (
     reported,
     status_of,
 )
+from fedjax_sec.core.optional import require
 
 
 @app.command()
@@ -34,15 +35,31 @@ def sweep(
     out: Out,
     data_dir: DataDir = None,
 ) -> None:
-    """Run a sweep; what is finished in OUT is kept and not run again."""
+    """Run a sweep, or resume it: finished runs in OUT are skipped."""
+    again = ["fedjax-sec", "sweep", str(config), *(overrides or ()), "--out", str(out.absolute())]
+    run_sweep(config, out, overrides or (), data_dir, [*again, *data_option(data_dir)])
+
+
+def run_sweep(
+    config: Path,
+    out: Path,
+    overrides: Sequence[str] = (),
+    data_dir: Path | None = None,
+    again: Sequence[str] | None = None,
+) -> None:
+    """Runs a sweep file, writes its tables and its figure into `out` and prints the first table.
+
+    `again` is the command that resumes after an interruption.
+    """
     from fedjax_sec import sweeps as sweep_lib
     from fedjax_sec.report import plotting
     from fedjax_sec.report import tables as tables_lib
 
+    require("matplotlib.figure", "The figure of a sweep")  # before anything is computed
+    for package in ("pandas", "tabulate"):
+        require(package, "The table of a sweep")
     out = out.absolute()
-    again = ["fedjax-sec", "sweep", str(config), *(overrides or ()), "--out", str(out)]
-    again += data_option(data_dir)
-    settings, cells = sweep_lib.load(config, overrides or (), data_overrides(data_dir))
+    settings, cells = sweep_lib.load(config, overrides, data_overrides(data_dir))
     found = run_with_progress(cells, out, at_once=settings.at_once, again=again)
     frame, axes = tables_lib.to_frame(cells, found), tables_lib.axes_of(cells)
     frame.to_csv(out / "runs.csv", index=False)

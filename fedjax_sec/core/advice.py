@@ -3,6 +3,7 @@
 import difflib
 import re
 from collections.abc import Iterable
+from typing import Any
 
 #: What other texts and libraries call a thing -> our names for it, of whatever kind. Without a
 #: name there is nothing of ours that does it, so nothing is suggested.
@@ -162,7 +163,7 @@ def suggestion(name, known: Iterable) -> str:
     return f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
 
 
-def shown(value, limit: int = 80) -> str:
+def shown(value: Any, limit: int = 80) -> str:
     """The value as Python writes it, in one line of at most about `limit` characters.
 
     >>> shown(10**5000)
@@ -172,11 +173,13 @@ def shown(value, limit: int = 80) -> str:
     """
     if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 256:
         return f"an integer of about {int(value.bit_length() * 0.30103) + 1} digits"
-    if hasattr(value, "shape") and getattr(value, "ndim", 0):
-        return f"an array of shape {tuple(value.shape)}"
+    if getattr(value, "ndim", 0) and (shape := getattr(value, "shape", None)) is not None:
+        return f"an array of shape {tuple(shape)}"
     if isinstance(value, (list, tuple)) and any(getattr(item, "ndim", 0) for item in value):
         return f"a {type(value).__name__} of {len(value)} values, among them arrays"
-    if isinstance(value, (str, bytes)) and len(value) > 4 * limit:
+    if isinstance(value, str) and len(value) > 4 * limit:
+        value = value[: 2 * limit] + value[-2 * limit :]
+    if isinstance(value, bytes) and len(value) > 4 * limit:
         value = value[: 2 * limit] + value[-2 * limit :]
     try:
         text = repr(value)

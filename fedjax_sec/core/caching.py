@@ -66,7 +66,7 @@ def _settings() -> dict:
     """JAX's settings for our cache; none where the user has chosen."""
     if os.environ.get("FEDJAX_SEC_COMPILATION_CACHE", "").lower() in ("off", "0", "false"):
         return {}
-    if jax.config.jax_compilation_cache_dir is not None:
+    if jax.config.values["jax_compilation_cache_dir"] is not None:
         return {}
     folder = cache_folder() / f"compiled-{usable_cores()}-cores"
     defaults = {

@@ -7,10 +7,12 @@ declaration.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar, dataclass_transform
 
 import jax
 import numpy as np
+
+T = TypeVar("T")
 
 #: The largest count: JAX computes positions in int32.
 COUNT = 2**31 - 1
@@ -123,7 +125,11 @@ def section(cls, doc: str) -> Any:
     return dataclasses.field(default_factory=cls, metadata={"doc": doc, "section": cls})
 
 
-def pytree(cls):
+@dataclass_transform(
+    frozen_default=True,
+    field_specifiers=(numeric, static, component, section, dataclasses.field),
+)
+def pytree(cls: type[T]) -> type[T]:
     """Class decorator: a frozen dataclass that is a pytree, `static` fields in its structure.
 
     `jax.tree_util.register_dataclass` will not do. Up to JAX 0.10.2 it gives two classes equal
@@ -141,8 +147,8 @@ def pytree(cls):
     >>> jax.tree.map(lambda leaf: 2 * leaf, Mean())
     Mean(scale=2.0)
     """
-    cls = dataclasses.dataclass(frozen=True)(cls)
-    fields = dataclasses.fields(cls)
+    made: Any = dataclasses.dataclass(frozen=True)(cls)
+    fields = dataclasses.fields(made)
     fixed = tuple(field.name for field in fields if field.metadata.get("static"))
     traced = tuple(field.name for field in fields if not field.metadata.get("static"))
 
@@ -155,10 +161,10 @@ def pytree(cls):
         return list(zip(keys, children, strict=True)), values
 
     def unflatten(values, children):
-        return cls(**dict(zip(traced + fixed, (*children, *values), strict=True)))
+        return made(**dict(zip(traced + fixed, (*children, *values), strict=True)))
 
-    jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
-    return cls
+    jax.tree_util.register_pytree_with_keys(made, flatten_with_keys, unflatten, flatten)
+    return made
 
 
 def ends(metadata: Mapping) -> tuple[str, str]:
@@ -167,11 +173,13 @@ def ends(metadata: Mapping) -> tuple[str, str]:
     >>> ends({"low": 0, "below": 1})
     ('>= 0', '< 1')
     """
-    signs = ((("low", ">="), ("above", ">")), (("high", "<="), ("below", "<")))
-    return tuple(
-        next((f"{sign} {metadata[k]:.10g}" for k, sign in side if metadata.get(k) is not None), "")
-        for side in signs
-    )
+
+    def first(*side: tuple[str, str]) -> str:
+        return next(
+            (f"{sign} {metadata[k]:.10g}" for k, sign in side if metadata.get(k) is not None), ""
+        )
+
+    return first(("low", ">="), ("above", ">")), first(("high", "<="), ("below", "<"))
 
 
 def describe_range(metadata: Mapping) -> str:

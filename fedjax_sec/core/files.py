@@ -132,7 +132,7 @@ def write_atomically(path: Path, text: str) -> None:
 def write_json(path: Path, content: Mapping) -> None:
     """Writes a mapping with the digest of its content."""
     content = json.loads(json.dumps(content))  # as it is read back
-    written = content | {_DIGEST: _digest(content)}
+    written = {**content, _DIGEST: _digest(content)}
     write_atomically(path, json.dumps(written, indent=2) + "\n")
 
 

@@ -11,6 +11,8 @@ from fedjax_sec.core.caching import compiled_programs_kept
 
 _lock = threading.Lock()
 _users = 0
+#: What Python prints warnings with where nobody has configured logging.
+_LAST_RESORT = logging.lastResort or logging.StreamHandler()
 
 
 @contextlib.contextmanager
@@ -23,7 +25,7 @@ def _logging_unconfigured():
     global _users
     with _lock:
         if _users == 0 and not logging.root.handlers:
-            logging.root.addHandler(logging.lastResort)
+            logging.root.addHandler(_LAST_RESORT)
         _users += 1
     try:
         yield
@@ -31,7 +33,7 @@ def _logging_unconfigured():
         with _lock:
             _users -= 1
             if _users == 0:
-                logging.root.removeHandler(logging.lastResort)
+                logging.root.removeHandler(_LAST_RESORT)
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 
 from fedjax_sec.core import registry
 from fedjax_sec.core.advice import one_line, shown, suggestion
@@ -151,7 +152,7 @@ def build(spec, path: str = "optimizer") -> Optimizer:
             fixed[key] = _build_schedule(value, at)
         else:
             value = admit(value, hint, range_of(name, key), at)
-            (traced if isinstance(value, (float, jax.core.Tracer)) else fixed)[key] = value
+            (traced if isinstance(value, (float, Tracer)) else fixed)[key] = value
     optimizer = Optimizer(name, traced, tuple(sorted(fixed.items())))
     _try(name, tuple(sorted(traced)), optimizer.fixed, path)
     return optimizer

@@ -10,6 +10,7 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from fedjax_sec.core import host
 from fedjax_sec.core.advice import shown, suggestion
@@ -101,7 +102,7 @@ class Registry:
             )
         return self._entries[name]
 
-    def build(self, spec, path: str = ""):
+    def build(self, spec: Any, path: str = ""):
         """Builds a component from its name or from a mapping with `name` and fields.
 
         An instance is checked and returned, whether or not its class is registered.
@@ -110,8 +111,7 @@ class Registry:
         2
         """
         path = path or self.kind
-        if dataclasses.is_dataclass(spec) and getattr(type(spec), "registered_name", ""):
-            name = spec.registered_name
+        if dataclasses.is_dataclass(spec) and (name := getattr(type(spec), "registered_name", "")):
             if any(one._entries.get(name) is type(spec) for one in KINDS.values() if one != self):
                 self.get(name, path)
             return rebuild(spec, path, BUILDERS)
@@ -136,7 +136,7 @@ class Registry:
         if isinstance(given, (type(None), bool, int, float, list, tuple)):
             return _NOTHING.get(self.kind, "") if not given else ""
         name = getattr(given, "registered_name", None)
-        if isinstance(given, type) and self._entries.get(name) is given:
+        if isinstance(given, type) and name and self._entries.get(name) is given:
             return f" Give its name, {name!r}, or an instance, {given.__name__}()."
         return (
             f" To use {self._one} of your own, register its class and give the name: "
@@ -191,4 +191,4 @@ def find(name: str, others: Iterable[str] = ()) -> tuple[Registry, type]:
 
 def summary(cls) -> str:
     """The first line of a component's docstring."""
-    return inspect.getdoc(cls).splitlines()[0]
+    return (inspect.getdoc(cls) or "").partition("\n")[0]

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from fedjax_sec.core.advice import shown, suggestion
 from fedjax_sec.core.fields import (
@@ -52,14 +53,14 @@ def plain(value):
     >>> plain(np.float32(0.5)), plain(np.arange(2)), plain(np.True_)
     (0.5, [0, 1], True)
     """
-    if isinstance(value, jax.core.Tracer):
+    if isinstance(value, Tracer):
         return value
     if isinstance(value, enum.Enum):
         return plain(value.value)
     if isinstance(value, (np.generic, np.ndarray, jax.Array)):
         if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
             return value
-        return float(value) if isinstance(value, np.longdouble) else value.tolist()
+        return value.tolist() if value.ndim or value.dtype.char != "g" else float(value)
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     for kind in (bool, int, float, str):  # subclasses, which YAML does not know
@@ -110,7 +111,7 @@ def coerce(value, hint, path: str):
     elif hint is float:
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             return _finite(value, path)
-        if isinstance(value, jax.core.Tracer) and value.ndim == 0:
+        if isinstance(value, Tracer) and value.ndim == 0:
             return value
     elif hint is int:
         if isinstance(value, int) and not isinstance(value, bool):

@@ -53,15 +53,15 @@ class _Sorted:
         if self.unrolled:
             self.rows = [row.astype(self.dtype) for row in sorted_rows(block, lean)]
         else:
-            self.rows = sort_block(block).astype(self.dtype)
+            self.block = sort_block(block).astype(self.dtype)
 
     def row(self, index: Int[Array, ""] | Int[Array, "1 C"]) -> Float[Array, "1 C"]:
         """``v[index]``, where index may be traced and differ between columns."""
         index = jnp.clip(index, 0, self.num_rows - 1)
         if not self.unrolled:
             if index.ndim == 0:
-                return lax.dynamic_slice_in_dim(self.rows, index, 1, axis=0)
-            return jnp.take_along_axis(self.rows, index, axis=0)
+                return lax.dynamic_slice_in_dim(self.block, index, 1, axis=0)
+            return jnp.take_along_axis(self.block, index, axis=0)
         rows, bit = self.rows, 0
         while len(rows) > 1:
             rows = rows + rows[-1:] if len(rows) % 2 else rows
@@ -73,7 +73,7 @@ class _Sorted:
     def window(self, start: Int[Array, ""], size: int) -> list[Float[Array, "1 C"]] | Array:
         """``v[start : start + size]``, size static, start traced but the same for all columns."""
         if not self.unrolled:
-            return lax.dynamic_slice_in_dim(self.rows, start, size, axis=0)
+            return lax.dynamic_slice_in_dim(self.block, start, size, axis=0)
         rows = self.rows
         for bit in reversed(range(self.num_rows.bit_length())):
             shift = 1 << bit
@@ -100,13 +100,13 @@ class _Sorted:
             return tree_sum(terms) / count
         row = jnp.arange(self.num_rows)[:, None]
         kept = (start <= row) & (row < stop)
-        return jnp.sum(jnp.where(kept, self.rows, 0.0), axis=0, keepdims=True) / count
+        return jnp.sum(jnp.where(kept, self.block, 0.0), axis=0, keepdims=True) / count
 
     def window_start(self, width: Array, num_drop: int) -> Int[Array, "1 C"]:
         """Where the `width` values nearest to the median start, ``n - width <= num_drop``."""
         center, high = self.center(), self.window(width, num_drop)
-        if not self.unrolled:
-            farther = center - self.rows[:num_drop] > high - center
+        if not isinstance(high, list):
+            farther = center - self.block[:num_drop] > high - center
             below = jnp.arange(num_drop)[:, None] < self.n - width
             return jnp.sum(farther & below, axis=0, keepdims=True, dtype=jnp.int32)
         farther = [center - self.rows[s] > high[s] - center for s in range(num_drop)]

@@ -1,5 +1,7 @@
 """Order statistics over many clients without sorting: the bits of the answer, one after another."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -47,9 +49,8 @@ def order_statistic(
     def refine(i, found):
         step = jnp.left_shift(jnp.ones((), dtype), (info.bits - (i + 1) * step_bits).astype(dtype))
         below = [(keys < found + c * step).astype(dtype) for c in range(1, 1 << step_bits)]
-        packed = sum(b << (width * c) for c, b in enumerate(below)).sum(
-            0, keepdims=True, dtype=dtype
-        )
+        each = functools.reduce(jnp.add, [b << (width * c) for c, b in enumerate(below)])
+        packed = each.sum(0, keepdims=True, dtype=dtype)
         if step_bits == 1:
             return jnp.where(packed <= rank, found + step, found)
         counts = [(packed >> (width * c)) & ((1 << width) - 1) for c in range(3)]

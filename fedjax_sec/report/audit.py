@@ -8,10 +8,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pandas as pd
 
 from fedjax_sec.core import ConfigError, registry
 from fedjax_sec.core.host import undisturbed
+from fedjax_sec.core.optional import require
 from fedjax_sec.evaluation.masking import ROLES, Finding, judge
 from fedjax_sec.evaluation.robustness import withstood
 from fedjax_sec.ops.evasion import objective
@@ -54,7 +54,11 @@ class Audit(NamedTuple):
             {"attack": name, "what": ROLES[name], "withstand (%)": 100 * share}
             for name, share in self.shares.items()
         ]
-        table = pd.DataFrame(lines).to_markdown(index=False, floatfmt=".1f")
+        table = (
+            require("pandas", "The table of an audit")
+            .DataFrame(lines)
+            .to_markdown(index=False, floatfmt=".1f")
+        )
         said = "\n".join(
             f"- {'holds' if f.holds else '**fails**'}: {f.words}" for f in self.findings
         )

@@ -8,16 +8,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from fedjax_sec.core import files
+from fedjax_sec.core.optional import require
 
 _STYLES = ("-", "--", "-.", ":")
 
 
 def subplots(rows: int = 1, columns: int = 1, *, figsize, layout=None, **options):
     """A figure and its axes, as pyplot's function of this name, but known to nobody else."""
-    figure = Figure(figsize=figsize, layout=layout)
+    figure = require("matplotlib.figure", "A figure").Figure(figsize=figsize, layout=layout)
     return figure, figure.subplots(rows, columns, **options)
 
 

@@ -1,11 +1,14 @@
 """Tables over the cells and seeds of a sweep."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import pandas as pd
-
+from fedjax_sec.core.optional import require
 from fedjax_sec.runs.experiment import Result
 from fedjax_sec.sweeps.grid import Cell, named
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 #: What `to_frame` tells of a run beside its labels and metrics.
 _FACTS = (
@@ -31,7 +34,7 @@ def axes_of(cells: Sequence[Cell]) -> list[str]:
     return [f"grid.{axis}" if axis in _FACTS else axis for axis in cells[0].labels]
 
 
-def to_frame(cells: Sequence[Cell], found: Sequence[Result]) -> pd.DataFrame:
+def to_frame(cells: Sequence[Cell], found: Sequence[Result]) -> "pd.DataFrame":
     """One row a run: the axes' labels, the seed, the last evaluation's metrics, and other facts.
 
     Metrics have the names and units that they have in `metrics.jsonl`: shares are in [0, 1].
@@ -52,16 +55,20 @@ def to_frame(cells: Sequence[Cell], found: Sequence[Result]) -> pd.DataFrame:
             "redrawn" if clients is None else " ".join(str(number) for number in clients)
         )
         rows.append(row)
-    return pd.DataFrame(rows)
+    return _data_frame(rows)
 
 
-def metrics_of(frame: pd.DataFrame) -> list[str]:
+def _data_frame(content) -> "pd.DataFrame":
+    return require("pandas", "A table").DataFrame(content)
+
+
+def metrics_of(frame: "pd.DataFrame") -> list[str]:
     """The metrics that have a table."""
     robust = [name for name in frame if name.startswith("robust_accuracy/")]
     return [name for name in (*_TABLES, *robust) if name in frame and frame[name].notna().any()]
 
 
-def summarized(frame: pd.DataFrame, axes: Sequence[str]) -> pd.DataFrame:
+def summarized(frame: "pd.DataFrame", axes: Sequence[str]) -> "pd.DataFrame":
     """One row a cell and metric: mean and standard deviation (ddof 1) over its seeds."""
     rows = []
     for labels, group in _by_cell(frame, axes):
@@ -70,14 +77,14 @@ def summarized(frame: pd.DataFrame, axes: Sequence[str]) -> pd.DataFrame:
             row = dict(zip(axes, labels, strict=True)) | {"metric": metric}
             row |= {"mean": values.mean(), "std": values.std(), "seeds": len(values)}
             rows.append(row | {"diverged": int(group["diverged"].sum())})
-    return pd.DataFrame(rows)
+    return _data_frame(rows)
 
 
-def _by_cell(frame: pd.DataFrame, axes: Sequence[str]):
+def _by_cell(frame: "pd.DataFrame", axes: Sequence[str]):
     return frame.groupby(list(axes), sort=False) if axes else [((), frame)]
 
 
-def mean_and_spread(values: pd.Series) -> str:
+def mean_and_spread(values: "pd.Series") -> str:
     """`mean ± standard deviation` (over seeds, ddof 1), or the value alone when there is one.
 
     >>> import pandas as pd
@@ -91,7 +98,7 @@ def mean_and_spread(values: pd.Series) -> str:
     return f"{values.mean():.1f}{spread}"
 
 
-def pivot(frame: pd.DataFrame, axes: Sequence[str], metric: str) -> pd.DataFrame:
+def pivot(frame: "pd.DataFrame", axes: Sequence[str], metric: str) -> "pd.DataFrame":
     """First axis down, the others across -> mean and spread over seeds of a share, in percent.
 
     A cell says how many of its runs diverged, and of how many it is where others have more.
@@ -108,12 +115,12 @@ def pivot(frame: pd.DataFrame, axes: Sequence[str], metric: str) -> pd.DataFrame
         across = [named(axis, label) for axis, label in zip(axes[1:], labels[1:], strict=True)]
         column = " / ".join(across) or metric
         found.setdefault(column, {})[labels[0] if axes else "run"] = text
-    table = pd.DataFrame(found)
+    table = _data_frame(found)
     table.index.name = axes[0] if axes else None
     return table
 
 
-def over_seeds(frame: pd.DataFrame, axes: Sequence[str]) -> str:
+def over_seeds(frame: "pd.DataFrame", axes: Sequence[str]) -> str:
     """Of how many seeds the numbers are."""
     counts = {len(group) for _, group in _by_cell(frame, axes)}
     if counts == {1}:
@@ -143,7 +150,7 @@ def about_backdoor(cells: Sequence[Cell]) -> str:
 
 def tables(
     cells: Sequence[Cell], found: Sequence[Result]
-) -> dict[str, tuple[str, str, pd.DataFrame]]:
+) -> dict[str, tuple[str, str, "pd.DataFrame"]]:
     """metric -> (heading, what it is, table) of a sweep."""
     frame, axes = to_frame(cells, found), axes_of(cells)
     seeds, written = over_seeds(frame, axes), {}

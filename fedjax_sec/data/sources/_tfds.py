@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from fedjax_sec.core import ConfigError
+from fedjax_sec.core.optional import require
 from fedjax_sec.data.source import MissingDataError, Source
 from fedjax_sec.data.sources._files import (
     cache_file,
@@ -92,13 +94,22 @@ def _how_to_get(name: str, root: Path, reason: str) -> str:
     )
 
 
+def _tfds(name: str):
+    """tensorflow-datasets: slow to import, and cached data does not need it."""
+    try:
+        for module in ("array_record", "tensorflow_datasets"):
+            tfds = require(module, f"Data set {name!r}")
+    except ConfigError as error:
+        raise MissingDataError(str(error)) from error
+    return tfds
+
+
 # --- Download ---------------------------------------------------------------------------------
 
 
 def _download(name: str, root: Path) -> None:
+    tfds = _tfds(name)
     try:
-        import tensorflow_datasets as tfds
-
         builder = tfds.builder(name, data_dir=root, file_format="array_record")
         _probe_network(list(builder.url_infos or ()))
         builder.download_and_prepare(file_format="array_record")
@@ -139,13 +150,7 @@ def _decode(name: str, folder: Path, splits, convert) -> dict[str, np.ndarray]:
             f"read. Prepare it in array_record format: "
             f"tfds.builder({name!r}).download_and_prepare(file_format='array_record')."
         )
-    try:
-        import tensorflow_datasets as tfds  # here: it is slow, and cached data does not need it
-    except ImportError as error:
-        raise MissingDataError(
-            f"Data set {name!r} in {root} needs tensorflow-datasets and array_record to be read "
-            f"({error}): pip install tensorflow-datasets array_record"
-        ) from error
+    tfds = _tfds(name)
     try:
         with _without_harmless_messages(), progress_bar() as bar:
             sources = {

@@ -1,0 +1,65 @@
+"""The wheel, installed away from the checkout: the command, the demo's files and a run."""
+
+import shutil
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+
+import fedjax_sec
+
+ROOT = Path(__file__).parents[1]
+BUILT_FROM = ("fedjax_sec", "configs", "pyproject.toml", "setup.py", "README.md", "LICENSE")
+
+
+@pytest.fixture(scope="module")
+def command(tmp_path_factory):
+    """`fedjax-sec` of a fresh environment with the wheel; dependencies are this environment's."""
+    build = pytest.importorskip("setuptools")
+    if int(build.__version__.split(".")[0]) < 77:
+        pytest.skip("the build needs setuptools 77 or later in this environment")
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
+    source.mkdir()
+    for name in BUILT_FROM:  # a copy, so that the build leaves nothing in the checkout
+        path = ROOT / name
+        (shutil.copytree if path.is_dir() else shutil.copy)(path, source / name)
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
+    _call([*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", folder, source], folder)
+    (wheel,) = folder.glob("*.whl")
+    assert wheel.name.startswith(f"fedjax_sec-{fedjax_sec.__version__}-")
+    venv.create(folder / "venv", symlinks=True)
+    python = folder / "venv" / "bin" / "python"
+    (packages,) = (folder / "venv" / "lib").glob("python*/site-packages")
+    # A line of a .pth file adds the folder alone, not an editable install that is named in it.
+    installed = [path for path in sys.path if Path(path).name == "site-packages"]
+    (packages / "dependencies.pth").write_text("\n".join(installed) + "\n")
+    _call([*pip, "--python", python, "install", "--no-deps", "--no-index", wheel], folder)
+    return folder / "venv" / "bin" / "fedjax-sec"
+
+
+def _call(arguments, folder, env=None):
+    done = subprocess.run(
+        list(map(str, arguments)), cwd=folder, env=env, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_the_demo_runs_in_an_empty_folder(command, tmp_path, subprocess_env):
+    env = {name: value for name, value in subprocess_env.items() if name != "PYTHONPATH"}
+    where = [command.with_name("python"), "-c", "import fedjax_sec; print(fedjax_sec.__file__)"]
+    assert str(command.parents[1]) in _call(where, tmp_path, env)
+    assert _call([command, "--version"], tmp_path, env).strip() == fedjax_sec.__version__
+    assert "bulyan" in _call([command, "list", "defenses"], tmp_path, env)
+    _call([command, "demo"], tmp_path, env)
+    written = {path.name for path in (tmp_path / "results" / "demo").iterdir()}
+    assert {"accuracy.png", "table.md", "runs.csv"} <= written
+    packaged = next(command.parents[1].glob("lib/python*/site-packages/fedjax_sec/_configs"))
+    checkout = ROOT / "configs"
+    assert {p.relative_to(packaged) for p in packaged.rglob("*.yaml")} == {
+        p.relative_to(checkout) for p in checkout.rglob("*.yaml")
+    }
