@@ -1,6 +1,7 @@
 """What a user types: `aggregate` and `attack` on a stack of updates, `run` and `sweep`."""
 
 import functools
+import os
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -451,6 +452,8 @@ def run(
     >>> result.metrics["round"].tolist()
     [0.0, 2.0]
     """
+    if isinstance(out, (str, os.PathLike)):
+        out = Path(out).absolute()  # a callback may change the working directory
     result = execute(
         config,
         out=out,
@@ -526,6 +529,8 @@ def sweep(
     >>> [len(result.metrics["accuracy"]) for result in done.results]
     [2, 2, 2, 2]
     """
+    if isinstance(out, (str, os.PathLike)):
+        out = Path(out).absolute()  # a callback may change the working directory
     settings, cells = sweeps.load(config, overrides)
     results = sweeps.run_cells(
         cells,
@@ -538,5 +543,5 @@ def sweep(
     )
     from fedjax_sec.report import sweeps as files_lib  # slow to import, and not needed before
 
-    files_lib.write(cells, results, Path(out).absolute(), settings.title)
+    files_lib.write(cells, results, Path(out), settings.title)
     return SweepResult(cells, results)

@@ -137,10 +137,7 @@ def plan_checked(cells: Sequence[Cell], out: Path, most: int) -> list[Group]:
             if not folder.finished:
                 with folder.locked():
                     folder.open(cell.experiment.to_dict(), resume=True, kind="cell")
-        left = unfinished(cells, out)
-        groups = _kept(cells, left, out)
-        taken = {cell.name for group in groups for cell in group.cells}
-        groups += _new([cell for cell in left if cell.name not in taken], out, most)
+        groups = _group(cells, out, most)
     places = {cell.name: place for place, cell in enumerate(cells)}
     return sorted(groups, key=lambda group: places[group.cells[0].name])
 
@@ -150,10 +147,35 @@ def _grouping(out: Path) -> filelock.BaseFileLock:
     return filelock.FileLock(out / LOCKS / "groups.lock")
 
 
-def _kept(cells: Sequence[Cell], left: Sequence[Cell], out: Path) -> list[Group]:
-    """The groups that keep their members; what else lies in `groups` is removed."""
+def _group(cells: Sequence[Cell], out: Path, most: int) -> list[Group]:
+    """The groups that keep their members, and new ones of the other cells, written down."""
+    while True:
+        left = unfinished(cells, out)
+        kept, planned = _existing(cells, left, out)
+        taken = {cell.name for group in kept for cell in group.cells}
+        new = _grouped([cell for cell in left if cell.name not in taken], most)
+        names = {group.name for group in new}
+        # A group that stays is never gone in between: a process may be about to take it.
+        if all([_dissolve(out, name) for name in planned if name not in names]):
+            break
+    for group in new:
+        folder = out / GROUPS / group.name
+        if not (folder / MEMBERS).exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            (out / LOCKS / f"{group.name}.lock").touch()  # so that `work` knows the name ever after
+            files.write_json(folder / MEMBERS, {"cells": [cell.name for cell in group.cells]})
+    return kept + new
+
+
+def _existing(
+    cells: Sequence[Cell], left: Sequence[Cell], out: Path
+) -> tuple[list[Group], list[str]]:
+    """Groups that were begun, and the names of those that were planned only.
+
+    Removes groups that are done, and what a kill left of one.
+    """
     by_name, open_names = {cell.name: cell for cell in cells}, {cell.name for cell in left}
-    groups = []
+    begun, planned = [], []
     for folder in sorted((out / GROUPS).glob("*/")):
         lock = take(out, folder.name)
         try:
@@ -172,13 +194,32 @@ def _kept(cells: Sequence[Cell], left: Sequence[Cell], out: Path) -> list[Group]
                 if lock is not None and (named or not _states(folder).rounds()):
                     remove(out, folder.name)
             elif lock is None or _is_begun(folder):
-                groups.append(Group(folder.name, tuple(by_name[name] for name in names)))
+                begun.append(Group(folder.name, tuple(by_name[name] for name in names)))
             else:
-                remove(out, folder.name)
+                planned.append(folder.name)
         finally:
             if lock is not None:
                 lock.release()
-    return groups
+    return begun, planned
+
+
+def _dissolve(out: Path, name: str) -> bool:
+    """Removes a group that was planned only; False where a process has begun it meanwhile."""
+    lock = take(out, name)
+    if lock is None:
+        return False
+    try:
+        if _is_begun(out / GROUPS / name):
+            return False
+        remove(out, name)
+        return True
+    finally:
+        lock.release()
+
+
+def is_planned(out: Path, name: str) -> bool:
+    """Whether a group is there: neither done nor taken apart."""
+    return (out / GROUPS / name / MEMBERS).exists()
 
 
 def _is_begun(folder: Path) -> bool:
@@ -186,21 +227,17 @@ def _is_begun(folder: Path) -> bool:
     return (folder / results.EXECUTION).exists() or bool(_states(folder).rounds())
 
 
-def _new(cells: Sequence[Cell], out: Path, most: int) -> list[Group]:
-    """Writes down the groups of cells that are in none, of at most `most` cells each."""
+def _grouped(cells: Sequence[Cell], most: int) -> list[Group]:
+    """Groups of cells of one structure, of at most `most` cells each."""
     by_structure: dict = {}
     for cell in cells:
         by_structure.setdefault(cell.experiment.structure(), []).append(cell)
     groups = []
-    for identical in by_structure.values():
-        for members in split(identical, most):
-            names = [cell.name for cell in members]
-            name = hashlib.sha256(json.dumps(names).encode()).hexdigest()[:12]
-            folder = out / GROUPS / name
-            folder.mkdir(parents=True, exist_ok=True)
-            (out / LOCKS / f"{name}.lock").touch()  # so that `work` knows the name ever after
-            files.write_json(folder / MEMBERS, {"cells": names})
-            groups.append(Group(name, tuple(members)))
+    for members in by_structure.values():
+        for part in split(members, most):
+            names = json.dumps([cell.name for cell in part])
+            name = hashlib.sha256(names.encode()).hexdigest()[:12]
+            groups.append(Group(name, tuple(part)))
     return groups
 
 
@@ -270,7 +307,7 @@ def work(
         time.sleep(PAUSE)
     try:
         if isinstance(group, str):
-            if not (out / GROUPS / name / MEMBERS).exists():
+            if not is_planned(out, name):
                 return True
             group = read_group(out, name)
         work_locked(out, group, at_once=at_once, start=lambda: on_evaluation)
@@ -323,7 +360,7 @@ def work_locked(
     is compiled and nothing runs.
     """
     state = out / GROUPS / group.name
-    if not (state / MEMBERS).exists():
+    if not is_planned(out, group.name):
         return  # done, or taken apart by a later plan
     folders = [run_folder(out, cell) for cell in group.cells]
     if not all(folder.finished for folder in folders):
@@ -363,7 +400,7 @@ def tuning_ahead(out: Path, group: Group) -> Tuning | None:
         return None
     try:
         folder = out / GROUPS / group.name
-        if not (folder / MEMBERS).exists():
+        if not is_planned(out, group.name):
             return None
         begun = (folder / results.EXECUTION).exists()
         return settle(group.cells[0].experiment, folder / "state" if begun else None)

@@ -51,15 +51,13 @@ def run_cells(
     groups_lib.check_folders(cells, out)
     with files.trying(out):
         groups_lib.check(groups_lib.unfinished(cells, out))  # before anything is written or run
-    launcher, launched = launcher or Local(), set()
-    while True:
-        groups = groups_lib.plan_checked(cells, out, limit)
-        names = {group.name for group in groups}
-        if names <= launched:
-            break  # nothing is left, or the launcher did not do it: `read_results` says so
-        launched |= names
+    launcher = launcher or Local()
+    while groups := groups_lib.plan_checked(cells, out, limit):
         groups = [group._replace(checked=True) for group in groups]
         launcher.launch(out, groups, at_once=at_once, on_group=on_group, on_wait=on_wait)
+        # Groups that are gone were done, or taken apart by another process: these are planned anew.
+        if any(groups_lib.is_planned(out, group.name) for group in groups):
+            break  # the launcher left one: `read_results` says what is missing
         if not groups_lib.unfinished(cells, out):
-            break  # else another process took groups apart
+            break
     return groups_lib.read_results(cells, out)
