@@ -1,5 +1,6 @@
 """A sweep's groups: planned without a device, worked anywhere, collected, surveyed."""
 
+import importlib
 import json
 import os
 import re
@@ -7,10 +8,12 @@ import subprocess
 import sys
 import time
 import types
+from pathlib import Path
 
 import filelock
 import numpy as np
 import pytest
+import typer
 from helpers import same_bits, small
 from typer.testing import CliRunner
 
@@ -274,9 +277,13 @@ def test_work_waits_for_another_process_or_does_not(cells, tmp_path, monkeypatch
 
 
 def test_work_verifies_what_nobody_has_verified(tmp_path):
-    base = BASE | {"client": BASE["client"] | {"batch_size": 500}}
+    too_many = {
+        "evasions": ["fgsm"],
+        "evasion_images": 361,
+    }  # more than there are: nobody else sees
+    base = BASE | {"evaluation": BASE["evaluation"] | too_many}
     (cell,) = sweeps.make_cells(base, {})
-    with pytest.raises(ConfigError) as error:
+    with pytest.raises(ConfigError, match="evasion_images must be <= 360") as error:
         experiment.verify(cell.experiment)
     (group,) = sweeps.plan([cell], tmp_path / "planned")
     for call in (
@@ -599,9 +606,9 @@ def test_the_seed_of_the_experiment_is_not_lost():
         "experiment.data.data_dir=there",
     ],
 )
-def test_two_places_of_the_data_are_refused(text, tmp_path):
+def test_two_places_of_the_data_are_refused(text):
     with pytest.raises(ConfigError, match="--data-dir here and the override .* leave one of the"):
-        data_overrides(tmp_path.__class__("here"), ["rounds=3", text])
+        data_overrides(Path("here"), ["rounds=3", text])
     assert data_overrides(None, [text]) == {}
 
 
@@ -612,6 +619,22 @@ def test_commands_refuse_two_places_of_the_data(command, tmp_path):
     text = "overrides.data.data_dir=there" if command == "sweep" else "data.data_dir=there"
     arguments = [command, tmp_path / "file.yaml", text, "--data-dir", "here"]
     done = CliRunner().invoke(cli.app, [*map(str, arguments), "--out", str(tmp_path / "out")])
+    assert done.exit_code == 2 and "both say where the data lies" in done.output
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["alie", "all"], ["fat", "all"], ["fltrust", "all", "--dataset", "mnist-0.5"], ["rlr", "all"]],
+    ids=lambda arguments: arguments[0],
+)
+def test_the_papers_scripts_refuse_two_places_of_the_data(arguments, tmp_path, monkeypatch):
+    name, *rest = arguments
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "scripts"))
+    app = typer.Typer()
+    app.command()(importlib.import_module(name).main)
+    both = ["--data-dir", "here", "--set", "data.data_dir=there", "--out", str(tmp_path / "out")]
+    done = CliRunner().invoke(app, [*rest, *both])
     assert done.exit_code == 2 and "both say where the data lies" in done.output
     assert not (tmp_path / "out").exists()
 

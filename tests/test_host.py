@@ -45,8 +45,8 @@ def work():
     out = tempfile.mkdtemp()
     base = {"data": {"num_clients": 4}, "rounds": 2, "evaluation": {"every": 1}}
     result = fedjax_sec.run(base, out=out + "/run")
-    trained.final_params(out + "/run")
-    sweep.run_cells(sweep.make_cells(base, {"defense": ["mean"]}), out + "/sweep")
+    loading.final_params(out + "/run")
+    sweeps.run_cells(sweeps.make_cells(base, {"defense": ["mean"]}), out + "/sweep")
 """
 
 
