@@ -1,9 +1,18 @@
 """fedjax_sec: a batched simulator for security research in federated learning."""
 
-from fedjax_sec.api import aggregate, attack, run
+from fedjax_sec.api import SweepResult, aggregate, attack, run, sweep
 from fedjax_sec.core import ConfigError
 from fedjax_sec.runs.config import Experiment
 from fedjax_sec.runs.experiment import Result
 
 __version__ = "0.1.0"
-__all__ = ["ConfigError", "Experiment", "Result", "aggregate", "attack", "run"]
+__all__ = [
+    "ConfigError",
+    "Experiment",
+    "Result",
+    "SweepResult",
+    "aggregate",
+    "attack",
+    "run",
+    "sweep",
+]

@@ -1,17 +1,18 @@
-"""Defences and attacks on a stack of updates, without an experiment around them."""
+"""What a user types: `aggregate` and `attack` on a stack of updates, `run` and `sweep`."""
 
 import functools
+import os
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from fedjax_sec import core
+from fedjax_sec import core, sweeps
 from fedjax_sec.core import ConfigError, Setting, check_components, fill_defaults
 from fedjax_sec.core.advice import one_line, shown, suggestion
 from fedjax_sec.core.optional import require
@@ -23,6 +24,7 @@ from fedjax_sec.runs.config import Experiment
 from fedjax_sec.runs.experiment import Result, execute
 from fedjax_sec.runs.results import RunFolder
 from fedjax_sec.stacks import Stack, as_key, as_mask, as_stack, as_vector, as_weights
+from fedjax_sec.sweeps import Cell, Launcher
 
 
 def aggregate(
@@ -453,6 +455,8 @@ def run(
     >>> result.metrics["round"].tolist()
     [0.0, 2.0]
     """
+    if isinstance(out, (str, os.PathLike)):
+        out = Path(out).absolute()  # a callback may change the working directory
     if out is not None:
         require("matplotlib.figure", "The figure in a results folder (out=)")  # before it computes
     result = execute(
@@ -472,3 +476,77 @@ def run(
             with folder.locked():
                 plotting.accuracy_curve(result, folder.path / "figures")
     return result
+
+
+class SweepResult(NamedTuple):
+    """A finished sweep: the cells of its grid, and the result of each in the same order.
+
+    The results are read from the folder: their `params` are None (`checkpoint.keep_params` and
+    `fedjax_sec.runs.loading.final_params` give them).
+    """
+
+    cells: list[Cell]
+    results: list[Result]
+
+    @property
+    def frame(self):
+        """One row a run as a pandas frame: labels, seed, final metrics; as `runs.csv`."""
+        from fedjax_sec.report import tables  # pandas is slow to import
+
+        return tables.to_frame(self.cells, self.results)
+
+
+def sweep(
+    config: str | Path | Mapping,
+    *,
+    out: str | Path,
+    launcher: Launcher | None = None,
+    on_group: Callable[[int, int, list[Cell]], Callable | None] | None = None,
+    on_wait: Callable[[list[Cell]], None] | None = None,
+    **overrides,
+) -> SweepResult:
+    """Runs a sweep: a grid of experiments and seeds, with one compilation for each structure.
+
+    What is finished in `out` is kept and not run again, and several processes may share the folder.
+
+    Args:
+      config: a YAML file, or a mapping, with the keys of `fedjax-sec show sweep`.
+      out: folder for the runs (`cells/`), the tables (`runs.csv`, `table.csv`, `table.md`) and the
+        figure `accuracy`.
+      launcher: where the groups of runs are computed (None: in this process).
+      on_group: called as `on_group(number, total, cells)` when a group starts; what it returns is
+        called after every evaluation with the rounds done and the rows just measured.
+      on_wait: called once when all that is left, these cells, is run by other processes.
+      **overrides: keys of the sweep, such as `seeds=[0, 1]`, or dotted ones of every experiment, as
+        `**{"overrides.client.l2": 1e-4}`.
+
+    Returns: `SweepResult` with `cells`, `results` and, as a pandas frame, `frame`.
+
+    Raises: `ConfigError` (a `ValueError`) for a sweep that cannot be run or a folder that cannot be
+    used, before anything compiles.
+
+    >>> import tempfile
+    >>> spec = {"experiment": {"rounds": 2}, "grid": {"client.l2": [0.0, 0.1]}}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     done = sweep(spec, out=folder, seeds=[0, 1])
+    >>> done.frame[["client.l2", "seed", "rounds"]].values.tolist()
+    [['0.0', 0, 2], ['0.0', 1, 2], ['0.1', 0, 2], ['0.1', 1, 2]]
+    >>> [len(result.metrics["accuracy"]) for result in done.results]
+    [2, 2, 2, 2]
+    """
+    if isinstance(out, (str, os.PathLike)):
+        out = Path(out).absolute()  # a callback may change the working directory
+    settings, cells = sweeps.load(config, overrides)
+    results = sweeps.run_cells(
+        cells,
+        out,
+        at_once=settings.at_once,
+        group_size=settings.group_size,
+        launcher=launcher,
+        on_group=on_group,
+        on_wait=on_wait,
+    )
+    from fedjax_sec.report import sweeps as files_lib  # slow to import, and not needed before
+
+    files_lib.write(cells, results, Path(out), settings.title)
+    return SweepResult(cells, results)

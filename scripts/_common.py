@@ -37,10 +37,15 @@ def asked(items: Sequence[StrEnum], known: Iterable[str]) -> list[str]:
     return list(known) if "all" in names else names
 
 
-def experiment(paper: str, name: str, data_dir: Path | None) -> dict:
-    """The experiment of `configs/PAPER/NAME.yaml`, with its data in `data_dir` where given."""
+def experiment(
+    paper: str, name: str, data_dir: Path | None, override: Sequence[str] | None = None
+) -> dict:
+    """The experiment of `configs/PAPER/NAME.yaml`, with its data in `data_dir` where given.
+
+    `override` is `--set`, which must not name another place of the data then.
+    """
     spec = config_lib.read_yaml(CONFIGS / paper / f"{name}.yaml")
-    return config_lib.apply_overrides(spec, cli.data_overrides(data_dir))
+    return config_lib.apply_overrides(spec, cli.data_overrides(data_dir, override or ()))
 
 
 def show(written: Sequence[Path]) -> None:

@@ -43,7 +43,7 @@ def main(
                 f"see --dataset ({', '.join(alie.DATASETS)})."
             )
         plan = alie.Plan(dataset.value, scale.value, seeds, convention.value, tuple(override or ()))
-        base = common.experiment("alie", dataset.value, data_dir)
+        base = common.experiment("alie", dataset.value, data_dir, override)
         kept = [item for item in wanted if item not in skip]
         written = alie.regenerate(plan, kept, base, out, cli.run_with_progress)
     common.show(written)

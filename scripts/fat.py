@@ -38,7 +38,8 @@ def main(
     with cli.reported():
         plan = fat.Plan(scale.value, seeds, datasets, users.value, tuple(override or ()))
         bases = {
-            name: common.experiment("fat", name, data_dir) for name in (*fat.DATASETS, *fat.USERS)
+            name: common.experiment("fat", name, data_dir, override)
+            for name in (*fat.DATASETS, *fat.USERS)
         }
         written = fat.regenerate(plan, wanted, bases, out, cli.run_with_progress)
     common.show(written)

@@ -37,7 +37,7 @@ def main(
         plan = fltrust.Plan(
             dataset.value, scale.value, seeds, tuple(override or ()), tuple(only or ())
         )
-        base = common.experiment("fltrust", dataset.value, data_dir)
+        base = common.experiment("fltrust", dataset.value, data_dir, override)
         written = fltrust.regenerate(plan, wanted, base, out, cli.run_with_progress)
     common.show(written)
 

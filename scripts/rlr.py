@@ -34,7 +34,7 @@ def main(
     with cli.reported():
         plan = rlr.Plan(scale.value, seeds, non_iid.value, tuple(override or ()))
         bases = {
-            setting: common.experiment("rlr", plan.config(setting), data_dir)
+            setting: common.experiment("rlr", plan.config(setting), data_dir, override)
             for setting in rlr.SETTINGS
         }
         written = rlr.regenerate(plan, wanted, bases, out, cli.run_with_progress)

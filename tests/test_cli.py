@@ -237,5 +237,5 @@ def test_audit(invoke, tmp_path):
 def test_help_names_every_command(invoke):
     done = invoke("--help")
     assert done.exit_code == 0
-    for command in ("run", "sweep", "list", "show", "trigger", "partition", "audit"):
+    for command in ("run", "sweep", "status", "list", "show", "trigger", "partition", "audit"):
         assert command in done.output

@@ -59,7 +59,7 @@ def test_is_read_and_says_how_it_is_run(path):
 RUN = (
     "alie/mnist.yaml",
     "demo/digits.yaml",
-    "demo/sweeps.yaml",
+    "demo/sweep.yaml",
     "fat/mnist.yaml",
     "fltrust/har_windows.yaml",
     "fltrust/mnist-0.5.yaml",

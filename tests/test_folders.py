@@ -47,9 +47,10 @@ def compile_once(monkeypatch):
     """Runs of one structure share a program in this file."""
 
     def program(first, at_once=None, tuning=None):
-        if first.structure() not in PROGRAMS:
-            PROGRAMS[first.structure()] = PROGRAM(first, at_once, tuning)
-        return PROGRAMS[first.structure()]
+        key = first.experiment.structure()
+        if key not in PROGRAMS:
+            PROGRAMS[key] = PROGRAM(first, at_once, tuning)
+        return PROGRAMS[key]
 
     monkeypatch.setattr(experiment, "Program", program)
     monkeypatch.setattr(groups, "Program", program)
@@ -533,7 +534,11 @@ def test_damage_in_a_sweep_is_named_with_a_remedy_that_helps(tmp_path):
             sweeps.run_cells(cells, out)
         shutil.rmtree(group)
         for one, other in zip(whole, sweeps.run_cells(cells, out), strict=True):
-            same_bits(one.params, other.params)
+            same_bits(one.metrics, other.metrics)
+        for cell in cells:
+            assert content(out / "cells" / cell.name) == content(
+                tmp_path / "whole" / "cells" / cell.name
+            )
     (tmp_path / "whole" / "cells" / cells[0].name / "summary.json").write_text("{")
     with pytest.raises(ConfigError, match=r"summary.json' is damaged.* Remove '.*seed0' yourself"):
         sweeps.run_cells(cells, tmp_path / "whole")
@@ -646,8 +651,8 @@ def no_program(monkeypatch):
 
     monkeypatch.setattr(experiment, "Program", fail)
     monkeypatch.setattr(groups, "Program", fail)
-    monkeypatch.setattr(experiment, "verify", fail)
-    monkeypatch.setattr(groups, "verify", fail)
+    monkeypatch.setattr(experiment, "prepare", fail)
+    monkeypatch.setattr(groups, "prepare", fail)
 
 
 def places(tmp_path):
@@ -727,7 +732,7 @@ def test_a_disk_that_fills_up_while_orbax_writes_is_an_error_of_the_system(tmp_p
 def invoke(tmp_path):
     (tmp_path / "run.yaml").write_text(config.dump_yaml(RUN))
     spec = {"experiment": "run.yaml", "grid": GRID}
-    (tmp_path / "sweeps.yaml").write_text(config.dump_yaml(spec))
+    (tmp_path / "sweep.yaml").write_text(config.dump_yaml(spec))
 
     def call(*arguments):
         return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])

@@ -2,7 +2,7 @@
 
 import sys
 
-from fedjax_sec.cli import audit, bench, demo, draw, run, show, sweep  # each enters its commands
+from fedjax_sec.cli import audit, bench, demo, draw, run, show, status, sweep  # each enters
 from fedjax_sec.cli.common import (
     DataDir,
     Out,
@@ -43,5 +43,6 @@ __all__ = [
     "run",
     "run_with_progress",
     "show",
+    "status",
     "sweep",
 ]

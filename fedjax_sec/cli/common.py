@@ -3,7 +3,7 @@
 import contextlib
 import shlex
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +13,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from fedjax_sec.core import files
+from fedjax_sec.core import ConfigError, files
+from fedjax_sec.runs import config as config_lib
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -85,9 +86,27 @@ def status_of(rows) -> str:
     return f"accuracy {100 * accuracy:.1f}%"
 
 
-def data_overrides(data_dir: Path | None) -> dict:
-    """What `--data-dir` changes in an experiment; it wins over the file and the environment."""
-    return {} if data_dir is None else {"data.data_dir": str(data_dir)}
+def data_overrides(data_dir: Path | None, overrides: Sequence[str] = ()) -> dict:
+    """What `--data-dir` changes in an experiment; it wins over the file and the environment.
+
+    Raises: `ConfigError` where one of the `overrides` names another place of the data.
+
+    >>> data_overrides(Path("data"), ["rounds=3"])
+    {'data.data_dir': 'data'}
+    """
+    if data_dir is None:
+        return {}
+    for text in overrides:
+        spec = config_lib.apply_overrides({}, [text])
+        # An experiment's own key, or one of the keys of a sweep that hold such keys.
+        for part in (spec, spec.get("overrides"), spec.get("experiment")):
+            part = config_lib.apply_overrides({}, part) if isinstance(part, Mapping) else {}
+            if isinstance(part.get("data"), Mapping) and "data_dir" in part["data"]:
+                raise ConfigError(
+                    f"--data-dir {data_dir} and the override {text!r} both say where the data "
+                    f"lies; leave one of the two out."
+                )
+    return {"data.data_dir": str(data_dir)}
 
 
 def data_option(data_dir: Path | None) -> list[str]:

@@ -25,7 +25,7 @@ def trigger(
 
     with reported():
         spec = config_lib.apply_overrides(config_lib.read_yaml(config), overrides or ())
-        experiment = config_lib.from_mapping(spec, data_overrides(data_dir))
+        experiment = config_lib.from_mapping(spec, data_overrides(data_dir, overrides or ()))
         files.check_writable(out.absolute().parent)
         pictures = inspection.backdoor_pictures(experiment, count)
         title = f"{experiment.backdoor.registered_name}, {load_source(experiment).label}"
@@ -48,7 +48,7 @@ def partition(
 
     with reported():
         spec = config_lib.apply_overrides(config_lib.read_yaml(config), overrides or ())
-        experiment = config_lib.from_mapping(spec, data_overrides(data_dir))
+        experiment = config_lib.from_mapping(spec, data_overrides(data_dir, overrides or ()))
         files.check_writable(out.absolute().parent)
         holdings = inspection.class_table(experiment)
         kind = experiment.data.partition.registered_name

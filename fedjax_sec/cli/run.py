@@ -47,7 +47,7 @@ def run(
         if resume and overwrite:
             raise ConfigError("Give --resume or --overwrite, not both.")
         spec = config_lib.apply_overrides(config_lib.read_yaml(config), overrides or ())
-        experiment = config_lib.from_mapping(spec, data_overrides(data_dir))
+        experiment = config_lib.from_mapping(spec, data_overrides(data_dir, overrides or ()))
         with progress_bar() as progress:
             task = progress.add_task("rounds", total=experiment.rounds, status="compiling")
 

@@ -52,39 +52,34 @@ def run_sweep(
     `again` is the command that resumes after an interruption.
     """
     from fedjax_sec import sweeps as sweep_lib
-    from fedjax_sec.report import plotting
+    from fedjax_sec.report import sweeps as files_lib
     from fedjax_sec.report import tables as tables_lib
 
     require("matplotlib.figure", "The figure of a sweep")  # before anything is computed
     for package in ("pandas", "tabulate"):
         require(package, "The table of a sweep")
     out = out.absolute()
-    settings, cells = sweep_lib.load(config, overrides, data_overrides(data_dir))
-    found = run_with_progress(cells, out, at_once=settings.at_once, again=again)
-    frame, axes = tables_lib.to_frame(cells, found), tables_lib.axes_of(cells)
-    frame.to_csv(out / "runs.csv", index=False)
-    tables_lib.summarized(frame, axes).to_csv(out / "table.csv", index=False)
-    tables = list(tables_lib.tables(cells, found).values())
-    texts = [f"### {head}\n\n{said}\n\n{table.to_markdown()}\n" for head, said, table in tables]
-    (out / "table.md").write_text("\n".join(texts))
-    heading, _, table = tables[0]
+    data = data_overrides(data_dir, overrides)
+    settings, cells = sweep_lib.load(config, overrides, data)
+    found = run_with_progress(
+        cells, out, at_once=settings.at_once, group_size=settings.group_size, again=again
+    )
+    figure = files_lib.write(cells, found, out, settings.title)
+    heading, _, table = next(iter(tables_lib.tables(cells, found).values()))
     print_table(table, heading)
     for warning in tables_lib.warnings_of(cells, found):
         console.print(f"[bold yellow]Warning:[/] {escape(warning)}", soft_wrap=True)
-    groups: dict = {}
-    for cell, result in zip(cells, found, strict=True):
-        first, *rest = cell.parts
-        groups.setdefault(first, {}).setdefault(" / ".join(rest) or "run", []).append(result)
-    lines = [f"{tables_lib.data_of(found)}; {plotting.band_of(frame['seed'].nunique())}"]
-    lines = [settings.title, *lines] if settings.title else lines
-    paths = plotting.grid_of_curves(groups, lines, out / "accuracy")
-    console.print(f"Tables: {out / 'table.md'}\nFigure: {paths[0]}", soft_wrap=True)
+    console.print(f"Tables: {out / 'table.md'}\nFigure: {figure}", soft_wrap=True)
 
 
 def run_with_progress(
-    cells, out: Path, at_once: int | None = None, again: Sequence[str] | None = None
+    cells,
+    out: Path,
+    at_once: int | None = None,
+    group_size: int | None = None,
+    again: Sequence[str] | None = None,
 ):
-    """`sweep.run_cells` with a progress bar on stderr (plain lines when it is no terminal).
+    """`sweeps.run_cells` with a progress bar on stderr (plain lines when it is no terminal).
 
     `again` is the command that goes on after an interruption (None: this one).
     """
@@ -107,4 +102,11 @@ def run_with_progress(
                 errors.print(text)
             progress.add_task(text, total=None, status="")
 
-        return sweep_lib.run_cells(cells, out, at_once=at_once, on_group=on_group, on_wait=on_wait)
+        return sweep_lib.run_cells(
+            cells,
+            out,
+            at_once=at_once,
+            group_size=group_size,
+            on_group=on_group,
+            on_wait=on_wait,
+        )

@@ -5,6 +5,7 @@ Imports nothing of ours but `ConfigError`.
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import logging
@@ -237,3 +238,23 @@ def acquire(path: Path) -> filelock.BaseFileLock | None:
         str(path.parent),
     )
     return lock
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a living process holds the lock; changes nothing, and needs no right to write.
+
+    A shared lock is tried for a moment, which others do not notice but those who try to acquire the
+    lock at that very moment.
+    """
+    try:
+        with open(path, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    except OSError as error:  # a file system without locks
+        if error.errno in (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL):
+            return False
+        raise
+    return False

@@ -1,6 +1,25 @@
 """Sweeps: many experiments with one compilation for each distinct structure."""
 
 from fedjax_sec.sweeps.grid import Cell, Sweep, from_mapping, load, make_cells, named
-from fedjax_sec.sweeps.groups import run_cells
+from fedjax_sec.sweeps.groups import Group, collect, plan, work
+from fedjax_sec.sweeps.launchers import Launcher
+from fedjax_sec.sweeps.launchers.local import Local
+from fedjax_sec.sweeps.run import run_cells
+from fedjax_sec.sweeps.status import survey
 
-__all__ = ["Cell", "Sweep", "from_mapping", "load", "make_cells", "named", "run_cells"]
+__all__ = [
+    "Cell",
+    "Group",
+    "Launcher",
+    "Local",
+    "Sweep",
+    "collect",
+    "from_mapping",
+    "load",
+    "make_cells",
+    "named",
+    "plan",
+    "run_cells",
+    "survey",
+    "work",
+]

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,9 @@ from fedjax_sec.runs.config import Experiment
 
 #: Cells of a sweep, each of which has a folder: more are a mistake in the grid.
 MOST_CELLS = 100_000
+
+#: The seed of an experiment that names none.
+_SEED = Experiment.seed
 
 
 class Cell(NamedTuple):
@@ -51,10 +55,19 @@ class Sweep:
         {},
         "axis -> {label: value} or a list of values; an axis is a dotted key.",
     )
-    seeds: tuple[int, ...] = static((0,), "Seeds of every cell.", low=0, high=SEED)
+    seeds: tuple[int, ...] | None = static(
+        None, "Seeds of every cell (null: the experiment's `seed` alone).", low=0, high=SEED
+    )
     at_once: int | None = static(
         None,
         "Replicas vmapped at a time (null: as many as fit an accelerator, 1 on a CPU).",
+        low=1,
+        high=COUNT,
+    )
+    group_size: int | None = static(
+        None,
+        "Runs of one compiled program that one process takes at a time (null: 64). More seeds of "
+        "one structure are split among processes.",
         low=1,
         high=COUNT,
     )
@@ -62,18 +75,27 @@ class Sweep:
 
 
 def load(
-    path: str | Path, overrides: Sequence[str] = (), cell_overrides: Mapping | None = None
+    config: str | Path | Mapping,
+    overrides: Sequence[str] | Mapping = (),
+    cell_overrides: Mapping | None = None,
 ) -> tuple[Sweep, list[Cell]]:
-    """A sweep file and its cells, all checked.
+    """A sweep, of a YAML file or a mapping, and its cells, all checked.
 
     `overrides` change the sweep's own keys (`seeds=[0]`) or, as `overrides.client.l2=1e-4`, a key
-    of every cell's experiment; `cell_overrides` is a mapping of such keys.
+    of every cell's experiment; they are strings or a mapping. `cell_overrides` is a mapping of keys
+    of every cell's experiment.
     """
-    own = [text for text in overrides if not str(text).startswith("overrides.")]
-    dotted = [text.removeprefix("overrides.") for text in overrides if text not in own]
-    spec = config_lib.apply_overrides(config_lib.read_yaml(path), own)
-    changes = dict(config_lib.parse_override(text) for text in dotted) | dict(cell_overrides or {})
-    return from_mapping(spec, changes, Path(path))
+    if not isinstance(overrides, Mapping):
+        overrides = dict(config_lib.parse_override(text) for text in overrides)
+    prefix = "overrides."
+    own = {key: value for key, value in overrides.items() if not str(key).startswith(prefix)}
+    dotted = {key.removeprefix(prefix): value for key, value in overrides.items() if key not in own}
+    if not isinstance(config, (str, os.PathLike, Mapping)):
+        raise ConfigError(f"A sweep is a YAML file or a mapping, got {shown(config)}.")
+    path = None if isinstance(config, Mapping) else Path(config)
+    spec = config if path is None else config_lib.read_yaml(path)
+    spec = config_lib.apply_overrides(spec, own)
+    return from_mapping(spec, dotted | dict(cell_overrides or {}), path)
 
 
 def from_mapping(
@@ -108,18 +130,22 @@ def from_mapping(
 
 
 def make_cells(
-    base: Mapping, grid: Mapping, seeds: Sequence[int] = (0,), overrides: Mapping | None = None
+    base: Mapping,
+    grid: Mapping,
+    seeds: Sequence[int] | None = None,
+    overrides: Mapping | None = None,
 ) -> list[Cell]:
     """All cells of a grid: the product of its axes and the seeds.
 
     A label's value is what the axis key is set to; with the axis name in parentheses, such as
-    `(setting)`, it is a mapping of several dotted keys.
+    `(setting)`, it is a mapping of several dotted keys. Without `seeds` the cells have the base's
+    `seed`; a base with another seed than the default and `seeds` without it contradict each other.
 
     >>> cells = make_cells({}, {"defense": ["mean", "median"]}, seeds=(0, 1))
     >>> [cell.name for cell in cells][:2]
     ['mean/seed0', 'mean/seed1']
     """
-    seeds = core.plain(seeds)
+    seeds = _seeds_of(base) if seeds is None else core.plain(seeds)
     seeds = list(seeds) if isinstance(seeds, tuple) else seeds
     if isinstance(seeds, str) or not isinstance(seeds, Sequence) or not seeds:
         raise ConfigError(f"seeds must be a list of one or more integers, got {shown(seeds)}.")
@@ -128,6 +154,11 @@ def make_cells(
             raise ConfigError(f"{name} must be a mapping of dotted keys, got {shown(given)}.")
     if len(set(map(repr, seeds))) < len(seeds):
         raise ConfigError(f"seeds must differ, got {shown(seeds)}.")
+    if (lost := [seed for seed in _seeds_of(base) if seed not in seeds]) and lost != [_SEED]:
+        raise ConfigError(
+            f"experiment.seed = {shown(lost[0])} would be ignored, since seeds are {shown(seeds)}; "
+            f"leave one of the two out, or put {shown(lost[0])} into seeds."
+        )
     axes = {axis: _labelled(axis, values) for axis, values in grid.items()}
     _check_nothing_is_lost(axes, overrides or {})
     number = math.prod(map(len, axes.values())) * len(seeds)
@@ -161,6 +192,11 @@ def make_cells(
             f"{{label: value}}, that differ in letters or digits."
         )
     return cells
+
+
+def _seeds_of(base: Mapping) -> list:
+    """The base's own seed, or the default."""
+    return [base.get("seed", _SEED) if isinstance(base, Mapping) else _SEED]
 
 
 def _changes(axis: str, value) -> dict:

@@ -1,22 +1,24 @@
-"""The execution of a sweep: one compilation for each distinct structure.
+"""Groups of a sweep's cells: planned, worked and collected, each in whatever process.
 
-Cells whose static fields agree, and all seeds, are replicas of one program. Every finished cell is
-kept in the output folder and not run again; an interrupted group goes on from its checkpoint.
-Several processes may work in one folder: each takes groups that no other has.
+A group is the unit of work: cells of one structure, which are replicas of one compiled program.
+`plan` writes down which cells form a group and computes nothing; `work` runs one group on the
+machine that calls it; `collect` reads the finished cells. All three share the sweep's folder only,
+so they may run in different processes or on different machines.
 """
 
-import dataclasses
 import hashlib
+import itertools
 import json
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import filelock
 
-from fedjax_sec.core import files
+from fedjax_sec.core import files, suggestion
+from fedjax_sec.core.advice import shown
 from fedjax_sec.core.fields import ConfigError
 from fedjax_sec.core.host import undisturbed
 from fedjax_sec.runs import results
@@ -27,220 +29,241 @@ from fedjax_sec.runs.program import Program
 from fedjax_sec.runs.tuning import Tuning
 from fedjax_sec.sweeps.grid import Cell
 
-#: The file that says which cells a group's state is of.
-MEMBERS = "members.json"
+#: The folders of a sweep, and the file that says which cells a group's state is of.
+CELLS, GROUPS, LOCKS, MEMBERS = "cells", "groups", "locks", "members.json"
+
+#: Cells of a group where no limit is given. An accelerator trains so many replicas of a small model
+#: at once that more of them do not make it faster, and every committed sweep has smaller groups,
+#: which so remain one program a structure. Only more seeds than that are split among processes.
+GROUP_SIZE = 64
+
+#: Seconds between two looks at a lock that another process holds.
+PAUSE = 1.0
 
 
-@dataclasses.dataclass
-class _Group:
-    """Cells that are replicas of one program, and the folder of their common state.
+class Group(NamedTuple):
+    """Cells that are replicas of one program.
 
-    The lock is held by the process that runs them. It lies outside the folder, which is removed
-    when the group is done, and is let go of by the system when its process is killed.
+    `name` is a digest of the cells' names; `groups/NAME` holds the members and the common state.
+    `prepared` are the experiments as this process has prepared them, empty where it has not.
     """
 
-    folder: Path
-    cells: list[Cell]
-    lock_file: Path
-    lock: filelock.BaseFileLock | None = None
-
-    def take(self) -> bool:
-        """Takes the lock; False where another process runs the group now."""
-        lock = files.acquire(self.lock_file)
-        self.lock = lock or self.lock
-        return lock is not None
-
-    def release(self) -> None:
-        """Lets go of the lock."""
-        self.lock.release()
-
-    @property
-    def is_free(self) -> bool:
-        """Whether no other process runs the group now."""
-        if free := self.take():
-            self.release()
-        return free
-
-    def remove(self) -> None:
-        """Removes the state of a group that is done, file by file; whose it was, at last."""
-        Checkpoints(self.folder / "state", ()).keep_only(())
-        known = [self.folder / name for name in (results.EXECUTION, MEMBERS)]
-        files.remove_files([*_leftovers(self.folder), *known])
-        files.remove_empty([self.folder])
-        files.mention_rest(self.folder)
+    name: str
+    cells: tuple[Cell, ...]
+    prepared: tuple[Prepared, ...] = ()
 
 
-def _leftovers(folder: Path) -> list[Path]:
-    return files.leftovers(folder, "|".join(map(re.escape, (results.EXECUTION, MEMBERS))))
+# --- Checking -----------------------------------------------------------------------------------
 
 
-@undisturbed
-def run_cells(
-    cells: Sequence[Cell],
-    out: str | Path,
-    *,
-    at_once: int | None = None,
-    on_group: Callable[[int, int, list[Cell]], Callable | None] | None = None,
-    on_wait: Callable[[list[Cell]], None] | None = None,
-) -> list[Result]:
-    """Runs what is not yet finished and returns all results, in the order of the cells.
+def prepare_cells(cells: Sequence[Cell]) -> dict[str, Prepared]:
+    """cell name -> the experiment prepared; raises what would stop one of them.
 
-    Processes that run the same cells in the same folder share the work, a group at a time, and each
-    returns when everything is finished; a group whose process died goes on in another one from its
-    checkpoint.
-
-    `on_group(number, total, cells)` is called as a group starts; what it returns is called after
-    every evaluation with the rounds done and the new rows. `on_wait(cells)` is called once when
-    all that is left, these cells, is being run by others.
+    The one place where a sweep prepares experiments: once for each run in a process.
     """
-    out = Path(out).absolute()
-    _check_folder(out)
-    folders = {cell.name: results.RunFolder(out / "cells" / cell.name) for cell in cells}
-    for cell in cells:
-        folders[cell.name].check(cell.experiment.to_dict(), resume=True, kind="cell")
-    with files.trying(out):
-        # Before anything is written or run, and once for each cell.
-        prepared = {cell.name: prepare(cell.experiment) for cell in cells}
-    with filelock.FileLock(out / results.LOCK):
-        files.remove_files(files.leftovers(out, re.escape(results.MARK)))
-        if results.read_mark(out).kind != "sweep":
-            results.write_mark(out, "sweep")
-    (out / "cells").mkdir(exist_ok=True)
-    (out / "locks").mkdir(exist_ok=True)
-    with _making_groups(out):  # whoever comes next finds these groups and makes no others
-        for cell in cells:
-            with folders[cell.name].locked():
-                folders[cell.name].open(cell.experiment.to_dict(), resume=True, kind="cell")
-        groups = _groups(cells, folders, out)
-        # Settled beforehand: what is measured must not be disturbed by a compilation.
-        tuned = {
-            group.folder: resolve_layout(prepared[group.cells[0].name], group.folder / "state")
-            for group in groups
-        }
-    fresh: dict[str, Result] = {}
-    left, ahead = list(groups), {}
-    # One program is compiled while the one before it runs: XLA compiles on one core.
-    compiler = ThreadPoolExecutor(max_workers=1)
-    try:
-
-        def compile_group(group):
-            members = [prepared[cell.name] for cell in group.cells]
-            return compiler.submit(_compile, members, at_once, tuned[group.folder])
-
-        while left:
-            group = _claim(left, on_wait)
-            left.remove(group)
-            try:
-                if all(folders[cell.name].finished for cell in group.cells):
-                    continue  # another process has run it
-                for cell in group.cells:
-                    folders[cell.name].tidy()
-                files.remove_files(_leftovers(group.folder))
-                callback = None
-                if on_group:
-                    callback = on_group(groups.index(group), len(groups), group.cells)
-                program = (ahead.pop(group.folder, None) or compile_group(group)).result()
-                following = next((other for other in left if other.is_free), None)
-                if following and following.folder not in ahead:
-                    ahead = {following.folder: compile_group(following)}
-                found = train(
-                    [prepared[cell.name] for cell in group.cells],
-                    [folders[cell.name] for cell in group.cells],
-                    checkpoint_dir=group.folder / "state",
-                    on_evaluation=callback,
-                    program=program,
-                )
-                fresh |= {cell.name: one for cell, one in zip(group.cells, found, strict=True)}
-                with _making_groups(out):
-                    group.remove()
-            finally:
-                group.release()
-    finally:
-        compiler.shutdown(wait=False, cancel_futures=True)
-    return [
-        fresh.get(cell.name) or read_result(cell.experiment, folders[cell.name]) for cell in cells
-    ]
+    return {cell.name: prepare(cell.experiment) for cell in cells}
 
 
-def _claim(groups: Sequence[_Group], on_wait: Callable | None) -> _Group:
-    """The first group that no other process runs, its lock taken; waits until there is one."""
-    waits = False
-    while True:
-        for group in groups:
-            if group.take():
-                return group
-        if on_wait and not waits:
-            on_wait([cell for group in groups for cell in group.cells])
-        waits = True
-        time.sleep(1.0)
+def with_prepared(group: Group, known: Mapping[str, Prepared]) -> Group:
+    """The group with its experiments prepared, those that are not `known` anew."""
+    if group.prepared:
+        return group
+    rest = prepare_cells([cell for cell in group.cells if cell.name not in known])
+    parts = tuple(known.get(cell.name) or rest[cell.name] for cell in group.cells)
+    return group._replace(prepared=parts)
 
 
-def _check_folder(out: Path) -> None:
-    """Raises `ConfigError` for a folder that is neither free nor a sweep's."""
+def run_folder(out: Path, cell: Cell) -> results.RunFolder:
+    """The folder of a cell's run below the sweep's."""
+    return results.RunFolder(out / CELLS / cell.name)
+
+
+def unfinished(cells: Sequence[Cell], out: Path) -> list[Cell]:
+    """The cells that have not reached their last round."""
+    return [cell for cell in cells if not run_folder(out, cell).finished]
+
+
+def check_folders(cells: Sequence[Cell], out: Path) -> None:
+    """Raises `ConfigError` where `plan` would refuse the folder; writes nothing."""
     mark = results.read_mark(out)
     if mark.kind in ("run", "cell"):
         raise ConfigError(
             f"Output folder {str(out)!r} holds a run, not a sweep. Choose another folder."
         )
-    older = mark.kind == "other" and (out / "cells").is_dir() and (out / "locks").is_dir()
+    older = mark.kind == "other" and (out / CELLS).is_dir() and (out / LOCKS).is_dir()
     if mark.kind == "other" and not older:
         raise results.in_use(out, mark)
-
-
-def _making_groups(out: Path) -> filelock.BaseFileLock:
-    return filelock.FileLock(out / "locks" / "groups.lock")
-
-
-def _compile(members: Sequence[Prepared], at_once: int | None, tuning: Tuning) -> Program:
-    return Program(members[0], at_once, tuning).compile(members)
-
-
-def _groups(cells: Sequence[Cell], folders: Mapping, out: Path) -> list[_Group]:
-    """Groups that were begun as they are, then the other unfinished cells grouped by structure.
-
-    A group's members are written down when it is made: its checkpoint holds the state of exactly
-    these, whatever has been finished or added since.
-    """
-    by_name = {cell.name: cell for cell in cells}
-    groups, taken = [], set()
-    for folder in sorted((out / "groups").glob("*/")):
-        if not (folder / MEMBERS).exists():
-            group = _group(out, folder, [])
-            if group.is_free and not Checkpoints(folder / "state", ()).rounds():
-                group.remove()  # a kill came before its members were written, or after it was done
-            continue
-        names = _members(folder)
-        group = _group(out, folder, [by_name.get(name) for name in names])
-        if None in group.cells:  # of another sweep in this folder
-            mine = [cell.name for cell in group.cells if cell]
-            if any(not folders[name].finished for name in mine) and not group.is_free:
-                raise ConfigError(
-                    f"Output folder {str(out)!r}: another process is running {mine[0]!r} together "
-                    f"with cells that were not asked for here. Run the same cells, or wait."
-                )
-        elif all(folders[name].finished for name in names):
-            if group.is_free:
-                group.remove()
-        else:
-            groups.append(group)
-            taken |= set(names)
-    by_structure: dict = {}
     for cell in cells:
-        if cell.name not in taken and not folders[cell.name].finished:
-            by_structure.setdefault(cell.experiment.structure(), []).append(cell)
-    for members in by_structure.values():
-        names = [cell.name for cell in members]
-        digest = hashlib.sha256(json.dumps(names).encode()).hexdigest()[:12]
-        folder = out / "groups" / digest
-        folder.mkdir(parents=True, exist_ok=True)
-        files.write_json(folder / MEMBERS, {"cells": names})
-        groups.append(_group(out, folder, members))
-    places = {name: place for place, name in enumerate(by_name)}
+        run_folder(out, cell).check(cell.experiment.to_dict(), resume=True, kind="cell")
+
+
+# --- Planning -----------------------------------------------------------------------------------
+
+
+def plan(cells: Sequence[Cell], out: str | Path, *, group_size: int | None = None) -> list[Group]:
+    """Claims the folder for these cells and groups those that are not finished.
+
+    Uses no device and computes nothing with JAX: cells are grouped by `Experiment.structure()`, and
+    `groups/NAME/members.json` names each group's. Groups that were begun, or that another process
+    runs, keep their members, whatever the limit was then, since their checkpoints hold the state of
+    exactly these cells. Groups that nobody has begun are taken apart and planned anew.
+
+    Args:
+      cells: of one sweep, in the order of its results.
+      out: the sweep's folder.
+      group_size: the largest number of cells in a group (None: `GROUP_SIZE`). Cells of one
+        structure that are more are split into groups whose sizes differ by one at most.
+
+    Returns: the groups that are left to work, in the order of their first cells.
+
+    Raises: `ConfigError` for a folder that is in use by something else, or cells that another
+    process is running together with cells that are not given here.
+    """
+    out = Path(out).absolute()
+    most = limit(group_size)
+    check_folders(cells, out)
+    files.check_writable(out)
+    return plan_checked(cells, out, most)
+
+
+def limit(group_size: int | None) -> int:
+    """The largest number of cells in a group."""
+    if group_size is None:
+        return GROUP_SIZE
+    if isinstance(group_size, bool) or not isinstance(group_size, int) or group_size < 1:
+        raise ConfigError(f"group_size must be an integer >= 1, got {shown(group_size)}.")
+    return group_size
+
+
+def plan_checked(cells: Sequence[Cell], out: Path, most: int) -> list[Group]:
+    """`plan` where `check_folders` has passed."""
+    with filelock.FileLock(out / results.LOCK):
+        files.remove_files(files.leftovers(out, re.escape(results.MARK)))
+        if results.read_mark(out).kind != "sweep":
+            results.write_mark(out, "sweep")
+    (out / CELLS).mkdir(exist_ok=True)
+    (out / LOCKS).mkdir(exist_ok=True)
+    with _grouping(out):  # whoever plans next meets these groups and makes no others
+        for cell in cells:
+            folder = run_folder(out, cell)
+            if not folder.finished:
+                with folder.locked():
+                    folder.open(cell.experiment.to_dict(), resume=True, kind="cell")
+        groups = _group(cells, out, most)
+    places = {cell.name: place for place, cell in enumerate(cells)}
     return sorted(groups, key=lambda group: places[group.cells[0].name])
 
 
-def _group(out: Path, folder: Path, cells: list[Cell | None]) -> _Group:
-    return _Group(folder, cells, out / "locks" / f"{folder.name}.lock")
+def _grouping(out: Path) -> filelock.BaseFileLock:
+    """The lock under which groups are made and removed."""
+    return filelock.FileLock(out / LOCKS / "groups.lock")
+
+
+def _group(cells: Sequence[Cell], out: Path, most: int) -> list[Group]:
+    """The groups that keep their members, and new ones of the other cells, written down."""
+    while True:
+        left = unfinished(cells, out)
+        kept, planned = _existing(cells, left, out)
+        taken = {cell.name for group in kept for cell in group.cells}
+        new = _grouped([cell for cell in left if cell.name not in taken], most)
+        names = {group.name for group in new}
+        # A group that stays is never gone in between: a process may be about to take it.
+        if all([_dissolve(out, name) for name in planned if name not in names]):
+            break
+    for group in new:
+        folder = out / GROUPS / group.name
+        if not (folder / MEMBERS).exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            (out / LOCKS / f"{group.name}.lock").touch()  # so that `work` knows the name ever after
+            files.write_json(folder / MEMBERS, {"cells": [cell.name for cell in group.cells]})
+    return kept + new
+
+
+def _existing(
+    cells: Sequence[Cell], left: Sequence[Cell], out: Path
+) -> tuple[list[Group], list[str]]:
+    """Groups that were begun, and the names of those that were planned only.
+
+    Removes groups that are done, and what a kill left of one.
+    """
+    by_name, open_names = {cell.name: cell for cell in cells}, {cell.name for cell in left}
+    begun, planned = [], []
+    for folder in sorted((out / GROUPS).glob("*/")):
+        lock = take(out, folder.name)
+        try:
+            named = (folder / MEMBERS).exists()
+            names = _members(folder) if named else []
+            mine = [name for name in names if name in by_name]
+            if len(mine) < len(names):  # of another sweep in this folder
+                if lock is None and open_names.intersection(mine):
+                    raise ConfigError(
+                        f"Output folder {str(out)!r}: another process is running {mine[0]!r} "
+                        f"together with cells that were not asked for here. Run the same cells, or "
+                        f"wait."
+                    )
+            elif not open_names.intersection(names):
+                # A kill came before the members were written, or after the group was done.
+                if lock is not None and (named or not _states(folder).rounds()):
+                    remove(out, folder.name)
+            elif lock is None or _is_begun(folder):
+                begun.append(Group(folder.name, tuple(by_name[name] for name in names)))
+            else:
+                planned.append(folder.name)
+        finally:
+            if lock is not None:
+                lock.release()
+    return begun, planned
+
+
+def _dissolve(out: Path, name: str) -> bool:
+    """Removes a group that was planned only; False where a process has begun it meanwhile."""
+    lock = take(out, name)
+    if lock is None:
+        return False
+    try:
+        if _is_begun(out / GROUPS / name):
+            return False
+        remove(out, name)
+        return True
+    finally:
+        lock.release()
+
+
+def is_planned(out: Path, name: str) -> bool:
+    """Whether a group is there: neither done nor taken apart."""
+    return (out / GROUPS / name / MEMBERS).exists()
+
+
+def _is_begun(folder: Path) -> bool:
+    """Whether a process has begun to work on a group."""
+    return (folder / results.EXECUTION).exists() or bool(_states(folder).rounds())
+
+
+def _grouped(cells: Sequence[Cell], most: int) -> list[Group]:
+    """Groups of cells of one structure, of at most `most` cells each."""
+    by_structure: dict = {}
+    for cell in cells:
+        by_structure.setdefault(cell.experiment.structure(), []).append(cell)
+    groups = []
+    for members in by_structure.values():
+        for part in split(members, most):
+            names = json.dumps([cell.name for cell in part])
+            name = hashlib.sha256(names.encode()).hexdigest()[:12]
+            groups.append(Group(name, tuple(part)))
+    return groups
+
+
+def split(items: Sequence, most: int) -> list[list]:
+    """The fewest parts of at most `most` items, in order; their lengths differ by one at most.
+
+    Parts of equal length share the programs that are kept on the disk.
+
+    >>> split("abcdefg", 3)
+    [['a', 'b'], ['c', 'd'], ['e', 'f', 'g']]
+    """
+    parts = -(-len(items) // most)
+    ends = [len(items) * part // parts for part in range(parts + 1)]
+    return [list(items[low:high]) for low, high in itertools.pairwise(ends)]
 
 
 def _members(folder: Path) -> list[str]:
@@ -253,3 +276,187 @@ def _members(folder: Path) -> list[str]:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ConfigError(f"{str(folder / MEMBERS)!r} names no cells. {remedy}")
     return names
+
+
+# --- Working ------------------------------------------------------------------------------------
+
+
+@undisturbed
+def work(
+    out: str | Path,
+    group: Group | str,
+    *,
+    wait: bool = True,
+    at_once: int | None = None,
+    on_evaluation: Callable[[int, list[dict]], None] | None = None,
+) -> bool:
+    """Runs a planned group on this machine, from its checkpoint where it has one.
+
+    Calling it again, or in several processes, does no harm: one process works at a time, what is
+    finished stays, and a group that is done needs nothing. The layout of local training is measured
+    here, and kept beside the group's state for those who resume it.
+
+    Args:
+      out: the sweep's folder, where `plan` has been called.
+      group: one of its groups, or the name alone; the experiments are then read from the cells'
+        folders.
+      wait: whether to wait while another process works on the group.
+      at_once: replicas vmapped at a time, see `fedjax_sec.runs.experiment.train`.
+      on_evaluation: called with the rounds done and the rows just measured.
+
+    Returns: whether the group needs no more work; False only without `wait`, where another process
+    works on it. A group that a later plan has taken apart needs none either.
+
+    Raises: `ConfigError` for a name that was never planned, and what stops an experiment.
+    """
+    out = Path(out).absolute()
+    if isinstance(group, str):
+        _check_name(out, group)
+    name = group if isinstance(group, str) else group.name
+    while (lock := take(out, name)) is None:
+        if not wait:
+            return False
+        time.sleep(PAUSE)
+    try:
+        if isinstance(group, str):
+            if not is_planned(out, name):
+                return True
+            group = read_group(out, name)
+        work_locked(out, group, at_once=at_once, start=lambda: on_evaluation)
+    finally:
+        lock.release()
+    return True
+
+
+def _check_name(out: Path, name: str) -> None:
+    known = sorted(path.stem for path in (out / LOCKS).glob("*.lock") if path.stem != "groups")
+    if name not in known:
+        raise ConfigError(
+            f"Folder {str(out)!r} has no group {shown(name)}.{suggestion(name, known)} "
+            f"Known: {', '.join(known) or 'none'}."
+        )
+
+
+def take(out: Path, name: str) -> filelock.BaseFileLock | None:
+    """The lock of a group; None where another process works on it.
+
+    It lies outside the group's folder, which is removed when the group is done, and is let go of by
+    the system when its process is killed.
+    """
+    return files.acquire(out / LOCKS / f"{name}.lock")
+
+
+def read_group(out: Path, name: str) -> Group:
+    """A group as it was planned, with the experiments of its cells' folders."""
+    cells = []
+    for path in _members(out / GROUPS / name):
+        labels = dict(enumerate(path.rpartition("/")[0].split("_")))
+        experiment = results.RunFolder(out / CELLS / path).experiment()
+        cells.append(Cell({str(axis): label for axis, label in labels.items()}, experiment))
+    return Group(name, tuple(cells))
+
+
+def work_locked(
+    out: Path,
+    group: Group,
+    *,
+    at_once: int | None = None,
+    start: Callable[[], Callable | None] = lambda: None,
+    ready: Callable[[Tuning], Program | None] = lambda tuning: None,
+    before_training: Callable[[], None] = lambda: None,
+) -> None:
+    """`work` where this process holds the group's lock.
+
+    `start` is called where there is work to do and gives `on_evaluation`; `ready` gives a program
+    that was compiled for this choice, if there is one; `before_training` is called when the program
+    is compiled and nothing runs.
+    """
+    state = out / GROUPS / group.name
+    if not is_planned(out, group.name):
+        return  # done, or taken apart by a later plan
+    folders = [run_folder(out, cell) for cell in group.cells]
+    if not all(folder.finished for folder in folders):
+        group = with_prepared(group, {})
+        for folder in folders:
+            folder.tidy()
+        files.remove_files(_leftovers(state))
+        on_evaluation = start()
+        tuning = resolve_layout(group.prepared[0], state / "state")
+        program = ready(tuning) or compiled(group, at_once, tuning)
+        before_training()
+        train(
+            group.prepared,
+            folders,
+            checkpoint_dir=state / "state",
+            on_evaluation=on_evaluation,
+            program=program,
+        )
+    with _grouping(out):
+        remove(out, group.name)
+
+
+def compiled(group: Group, at_once: int | None, tuning: Tuning) -> Program:
+    """The program of a group whose experiments are prepared."""
+    return Program(group.prepared[0], at_once, tuning).compile(group.prepared)
+
+
+def tuning_ahead(out: Path, group: Group) -> Tuning | None:
+    """The choice that `work` would make here, nothing written; None where it has nothing to do.
+
+    Measured, where it is not known, so nothing else may run in the meantime.
+    """
+    lock = take(out, group.name)
+    if lock is None:
+        return None
+    try:
+        folder = out / GROUPS / group.name
+        if not is_planned(out, group.name):
+            return None
+        begun = (folder / results.EXECUTION).exists()
+        return resolve_layout(group.prepared[0], folder / "state" if begun else None)
+    finally:
+        lock.release()
+
+
+def remove(out: Path, name: str) -> None:
+    """Removes the state of a group file by file; its members at last."""
+    folder = out / GROUPS / name
+    _states(folder).keep_only(())
+    known = [folder / part for part in (results.EXECUTION, MEMBERS)]
+    files.remove_files([*_leftovers(folder), *known])
+    files.remove_empty([folder])
+    files.mention_rest(folder)
+
+
+def _states(folder: Path) -> Checkpoints:
+    return Checkpoints(folder / "state", ())
+
+
+def _leftovers(folder: Path) -> list[Path]:
+    return files.leftovers(folder, "|".join(map(re.escape, (results.EXECUTION, MEMBERS))))
+
+
+# --- Collecting ---------------------------------------------------------------------------------
+
+
+def collect(cells: Sequence[Cell], out: str | Path) -> list[Result]:
+    """The results of finished cells, in the order of the cells, read from the folder.
+
+    Raises: `ConfigError` that counts and names the cells that are not finished, or for a cell whose
+    folder holds another configuration or is damaged.
+    """
+    out = Path(out).absolute()
+    check_folders(cells, out)
+    return read_results(cells, out)
+
+
+def read_results(cells: Sequence[Cell], out: Path) -> list[Result]:
+    """`collect` where `check_folders` has passed."""
+    if missing := [cell.name for cell in unfinished(cells, out)]:
+        names = ", ".join(missing[:5])
+        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        raise ConfigError(
+            f"{len(missing)} of {len(cells)} runs in {str(out)!r} are not finished: {names}{more}. "
+            f"Start the sweep again; `fedjax-sec status` on the folder says where each one is."
+        )
+    return [read_result(cell.experiment, run_folder(out, cell)) for cell in cells]

@@ -1,0 +1,80 @@
+"""`fedjax-sec status`."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from fedjax_sec.cli.common import app, console, reported
+
+#: Runs that are named one by one; `--json` names all.
+SHOWN = 20
+
+
+@app.command()
+def status(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of a run or a sweep.")],
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Everything, each run too, as JSON.")
+    ] = False,
+) -> None:
+    """Say what of a run or a sweep is finished, running, waiting or interrupted, and how long."""
+    from fedjax_sec.sweeps import survey
+
+    with reported():
+        found = survey(out)
+    if as_json:
+        print(json.dumps(found.to_dict(), indent=2))
+        return
+    lines = [f"{found.kind} {found.path}: {len(found.runs)} run{'s' * (len(found.runs) != 1)}"]
+    lines += [", ".join(f"{count} {name}" for name, count in found.counts.items() if count)]
+    lines += [f"estimated time left: {duration(found.seconds_left)}"]
+    for line in filter(None, lines):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    if rows := _rows(found):
+        if not console.is_terminal:
+            print("\n".join("\t".join(row) for row in rows))
+            return
+        table = Table("state", "runs", "round", title_justify="left")
+        for row in rows:
+            table.add_row(*map(escape, row))
+        console.print(table)
+
+
+def _rows(found) -> list[tuple[str, str, str]]:
+    """What is not simply finished or waiting: a group in one row, then diverged runs."""
+    groups: dict = {}
+    for run in found.runs:
+        if run.state in ("running", "interrupted"):
+            groups.setdefault((run.state, run.group or run.name), []).append(run)
+    rows = []
+    for (state, _), runs in sorted(groups.items()):
+        total = "?" if runs[0].rounds is None else runs[0].rounds
+        rows.append((state, _named([run.name for run in runs]), f"{runs[0].done}/{total}"))
+    if diverged := [run.name for run in found.runs if run.diverged]:
+        rows.append(("diverged", _named(diverged), ""))
+    return rows
+
+
+def _named(names: list[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds in words that fit their accuracy.
+
+    >>> duration(None), duration(0), duration(59.2), duration(3599), duration(90000)
+    ('unknown', 'none', '60 s', '60 min', '25 h 0 min')
+    """
+    if seconds is None:
+        return "unknown"
+    if seconds <= 0:
+        return "none"
+    if seconds < 100:
+        return f"{-(-seconds // 1):.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"

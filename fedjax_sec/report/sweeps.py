@@ -1,0 +1,28 @@
+"""The files that a finished sweep leaves beside its runs: tables and a figure."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from fedjax_sec.report import plotting, tables
+from fedjax_sec.runs.experiment import Result
+from fedjax_sec.sweeps.grid import Cell
+
+
+def write(cells: Sequence[Cell], results: Sequence[Result], out: Path, title: str = "") -> Path:
+    """Writes `runs.csv`, `table.csv`, `table.md` and `accuracy.png` (and PDF) into `out`.
+
+    `title` is the figure's; the data and the number of seeds stand below it. Returns: the figure.
+    """
+    frame, axes = tables.to_frame(cells, results), tables.axes_of(cells)
+    frame.to_csv(out / "runs.csv", index=False)
+    tables.summarized(frame, axes).to_csv(out / "table.csv", index=False)
+    written = tables.tables(cells, results).values()
+    texts = [f"### {head}\n\n{said}\n\n{table.to_markdown()}\n" for head, said, table in written]
+    (out / "table.md").write_text("\n".join(texts))
+    groups: dict = {}
+    for cell, result in zip(cells, results, strict=True):
+        first, *rest = cell.parts
+        groups.setdefault(first, {}).setdefault(" / ".join(rest) or "run", []).append(result)
+    lines = [f"{tables.data_of(results)}; {plotting.band_of(frame['seed'].nunique())}"]
+    lines = [title, *lines] if title else lines
+    return plotting.grid_of_curves(groups, lines, out / "accuracy")[0]

@@ -1,0 +1,200 @@
+"""How far a run or a sweep is, read from its folder alone while others write to it."""
+
+import contextlib
+import dataclasses
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from fedjax_sec.core import ConfigError, files
+from fedjax_sec.runs import results
+from fedjax_sec.runs.checkpoints import Checkpoints
+from fedjax_sec.sweeps import groups as groups_lib
+
+#: What a run can be. `waiting`: nothing of it is done. `interrupted`: something is, but no process
+#: works on it.
+STATES = ("finished", "running", "waiting", "interrupted")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunStatus:
+    """One run: `done` of `rounds` rounds are measured.
+
+    `rounds` is None where the configuration is not written yet. `diverged` says that a finished
+    run's loss or parameters are not finite. `group` names the group of a sweep's unfinished run.
+    """
+
+    name: str
+    state: str
+    done: int
+    rounds: int | None
+    diverged: bool = False
+    group: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Status:
+    """A run's or a sweep's folder: `kind` is `run` or `sweep`.
+
+    `seconds_left` is an estimate; None where nothing tells how long a round takes, 0 where nothing
+    is left.
+    """
+
+    path: str
+    kind: str
+    runs: tuple[RunStatus, ...]
+    seconds_left: float | None
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many runs are in each state, and how many of the finished ones diverged."""
+        counted = Counter(run.state for run in self.runs)
+        diverged = sum(run.diverged for run in self.runs)
+        return {state: counted[state] for state in STATES} | {"diverged": diverged}
+
+    def to_dict(self) -> dict:
+        """Everything as plain values, for JSON."""
+        found = dataclasses.asdict(self)
+        runs = [dict(run) for run in found.pop("runs")]
+        return found | self.counts | {"total": len(runs), "runs": runs}
+
+
+def survey(out: str | Path) -> Status:
+    """The status of a folder that a run or a sweep writes to; a paper's is that of its runs.
+
+    Reads summaries, the last lines of metrics and locks; no device, and no configuration is built.
+    The time that is left is estimated by the seconds that a round of one run has taken: over all
+    finished runs, or, before there are any, over the groups that are under way. The rounds that
+    remain are shared by the processes that work now, one where none does.
+
+    Raises: `ConfigError` for a folder that holds neither a run nor a sweep.
+    """
+    out = Path(out).absolute()
+    kind = results.RunFolder(out).mark().kind
+    if kind == "other" and results.read_mark(out / "runs").kind == "sweep":
+        out, kind = out / "runs", "sweep"
+    if kind == "free":
+        raise ConfigError(f"Folder {str(out)!r} does not exist or is empty: nothing was run in it.")
+    if kind == "other":
+        raise ConfigError(f"Folder {str(out)!r} holds neither a run nor a sweep.")
+    found = list(_of_sweep(out) if kind == "sweep" else _of_run(out))
+    return Status(
+        str(out),
+        "sweep" if kind == "sweep" else "run",
+        tuple(run for run, _ in found),
+        _seconds_left(found),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Spent:
+    """`seconds` that a process has spent on `rounds` rounds of all its replicas together."""
+
+    process: str
+    seconds: float
+    rounds: int
+
+
+def _of_run(folder: Path) -> Iterator[tuple[RunStatus, _Spent | None]]:
+    locked = files.is_locked(folder / results.LOCK)
+    yield _status(folder, folder.name, locked, None, folder, folder / results.CHECKPOINTS, 1)
+
+
+def _of_sweep(out: Path) -> Iterator[tuple[RunStatus, _Spent | None]]:
+    group_of, sizes, locked = {}, {}, {}
+    for path in sorted((out / groups_lib.GROUPS).glob(f"*/{groups_lib.MEMBERS}")):
+        with contextlib.suppress(ConfigError):  # it was removed just now, or is damaged
+            names, group = files.read_json(path).get("cells", ()), path.parent.name
+            sizes[group] = len(names)
+            locked[group] = files.is_locked(out / groups_lib.LOCKS / f"{group}.lock")
+            group_of |= dict.fromkeys(names, group)
+    cells = out / groups_lib.CELLS
+    for folder in sorted(cells.glob("*/*/")):
+        name = folder.relative_to(cells).as_posix()
+        group = group_of.get(name)
+        state = out / groups_lib.GROUPS / (group or "none")
+        yield _status(
+            folder, name, locked.get(group, False), group, state, state / "state", sizes.get(group)
+        )
+
+
+def _status(folder, name, locked, group, state, checkpoints, size):
+    """One run's status, and the time that was spent on it as far as that is known."""
+    if (folder / results.SUMMARY).exists():
+        try:
+            summary = files.read_json(folder / results.SUMMARY)
+            done, seconds = int(summary["final"]["round"]), float(summary["wall_seconds"])
+            replicas, diverged = int(summary.get("replicas", 1)), bool(summary.get("diverged"))
+        except (ConfigError, KeyError, TypeError, ValueError):
+            raise ConfigError(
+                f"{str(folder / results.SUMMARY)!r} is damaged. {results.RunFolder(folder).remedy}"
+            ) from None
+        run = RunStatus(name, "finished", done, done, diverged)
+        return run, _Spent(name, seconds / replicas, done)
+    row, rounds = _last_round(folder / results.METRICS), _rounds(folder / results.CONFIG)
+    done, begun = row or 0, row is not None or (state / results.EXECUTION).exists()
+    kind = "running" if locked else "interrupted" if begun else "waiting"
+    spent = _spent(group or name, state, folder, done, checkpoints, size or 1)
+    return RunStatus(name, kind, done, rounds, group=group), spent
+
+
+def _spent(process, state, folder, done, checkpoints, size) -> _Spent | None:
+    """By the newest checkpoint, else by the times of the first file and of the last row."""
+    for saved in Checkpoints(checkpoints, ()).rounds()[:1]:
+        with contextlib.suppress(ConfigError, KeyError, TypeError, ValueError):
+            about = files.read_json(checkpoints / f"{saved}.json")
+            if saved > 0:
+                return _Spent(process, float(about["elapsed"]), saved * size)
+    with contextlib.suppress(FileNotFoundError):
+        begin = (state / results.EXECUTION).stat().st_mtime
+        seconds = (folder / results.METRICS).stat().st_mtime - begin
+        if done > 0 and seconds > 0:
+            return _Spent(process, seconds, done * size)
+    return None
+
+
+def _seconds_left(found) -> float | None:
+    left = sum(max((run.rounds or 0) - run.done, 0) for run, _ in found if run.state != "finished")
+    if all(run.state == "finished" for run, _ in found):
+        return 0.0
+    known = [spent for run, spent in found if run.state == "finished" and spent.rounds > 0]
+    if not known:  # one of a group says all of it
+        known = list({spent.process: spent for _, spent in found if spent is not None}.values())
+    rounds = sum(spent.rounds for spent in known)
+    if not rounds or any(run.rounds is None for run, _ in found):
+        return None
+    workers = {run.group for run, _ in found if run.state == "running"}
+    return left * sum(spent.seconds for spent in known) / rounds / max(len(workers), 1)
+
+
+def _rounds(path: Path) -> int | None:
+    """`rounds` of a resolved configuration.
+
+    Its line is looked for, since reading the YAML of thousands of runs would take a minute.
+    """
+    try:
+        known = re.search(r"^rounds: (\d+)$", path.read_text(), flags=re.MULTILINE)
+    except FileNotFoundError:
+        return None
+    return None if known is None else int(known[1])
+
+
+def _last_round(path: Path) -> int | None:
+    """The round of the last whole row of metrics; None where there is no row."""
+    try:
+        with open(path, "rb") as file:
+            end, size = file.seek(0, 2), 4096
+            while True:
+                file.seek(max(end - size, 0))
+                tail = file.read()
+                if size >= end or tail.count(b"\n") > 1:
+                    break
+                size *= 8
+    except FileNotFoundError:
+        return None
+    for line in reversed(tail.split(b"\n")[:-1]):  # a line without an end is being written
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            return int(json.loads(line)["round"])
+    return None
