@@ -2,7 +2,7 @@
 
 import sys
 
-from fedjax_sec.cli import audit, bench, draw, run, show, sweep  # each enters its commands
+from fedjax_sec.cli import audit, bench, draw, paper, run, show, sweep  # each enters its commands
 from fedjax_sec.cli.common import (
     DataDir,
     Out,
@@ -38,6 +38,7 @@ __all__ = [
     "errors",
     "interruptible",
     "main",
+    "paper",
     "reported",
     "run",
     "run_with_progress",

@@ -176,9 +176,10 @@ def _claim(groups: Sequence[_Group], on_wait: Callable | None) -> _Group:
 def _check_folder(out: Path) -> None:
     """Raises `ConfigError` for a folder that is neither free nor a sweep's."""
     mark = results.read_mark(out)
-    if mark.kind in ("run", "cell"):
+    if mark.kind in ("run", "cell") or mark.kind.startswith(results.PAPER):
+        what = "a run" if mark.kind in ("run", "cell") else "a paper's results"
         raise ConfigError(
-            f"Output folder {str(out)!r} holds a run, not a sweep. Choose another folder."
+            f"Output folder {str(out)!r} holds {what}, not a sweep. Choose another folder."
         )
     older = mark.kind == "other" and (out / "cells").is_dir() and (out / "locks").is_dir()
     if mark.kind == "other" and not older:
