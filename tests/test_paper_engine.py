@@ -79,19 +79,23 @@ FILES = {
 }
 
 
+def load(name, folder, text, monkeypatch):
+    """The paper in a module of this text, with its data files beside it."""
+    folder.mkdir()
+    for suffix, content in ((".py", text), (".yaml", SCALES), (".csv", NUMBERS)):
+        (folder / f"{name}{suffix}").write_text(content)
+    spec = importlib.util.spec_from_file_location(name, folder / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, name, module)
+    spec.loader.exec_module(module)
+    return module.PAPER
+
+
 @pytest.fixture
 def tiny(tmp_path, monkeypatch):
-    """The paper of a module outside the package, with its data files beside it."""
-    folder = tmp_path / "module"
-    folder.mkdir()
-    for suffix, text in ((".py", MODULE), (".yaml", SCALES), (".csv", NUMBERS)):
-        (folder / f"tiny{suffix}").write_text(text)
-    spec = importlib.util.spec_from_file_location("tiny", folder / "tiny.py")
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "tiny", module)
+    """The paper of a module outside the package."""
     engine._scales.cache_clear()
-    spec.loader.exec_module(module)
-    yield module.PAPER
+    yield load("tiny", tmp_path / "module", MODULE, monkeypatch)
     engine._scales.cache_clear()
 
 
@@ -285,6 +289,17 @@ def test_what_cannot_run_leaves_no_folder(tiny, tmp_path):
     with pytest.raises(ConfigError, match="no data"):
         regenerate(tiny, tmp_path / "a" / "b", run=fail)
     assert not (tmp_path / "a").exists()
+
+
+def test_the_paper_in_contributing_is_a_whole_one(tmp_path, monkeypatch):
+    blocks = re.findall(r"```py\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)
+    (text,) = [block for block in blocks if "PAPER = Paper(" in block]
+    paper = load("example", tmp_path / "module", text, monkeypatch)
+    regenerate(paper, tmp_path / "out", ["table1"], run=no_run, seeds=1)
+    table = pd.read_csv(tmp_path / "out" / "table1.csv")
+    assert list(table["defence"]) == ["Mean", "Krum"]
+    assert list(table["accuracy: ours"]) == [100, 100]
+    assert table["accuracy: paper"][1] == 93.5
 
 
 # --- Files --------------------------------------------------------------------------------------
