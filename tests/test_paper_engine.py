@@ -102,7 +102,7 @@ def tiny(tmp_path, monkeypatch):
 def cells(paper, items=("table1",), **plan):
     """(item, row's label) -> its cells."""
     sheets = engine.make_cells(paper, paper.plan(**plan), list(items), FILES)
-    return {(name, row.label): found for name, _, rows in sheets for row, found in rows}
+    return {(name, row.label): made for name, _, rows in sheets for row, made in rows}
 
 
 # --- The order of settings ----------------------------------------------------------------------
@@ -123,30 +123,30 @@ def test_later_settings_win(tiny):
 
 
 def test_rows_are_computed_from_what_was_set(tiny):
-    found = cells(tiny, overrides=("threat.num_malicious=2", "data.num_clients=9"))
-    assert found["table1", "Krum"][0].experiment.defense.stages[0].num_byzantine == 2
+    made = cells(tiny, overrides=("threat.num_malicious=2", "data.num_clients=9"))
+    assert made["table1", "Krum"][0].experiment.defense.stages[0].num_byzantine == 2
 
 
 def test_a_row_may_depend_on_the_seed(tiny):
-    found = cells(tiny, ["table2"], seeds=3)
-    assert [cell.experiment.rounds for cell in found["table2", "median"]] == [1, 2, 3]
+    made = cells(tiny, ["table2"], seeds=3)
+    assert [cell.experiment.rounds for cell in made["table2", "median"]] == [1, 2, 3]
 
 
 # --- Twins --------------------------------------------------------------------------------------
 
 
 def test_twins_are_one_cell(tiny):
-    found = cells(tiny, ["table1", "table2"])
+    made = cells(tiny, ["table1", "table2"])
     for row in ("mean", "Krum"):
-        assert [one.name for one in found["table1", row]] == [
+        assert [one.name for one in made["table1", row]] == [
             f"table1-{row}/seed{i}" for i in (0, 1)
         ]
         assert all(
             one is other
-            for one, other in zip(found["table1", row], found["table2", row], strict=True)
+            for one, other in zip(made["table1", row], made["table2", row], strict=True)
         )
     alike = cells(tiny, ["table2"], seeds=1, overrides=("defense=median", "rounds=1"))
-    assert len({id(found[0]) for found in alike.values()}) == 1
+    assert len({id(made[0]) for made in alike.values()}) == 1
 
 
 def test_the_fingerprint_is_of_all_that_changes_a_run():
@@ -168,10 +168,10 @@ def test_different_runs_of_one_name_are_an_error():
 
 
 def test_only_picks_rows_of_all_items(tiny):
-    found = cells(tiny, ["table1", "table2"], only=("K*", "median"))
-    assert list(found) == [("table1", "Krum"), ("table2", "Krum"), ("table2", "median")]
-    found = cells(tiny, ["table1", "table2"], only=("median",))
-    assert list(found) == [("table2", "median")]
+    made = cells(tiny, ["table1", "table2"], only=("K*", "median"))
+    assert list(made) == [("table1", "Krum"), ("table2", "Krum"), ("table2", "median")]
+    made = cells(tiny, ["table1", "table2"], only=("median",))
+    assert list(made) == [("table2", "median")]
     with pytest.raises(ConfigError, match=r"only: 'krun' is no row of table1.*mean, Krum"):
         cells(tiny, only=("krun",))
 
@@ -433,13 +433,13 @@ def documented():
     pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]
     pages += [*(ROOT / "configs").rglob("*.yaml"), *(ROOT / "scripts").glob("*.py")]
     pattern = re.compile(r"(?:python scripts/(\w+)\.py|fedjax-sec paper (\w+)) ([^`#]+?)(?:`|$)")
-    found = {}
+    made = {}
     for page in pages:
         for line in page.read_text().splitlines():
             for script, command, rest in pattern.findall(line):
                 if script or command in papers.names():
-                    found[script or command, rest.strip()] = page.name
-    return sorted(found)
+                    made[script or command, rest.strip()] = page.name
+    return sorted(made)
 
 
 @pytest.mark.parametrize(("name", "arguments"), documented())

@@ -121,13 +121,11 @@ def _table2(case: Case) -> list[Row]:
 
 
 def _figure1(case: Case) -> list[Row]:
-    return [
-        *(Row(f"{one} from the start", {"client.fraction": one}) for one in (0.5, 1.0)),
-        *(
-            Row(f"0.1, {share} from round {_at(case.base, at)}", _jump(case.base, at, share))
-            for at, share in ((200, 0.5), (200, 0.8), (400, 0.8))
-        ),
-    ]
+    changes = {f"{one} from the start": {"client.fraction": one} for one in (0.5, 1.0)}
+    for round_, share in ((200, 0.5), (200, 0.8), (400, 0.8)):
+        name = f"0.1, {share} from round {_at(case.base, round_)}"
+        changes[name] = _jump(case.base, round_, share)  # of few rounds two may be one
+    return [Row(name, change) for name, change in changes.items()]
 
 
 def _figure2(case: Case) -> list[Row]:
