@@ -2,7 +2,6 @@
 
 import dataclasses
 import re
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,22 +9,51 @@ import pytest
 
 from fedjax_sec.core import ConfigError
 from fedjax_sec.papers import alie, fat, fltrust, rlr
-from fedjax_sec.papers._runs import percent
-from fedjax_sec.report import plotting
+from fedjax_sec.report import audit, plotting
+from fedjax_sec.report import paper as engine
+from fedjax_sec.report.paper_writers import percent
 from fedjax_sec.runs import config
 from fedjax_sec.runs.experiment import Result, best_evaluation
 
-CONFIGS = Path(__file__).parents[1] / "configs" / "rlr"
-BASES = {
-    setting: config.read_yaml(CONFIGS / f"{rlr.Plan().config(setting)}.yaml")
-    for setting in rlr.SETTINGS
-}
+ALIE, FAT, FLTRUST, RLR = alie.PAPER, fat.PAPER, fltrust.PAPER, rlr.PAPER
+PAPERS = [ALIE, FAT, FLTRUST, RLR]
 
 
-@pytest.mark.parametrize("scale", rlr.SCALES)
+def cells_of(paper, items, files=None, **plan):
+    """(item, file, row, column, x) without what is empty -> the row's cells, one a seed.
+
+    Papers whose items are of one file each have keys without it.
+    """
+    sheets = engine.make_cells(paper, paper.plan(**plan), items, files)
+    several = paper is FAT
+    return {
+        (name, *([part.file] if several else []), *filter(None, row[:1] + row[2:4])): cells
+        for name, part, rows in sheets
+        for row, cells in rows
+    }
+
+
+def test_published_numbers_are_all_there():
+    """Each paper's numbers: how many, of how many items, and a checksum of their values."""
+    known = {
+        "alie": (36, 3, 2594.5),
+        "fat": (52, 3, 3659.74),
+        "fltrust": (26, 1, 4.01),
+        "rlr": (84, 4, 7012.3),
+    }
+    for paper in PAPERS:
+        lines = engine.published_lines(paper.module)
+        total = round(sum(float(line["value"]) for line in lines), 2)
+        assert (len(lines), len({line["item"] for line in lines}), total) == known[paper.name]
+        assert all(line["place"] for line in lines)
+        for line in lines:
+            assert line["item"] in paper.items
+
+
+@pytest.mark.parametrize("scale", engine.SCALES)
 def test_every_item_is_a_set_of_valid_experiments(scale):
-    found = rlr.make_cells(rlr.Plan(scale, seeds=2), list(rlr.ITEMS), BASES)
-    assert {item for item, _ in found} == set(rlr.ITEMS)
+    found = cells_of(RLR, list(RLR.items), scale=scale, seeds=2)
+    assert {item for item, _ in found} == set(RLR.items)
     for cells in found.values():
         assert [cell.experiment.seed for cell in cells] == [0, 1]
         assert cells[0].experiment.backdoor is not None
@@ -33,15 +61,17 @@ def test_every_item_is_a_set_of_valid_experiments(scale):
 
 def test_rows_are_the_published_ones():
     for item in ("table1-iid", "table1-noniid", "table2-trojan", "table2-distributed"):
-        rows = rlr.ITEMS[item].rows(rlr.ITEMS[item].setting, 200)
-        assert {row for row, _ in rlr.published(item)} == set(rows)
-        assert {metric for _, metric in rlr.published(item)} == set(rlr._METRICS)
-    assert rlr.published("table1-noniid")["FedAvg with RLR", "backdoor"] == 3.4
-    assert rlr.published("table2-distributed")["FedAvg", "base"] == 78.2
+        ((_, part, rows),) = engine.make_cells(RLR, RLR.plan(), [item])
+        published = RLR.published(item, part.dataset or part.file)
+        assert {row for row, _, _ in published} == {row.row for row, _ in rows}
+        assert {metric for _, _, metric in published} == set(rlr.METRICS)
+    noniid = RLR.published("table1-noniid", "femnist_digits")
+    assert noniid["FedAvg with RLR", "", "backdoor"] == 3.4
+    assert RLR.published("table2-distributed", "cifar10")["FedAvg", "", "base"] == 78.2
 
 
 def test_shared_rows_are_run_once():
-    found = rlr.make_cells(rlr.Plan(), ["table1-iid", "figure2", "figure5-iid", "removal"], BASES)
+    found = cells_of(RLR, ["table1-iid", "figure2", "figure5-iid", "removal"])
     for item, row in (("figure2", "FedAvg"), ("figure5-iid", "FedAvg"), ("removal", "FedAvg")):
         assert found[item, row][0] is found["table1-iid", "FedAvg"][0]
     assert len({id(cells[0]) for cells in found.values()}) == 11 + 1  # and RLR from a round on
@@ -49,7 +79,7 @@ def test_shared_rows_are_run_once():
 
 def test_what_a_row_defends_with():
     """Equation 2 with Equation 5's learning rate: clip, aggregate, noise, reverse; projection."""
-    found = rlr.make_cells(rlr.Plan(), ["table1-noniid"], BASES)
+    found = cells_of(RLR, ["table1-noniid"])
     last = found["table1-noniid", "FedAvg with RLR, clipping and noise"][0].experiment
     clip, mean, noise, reverse = last.defense.stages
     assert (clip.max_norm, noise.max_norm, noise.std) == (0.5, 0.5, 1e-3)
@@ -70,12 +100,13 @@ def regenerated(tmp_path_factory):
         "attack": {"name": "trojan", "base": 5, "target": 7},
         "evaluation": {"every": 1, "backdoor": {"name": "trojan", "base": 5, "target": 7}},
     }
-    bases = {setting: {**base, **changes} for setting, base in BASES.items()}
-    bases["cifar10"] |= {"threat": {"num_malicious": 4}}
-    plan = dataclasses.replace(rlr.Plan("smoke"), overrides=("client.batch_size=20",))
+    known = engine.Files(RLR)
+    files = {name: {**known[name], **changes} for name in ("fashion_mnist", "cifar10")}
+    files["cifar10"] |= {"threat": {"num_malicious": 4}}
+    plan = RLR.plan("smoke", overrides=("client.batch_size=20",))
     out = tmp_path_factory.mktemp("rlr")
     items = ["table2-distributed", "figure4-iid", "figure5-iid", "removal"]
-    return out, rlr.regenerate(plan, items, bases, out)
+    return out, engine.regenerate(RLR, plan, items, out, files=files)
 
 
 def test_tables_hold_published_and_measured_numbers(regenerated):
@@ -97,20 +128,14 @@ def test_figures_are_drawn(regenerated):
 
 
 def test_rlr_is_switched_on_half_way():
-    rounds = BASES["iid"]["rounds"]
-    found = rlr.make_cells(rlr.Plan(), ["removal"], BASES)
+    rounds = engine.Files(RLR)["fashion_mnist"]["rounds"]
+    found = cells_of(RLR, ["removal"])
     scheduled = found["removal", f"RLR from round {rounds // 2}"][0].experiment
     spec = scheduled.to_dict()["defense"][1]["threshold"]
     assert spec["values"] == {0: 0.0, rounds // 2: 4.0}
 
 
 # --- FLTrust ------------------------------------------------------------------------------------
-
-FLTRUST = Path(__file__).parents[1] / "configs" / "fltrust"
-
-
-def fltrust_base(dataset):
-    return config.read_yaml(FLTRUST / f"{dataset}.yaml")
 
 
 @pytest.mark.parametrize(
@@ -125,10 +150,10 @@ def fltrust_base(dataset):
     ],
 )
 def test_every_item_of_fltrust_is_a_set_of_valid_experiments(dataset, scale):
-    plan = fltrust.Plan(dataset, scale, seeds=1)
-    found = fltrust.make_cells(plan, fltrust.ITEMS, fltrust_base(dataset))
-    expected = set(fltrust.ITEMS) - ({"q"} if plan.kind == "har" else set())
-    expected -= set() if plan.kind == "resnet" else {"norms"}
+    found = cells_of(FLTRUST, list(FLTRUST.items), dataset=dataset, scale=scale, seeds=1)
+    kind = fltrust.kind(dataset)
+    expected = set(FLTRUST.items) - ({"q"} if kind == "har" else set())
+    expected -= set() if kind == "resnet" else {"norms"}
     assert {item for item, *_ in found} == expected
     cells = {id(cell) for several in found.values() for cell in several}
     assert len(cells) < sum(map(len, found.values())), "equal cells are not shared"
@@ -136,15 +161,14 @@ def test_every_item_of_fltrust_is_a_set_of_valid_experiments(dataset, scale):
 
 
 def test_table_three_gives_krum_and_trimmed_mean_the_true_number():
-    plan = fltrust.Plan("har_windows")
-    found = fltrust.make_cells(plan, ["table3"], fltrust_base("har_windows"))
+    found = cells_of(FLTRUST, ["table3"], dataset="har_windows")
     for column in ("Krum", "Trim-mean"):
         for row in ("Trim attack", "No attack"):  # "f = k = m", whether they attack or not
-            (stage,) = found["table3", row, column, ""][0].experiment.defense.stages
+            (stage,) = found["table3", row, column][0].experiment.defense.stages
             assert stage.num_byzantine == 6
-    scaling = found["table3", "Scaling attack", "FedAvg", ""][0].experiment.attack.stages[0]
+    scaling = found["table3", "Scaling attack", "FedAvg"][0].experiment.attack.stages[0]
     assert scaling.backdoor.every == 20 and scaling.factor is None
-    clean = found["table3", "No attack", "FedAvg", ""][0].experiment
+    clean = found["table3", "No attack", "FedAvg"][0].experiment
     assert clean.attack.stages == () and clean.backdoor == scaling.backdoor
     assert len(found) == 6 * 6
 
@@ -158,12 +182,10 @@ def test_table_three_gives_krum_and_trimmed_mean_the_true_number():
     ],
 )
 def test_the_authors_step_is_longer_by_the_servers_batch_over_the_clients(overrides, step):
-    plan = fltrust.Plan("mnist-0.5", seeds=1, overrides=overrides)
-    found = fltrust.make_cells(plan, ["table3"], fltrust_base("mnist-0.5"))
-    for row in fltrust.attacks("mnist-0.5"):
+    found = cells_of(FLTRUST, ["table3"], dataset="mnist-0.5", seeds=1, overrides=overrides)
+    for row in fltrust.attacks(FLTRUST.plan(dataset="mnist-0.5")):
         long, short = (
-            found["table3", row, column, ""][0].experiment
-            for column in (fltrust.LONG_STEPS, "FLTrust")
+            found["table3", row, column][0].experiment for column in (fltrust.LONG_STEPS, "FLTrust")
         )
         assert long.server.optimizer.traced["learning_rate"] == step
         server = dataclasses.replace(long.server, optimizer=short.server.optimizer)
@@ -173,9 +195,8 @@ def test_the_authors_step_is_longer_by_the_servers_batch_over_the_clients(overri
 def test_the_authors_step_needs_a_rate_that_is_a_number():
     schedule = "{name: cosine_decay_schedule, init_value: 1.0, decay_steps: 9}"
     rate = f"server.optimizer.learning_rate={schedule}"
-    plan = fltrust.Plan("har_windows", seeds=1, overrides=(rate,))
     with pytest.raises(ConfigError, match="server.optimizer.learning_rate.*must be a number, got"):
-        fltrust.make_cells(plan, ["table3"], fltrust_base("har_windows"))
+        cells_of(FLTRUST, ["table3"], dataset="har_windows", seeds=1, overrides=(rate,))
 
 
 @pytest.mark.parametrize(
@@ -188,39 +209,32 @@ def test_the_authors_step_needs_a_rate_that_is_a_number():
     ],
 )
 def test_what_fltrusts_scales_change(scale, dataset, rate, rounds, sweeps):
-    found = fltrust.make_cells(fltrust.Plan(dataset, scale, 1), ["table3"], fltrust_base(dataset))
-    one = found["table3", "Adaptive attack", "FLTrust", ""][0].experiment
+    found = cells_of(FLTRUST, ["table3"], dataset=dataset, scale=scale, seeds=1)
+    one = found["table3", "Adaptive attack", "FLTrust"][0].experiment
     assert one.client.optimizer.traced["learning_rate"] == rate and one.rounds == rounds
     assert one.attack.stages[0].rounds == sweeps
 
 
 def test_a_part_of_fltrusts_table_can_be_asked_for():
     only = ("* / FLTrust", "No attack / FedAvg")
-    plan = fltrust.Plan("har_windows", seeds=1, only=only)
-    found = fltrust.make_cells(plan, ["table3", "bias"], fltrust_base("har_windows"))
-    rows = {("No attack", "FedAvg"), *((row, "FLTrust") for row in fltrust.attacks("har_windows"))}
-    assert {(row, column) for _, row, column, _ in found} == rows
-    whole = fltrust.make_cells(
-        fltrust.Plan("har_windows", seeds=1), ["table3", "bias"], fltrust_base("har_windows")
-    )
+    given = {"items": ["table3", "bias"], "dataset": "har_windows", "seeds": 1}
+    found = cells_of(FLTRUST, only=only, **given)
+    known = fltrust.attacks(FLTRUST.plan(dataset="har_windows"))
+    rows = {("No attack", "FedAvg"), *((row, "FLTrust") for row in known)}
+    assert {(row, column) for _, row, column, *_ in found} == rows
+    whole = cells_of(FLTRUST, **given)
     assert all(found[key][0].name == whole[key][0].name for key in found)
     with pytest.raises(ConfigError, match="'Trim atack / FLTrust'.*Did you mean 'Trim attack / "):
-        fltrust.make_cells(
-            fltrust.Plan("har_windows", only=("Trim atack / FLTrust",)),
-            ["table3"],
-            fltrust_base("har_windows"),
-        )
+        cells_of(FLTRUST, ["table3"], dataset="har_windows", only=("Trim atack / FLTrust",))
 
 
 def test_fltrusts_cnn_has_the_trigger_as_published_and_one_that_it_sees():
-    found = fltrust.make_cells(
-        fltrust.Plan("mnist-0.5", seeds=1), ["table3", "q"], fltrust_base("mnist-0.5")
-    )
+    found = cells_of(FLTRUST, ["table3", "q"], dataset="mnist-0.5", seeds=1)
     pixels = [
         cells[0].experiment.attack.stages[0].backdoor.pixels
         for cells in (
-            found["table3", "Scaling attack", "FedAvg", ""],
-            found["table3", fltrust.IN_SIGHT, "FedAvg", ""],
+            found["table3", "Scaling attack", "FedAvg"],
+            found["table3", fltrust.IN_SIGHT, "FedAvg"],
             found["q", fltrust.IN_SIGHT, "FedAvg", "0.5"],
         )
     ]
@@ -230,8 +244,7 @@ def test_fltrusts_cnn_has_the_trigger_as_published_and_one_that_it_sees():
 
 
 def test_shares_of_malicious_clients_are_numbers_of_them():
-    plan = fltrust.Plan("mnist-0.5", seeds=1)
-    found = fltrust.make_cells(plan, ["malicious"], fltrust_base("mnist-0.5"))
+    found = cells_of(FLTRUST, ["malicious"], dataset="mnist-0.5", seeds=1)
     for (_, _, _, share), (cell,) in found.items():
         assert cell.experiment.threat.num_malicious == round(100 * float(share))
         assert bool(cell.experiment.attack.stages) == (float(share) > 0)
@@ -245,23 +258,22 @@ def made_up(experiment, error, success=None):
     return Result(experiment, metrics, {"data": {"label": "har_windows"}}, None)
 
 
-def made_up_results(item):
-    plan = fltrust.Plan("har_windows", seeds=2)
-    found = fltrust.make_cells(plan, [item], fltrust_base("har_windows"))
-    results = {}
-    for (_, row, column, x), cells in found.items():
-        success = 0.75 if row == "Scaling attack" else None
-        errors = ([0.1, 0.2], [0.3, 0.4])
-        results[row, column, x] = [
-            made_up(cell.experiment, error, success)
-            for cell, error in zip(cells, errors, strict=True)
-        ]
-    return plan, results
+def made_up_run(cells, folder):
+    """Stands in for `sweeps.run_cells`: the first seed errs less."""
+    errors = ([0.1, 0.2], [0.3, 0.4])
+    return [
+        made_up(
+            cell.experiment,
+            errors[cell.experiment.seed],
+            0.75 if cell.labels["run"].startswith("Scaling attack") else None,
+        )
+        for cell in cells
+    ]
 
 
 def test_fltrusts_table_holds_the_last_round_and_leaves_unknown_cells_empty(tmp_path):
-    plan, results = made_up_results("table3")
-    fltrust._write_table(plan, "table3", results, tmp_path)
+    plan = FLTRUST.plan(dataset="har_windows", seeds=2)
+    engine.regenerate(FLTRUST, plan, ["table3"], tmp_path, run=made_up_run)
     table = pd.read_csv(tmp_path / "table3.csv")
     assert len(table) == 36 and np.allclose(table["error: mean"], 0.3)
     assert np.allclose(table["error: best"], 0.2) and table["error: paper"].isna().all()
@@ -269,27 +281,32 @@ def test_fltrusts_table_holds_the_last_round_and_leaves_unknown_cells_empty(tmp_
     assert np.allclose(scaling["success: mean"], 0.75)
     text = (tmp_path / "table3.md").read_text()
     assert "0.30 ± 0.14 / 0.75 ± 0.00" in text and "paper |" not in text
-    published = fltrust.published("mnist-0.1")
+    published = FLTRUST.published("table3", "mnist-0.1")
     assert published["Scaling attack", "FedAvg", "success"] == 1.0 and len(published) == 15
-    assert fltrust.published("ch_mnist")["No attack", "Krum", "error"] == 0.24
+    assert FLTRUST.published("table3", "ch_mnist")["No attack", "Krum", "error"] == 0.24
 
 
 def test_fltrusts_norms_are_told_apart(tmp_path):
-    plan = fltrust.Plan("cifar10", "small", seeds=1)
-    found = fltrust.make_cells(plan, ["norms"], fltrust_base("cifar10"))
-    results = {}
-    for number, ((_, row, column, norm), (cell,)) in enumerate(found.items()):
+    plan = FLTRUST.plan("small", 1, dataset="cifar10")
+    ((_, _, rows),) = engine.make_cells(FLTRUST, plan, ["norms"])
+    for row, (cell,) in rows:
         model = cell.experiment.model
         assert (model.norm, model.statistics) == {
             "aggregated": ("batch", "aggregated"),
             "local": ("batch", "local"),
             "group": ("group", "aggregated"),
-        }[norm]
-        result = made_up(cell.experiment, [0.5, number / 100])
-        for whose, first in (("honest", 0.4), ("malicious", 0.2)):
-            result.metrics[f"kept_{whose}"] = np.array([first, first + 0.1])
-        results[row, column, norm] = [result]
-    fltrust._write_norms(plan, "norms", results, tmp_path)
+        }[row.x]
+
+    def run(cells, folder):
+        results = [
+            made_up(cell.experiment, [0.5, number / 100]) for number, cell in enumerate(cells)
+        ]
+        for result in results:
+            for whose, first in (("honest", 0.4), ("malicious", 0.2)):
+                result.metrics[f"kept_{whose}"] = np.array([first, first + 0.1])
+        return results
+
+    engine.regenerate(FLTRUST, plan, ["norms"], tmp_path, run=run)
     table = pd.read_csv(tmp_path / "norms.csv")
     np.testing.assert_allclose(table["error"], np.arange(12) / 100)
     trusts = table[table["defense"] == "FLTrust"]
@@ -300,8 +317,8 @@ def test_fltrusts_norms_are_told_apart(tmp_path):
 
 @pytest.mark.parametrize("item", ["malicious", "root_size", "bias"])
 def test_fltrusts_curves_are_drawn(tmp_path, item):
-    plan, results = made_up_results(item)
-    written = fltrust._write_curves(plan, item, results, tmp_path)
+    plan = FLTRUST.plan(dataset="har_windows", seeds=2)
+    written = engine.regenerate(FLTRUST, plan, [item], tmp_path, run=made_up_run)
     assert all(path.stat().st_size > 300 for path in written) and len(written) == 3
     lines = pd.read_csv(tmp_path / f"{item}.csv")
     assert sorted(lines["x"].unique()) == sorted(
@@ -311,16 +328,15 @@ def test_fltrusts_curves_are_drawn(tmp_path, item):
 
 # --- FAT ----------------------------------------------------------------------------------------
 
-FAT = Path(__file__).parents[1] / "configs" / "fat"
-FAT_BASES = {name: config.read_yaml(FAT / f"{name}.yaml") for name in (*fat.DATASETS, *fat.USERS)}
+USERS = ("mnist_by_writer", "femnist")
 
 
-@pytest.mark.parametrize("scale", fat.SCALES)
-@pytest.mark.parametrize("users", fat.USERS)
+@pytest.mark.parametrize("scale", engine.SCALES)
+@pytest.mark.parametrize("users", USERS)
 def test_every_item_of_fat_is_a_set_of_valid_experiments(scale, users):
-    plan = fat.Plan(scale, 2, fat.DATASETS, users)
-    found = fat.make_cells(plan, fat.ITEMS, FAT_BASES)
-    assert {item for item, *_ in found} == set(fat.ITEMS)
+    given = {"dataset": fat.DATASETS, "users": users}
+    found = cells_of(FAT, list(FAT.items), scale=scale, seeds=2, **given)
+    assert {item for item, *_ in found} == set(FAT.items)
     assert found["table3", "mnist", "None"] == found["curves", "mnist", "None"]
     assert found["table1", "mnist", "federated"][0] is found["table3", "mnist", "None"][0]
     assert ("table3", "cifar10", "None") not in found
@@ -332,8 +348,8 @@ def test_every_item_of_fat_is_a_set_of_valid_experiments(scale, users):
 @pytest.mark.parametrize("dataset", fat.DATASETS)
 def test_fats_fewer_steps_of_pgd_are_longer(dataset):
     found = {
-        scale: fat.make_cells(fat.Plan(scale, 1, (dataset,)), ["table1"], FAT_BASES)
-        for scale in fat.SCALES
+        scale: cells_of(FAT, ["table1"], scale=scale, seeds=1, dataset=(dataset,))
+        for scale in engine.SCALES
     }
     clients = [
         cells["table1", dataset, "federated"][0].experiment.client for cells in found.values()
@@ -344,7 +360,7 @@ def test_fats_fewer_steps_of_pgd_are_longer(dataset):
 
 
 def test_fats_defences_withstand_as_many_as_they_are_made_for():
-    found = fat.make_cells(fat.Plan(), ["table3"], FAT_BASES)
+    found = cells_of(FAT, ["table3"])
 
     def row(name):
         return found["table3", "mnist", name][0].experiment
@@ -371,7 +387,7 @@ def test_fats_defences_withstand_as_many_as_they_are_made_for():
     ],
 )
 def test_fats_adversary_on_krum_has_its_own_rate(scale, honest, adversary):
-    found = fat.make_cells(fat.Plan(scale), ["table3"], FAT_BASES)
+    found = cells_of(FAT, ["table3"], scale=scale)
     one = found["table3", "mnist", "Krum, distillation"][0].experiment
     rates = (
         owner.optimizer.traced["learning_rate"] for owner in (one.client, one.attack.stages[0])
@@ -381,7 +397,7 @@ def test_fats_adversary_on_krum_has_its_own_rate(scale, honest, adversary):
 
 
 def test_fats_jumps_are_those_of_its_text():
-    found = fat.make_cells(fat.Plan(users="femnist"), ["table2", "figure1"], FAT_BASES)
+    found = cells_of(FAT, ["table2", "figure1"], users="femnist")
     spec = found["table2", "femnist", "FAT-0.8"][0].experiment.to_dict()["client"]
     assert spec["fraction"]["values"] == {0: 0.1, 200: 0.8} and spec["most"] == 0.8
     later = found["figure1", "femnist", "0.1, 0.8 from round 400"][0].experiment.to_dict()
@@ -398,18 +414,19 @@ def test_fats_jumps_are_those_of_its_text():
 def fat_regenerated(tmp_path_factory):
     """Most items on scikit-learn's digits with a perceptron."""
     data = {"name": "digits", "num_clients": 11, "local_test": True}
-    bases = {name: {**base, "data": data} for name, base in FAT_BASES.items()}
+    known = engine.Files(FAT)
+    files = {name: {**known[name], "data": data} for name in ("mnist", "femnist")}
     small_work = (
         "model=mlp",
         "client.batch_size=8",
         "server.clients_per_round=null",
         "data.max_train=700",
     )
-    plan = fat.Plan("smoke", 1, ("mnist",), "femnist", small_work)
+    plan = FAT.plan("smoke", 1, small_work, dataset=("mnist",), users="femnist")
     out = tmp_path_factory.mktemp("fat")
 
     def regenerate(items):
-        return fat.regenerate(plan, items, bases, out)
+        return engine.regenerate(FAT, plan, items, out, files=files)
 
     return out, regenerate(["table1", "table3", "curves", "figure2"]), regenerate
 
@@ -437,23 +454,25 @@ def test_fats_audits_are_made_once(fat_regenerated, monkeypatch):
     kept = list((out / "runs" / "cells").rglob("audit-*.json"))
     assert len(kept) == 3
     assert sum("mnist_table1-federated" in path.name for path in kept) == 2  # transferred from it
-    monkeypatch.setattr(fat, "audit", lambda *args, **kwargs: pytest.fail("made again"))
+    monkeypatch.setattr(audit, "audit", lambda *args, **kwargs: pytest.fail("made again"))
     regenerate(["table1", "table3"])  # as above: a cell is named after the first item that has it
     assert (out / "table3-mnist-audit.md").read_text() == before
 
 
 def test_fats_second_table_and_first_figure(tmp_path):
-    plan = fat.Plan(users="femnist")
-    found = fat.make_cells(plan, ["table2", "figure1"], FAT_BASES)
-    for item, write in (("table2", fat._write_table2), ("figure1", fat._write_curves)):
-        rows = {row: cells for (owner, _, row), cells in found.items() if owner == item}
-        results = {}
-        for number, (row, (cell,)) in enumerate(rows.items()):
+    def run(cells, folder):
+        results, numbers = [], {}
+        for cell in cells:  # each item's rows, numbered
+            item = cell.labels["run"].split()[0]
+            number = numbers[item] = numbers.get(item, -1) + 1
             values = np.array([0.0, 0.1 * number])
             metrics = {"round": np.array([0, 9]), "local_accuracy": values + 0.5}
-            metrics[f"local_{fat.ROBUST}"] = values
-            results[row] = [Result(cell.experiment, metrics, {"data": {"label": "x"}}, None)]
-        write(plan, item, "femnist", results, {}, tmp_path)
+            metrics |= {f"local_{fat.ROBUST}": values, "loss": np.ones(2)}
+            results.append(Result(cell.experiment, metrics, {"data": {"label": "x"}}, None))
+        return results
+
+    items = ["table2", "figure1"]
+    engine.regenerate(FAT, FAT.plan(users="femnist"), items, tmp_path, run=run)
     table = pd.read_csv(tmp_path / "table2-femnist.csv").set_index("method")
     assert table.loc["FAT-0.8", "robust: paper"] == 33.69 and len(table) == 4
     np.testing.assert_allclose(table["robust: ours"], [0, 10, 20, 30], atol=1e-6)
@@ -473,34 +492,26 @@ def test_fats_best_evaluation_is_the_most_robust_one():
 # --- One order of settings: file < scale < row < --set ------------------------------------------
 
 
-def alie_base(dataset):
-    return config.read_yaml(FAT.parent / "alie" / f"{dataset}.yaml")
+SOME = {
+    "alie": (["table1", "table3"], {"dataset": "mnist"}),
+    "fat": (["table1", "table2", "table3"], {"dataset": ("mnist",)}),
+    "fltrust": (["table3", "malicious"], {"dataset": "har_windows"}),
+    "rlr": (["table1-iid", "removal"], {}),
+}
 
 
-def cells_of(paper, overrides, scale="smoke", seeds=1):
-    """All cells of one paper's items, with these overrides."""
-    if paper == "alie":
-        return alie.make_cells(
-            alie.Plan("mnist", scale, seeds, overrides=overrides),
-            ["table1", "table3"],
-            alie_base("mnist"),
-        )
-    if paper == "fat":
-        plan = fat.Plan(scale, seeds, ("mnist",), overrides=overrides)
-        return fat.make_cells(plan, ["table1", "table2", "table3"], FAT_BASES)
-    if paper == "rlr":
-        plan = rlr.Plan(scale, seeds, overrides=overrides)
-        return rlr.make_cells(plan, ["table1-iid", "removal"], BASES)
-    plan = fltrust.Plan("har_windows", scale, seeds, overrides)
-    return fltrust.make_cells(plan, ["table3", "malicious"], fltrust_base("har_windows"))
+def some_cells(paper, overrides):
+    """The cells of some items of a paper, one seed, with these overrides."""
+    items, options = SOME[paper.name]
+    return cells_of(paper, items, scale="smoke", seeds=1, overrides=overrides, **options)
 
 
-@pytest.mark.parametrize("paper", ["alie", "fat", "fltrust", "rlr"])
+@pytest.mark.parametrize("paper", PAPERS, ids=lambda paper: paper.name)
 def test_what_is_set_wins_over_every_row(paper):
-    before = cells_of(paper, ())
+    before = some_cells(paper, ())
     rules = {str(cells[0].experiment.defense) for cells in before.values()}
     assert len(rules) > 1, "the rows do not differ"
-    found = cells_of(paper, ("defense=median", "rounds=7"))
+    found = some_cells(paper, ("defense=median", "rounds=7"))
     assert len(found) == len(before)
     for (cell,) in found.values():
         assert [stage.registered_name for stage in cell.experiment.defense.stages] == ["median"]
@@ -511,7 +522,7 @@ def test_what_is_set_wins_over_every_row(paper):
     )
 
 
-@pytest.mark.parametrize("paper", ["alie", "fat", "fltrust", "rlr"])
+@pytest.mark.parametrize("paper", PAPERS, ids=lambda paper: paper.name)
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -524,21 +535,21 @@ def test_what_is_set_wins_over_every_row(paper):
 )
 def test_overrides_that_cannot_be_say_why(paper, override, message):
     with pytest.raises(ConfigError, match=message) as error:
-        cells_of(paper, (override,))
+        some_cells(paper, (override,))
     assert len(str(error.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize(
     ("paper", "override", "need"),
     [
-        ("alie", "attack=sign_flip", "table3, No Defense: its numbers need an attack with a b"),
-        ("fat", "evaluation.evasions=[fgsm]", "table1, centralised: its numbers need pgd as the"),
-        ("rlr", "evaluation.backdoor=null", "FedAvg-No Attack: its numbers need a backdoor"),
+        (ALIE, "attack=sign_flip", "table3, No Defense: its numbers need an attack with a b"),
+        (FAT, "evaluation.evasions=[fgsm]", "table1, centralised: its numbers need pgd as the"),
+        (RLR, "evaluation.backdoor=null", "FedAvg-No Attack: its numbers need a backdoor"),
     ],
 )
 def test_what_an_item_needs_is_not_set_away(paper, override, need):
     with pytest.raises(ConfigError, match=need) as error:
-        cells_of(paper, (override,))
+        some_cells(paper, (override,))
     assert "do not --set that away" in str(error.value)
 
 
@@ -548,25 +559,29 @@ def test_figures_that_need_more_say_so_before_they_run():
         ("figure5-iid", "checkpoint.keep_params=false", "need checkpoint.keep_params"),
     ):
         with pytest.raises(ConfigError, match=need):
-            rlr.make_cells(rlr.Plan("smoke", overrides=(override,)), [item], BASES)
-    plan = fltrust.Plan("cifar10", "smoke", 1, ("evaluation.diagnostics=false",))
+            cells_of(RLR, [item], scale="smoke", overrides=(override,))
     with pytest.raises(ConfigError, match="norms, No attack / FedAvg: .* evaluation.diagnostics"):
-        fltrust.make_cells(plan, ["norms"], fltrust_base("cifar10"))
+        given = {"dataset": "cifar10", "overrides": ("evaluation.diagnostics=false",)}
+        cells_of(FLTRUST, ["norms"], scale="smoke", seeds=1, **given)
 
 
 def test_alies_rows_lose_to_what_is_set():
-    base, items = alie_base("mnist"), ["table2"]
-    plan = alie.Plan("mnist", "smoke", 3, overrides=("threat.num_malicious=5",))
-    found = alie.make_cells(plan, ["table1", "table2"], base)
+    given = {"scale": "smoke", "seeds": 3}
+    found = cells_of(ALIE, ["table1", "table2"], overrides=("threat.num_malicious=5",), **given)
     assert {c.experiment.threat.num_malicious for cells in found.values() for c in cells} == {5}
     both = {"name": "alie_backdoor", "backdoor": {"name": "sample", "index": 2}}
-    plan = alie.Plan("mnist", "smoke", 3, overrides=(f"attack={both}",))
-    for cells in alie.make_cells(plan, items, base).values():
+    for cells in cells_of(ALIE, ["table2"], overrides=(f"attack={both}",), **given).values():
         assert [cell.experiment.attack.backdoor.index for cell in cells] == [2, 2, 2]
 
 
+def test_each_seed_of_alies_second_table_has_a_sample_of_its_training_set():
+    found = cells_of(ALIE, ["table2"], scale="smoke", seeds=4)
+    cells = found["table2", "Krum"]
+    assert [cell.experiment.attack.backdoor.index for cell in cells] == [0, 1, 2, 0]
+
+
 def fake_run(diverged=()):
-    """Stands in for `sweep.run_cells`: made-up metrics; runs of seeds in `diverged` have none."""
+    """Stands in for `sweeps.run_cells`: made-up metrics; runs of seeds in `diverged` have none."""
 
     def run(cells, folder):
         found = []
@@ -589,6 +604,20 @@ def fake_run(diverged=()):
     return run
 
 
+WRITTEN = {
+    "alie": [
+        ({"dataset": "mnist"}, ["table1", "table2", "figure2"]),
+        ({"dataset": "cifar10"}, ["figure4"]),
+    ],
+    "fat": [({"dataset": ("mnist",)}, ["table1", "table2", "curves", "figure1", "figure2"])],
+    "fltrust": [
+        ({"dataset": "har_windows"}, ["table3", "malicious"]),
+        ({"dataset": "cifar10"}, ["norms"]),
+    ],
+    "rlr": [({}, ["table1-iid", "removal"])],
+}
+
+
 def written_by(paper, out, monkeypatch, overrides=(), seeds=1, diverged=()):
     """The Markdown tables, and the titles of the figures, of one paper's items."""
     titles, save = [], plotting.save
@@ -597,30 +626,14 @@ def written_by(paper, out, monkeypatch, overrides=(), seeds=1, diverged=()):
         "save",
         lambda figure, path: titles.append(figure.get_suptitle()) or save(figure, path),
     )
-    run = fake_run(diverged)
-    if paper == "alie":
-        for data, items in (("mnist", ["table1", "table2", "figure2"]), ("cifar10", ["figure4"])):
-            plan = alie.Plan(data, "smoke", seeds, overrides=overrides)
-            alie.regenerate(plan, items, alie_base(data), out, run)
-    elif paper == "fat":
-        plan = fat.Plan("smoke", seeds, ("mnist",), overrides=overrides)
-        items = ["table1", "table2", "curves", "figure1", "figure2"]
-        fat.regenerate(plan, items, FAT_BASES, out, run)
-    elif paper == "rlr":
-        plan = rlr.Plan("smoke", seeds, overrides=overrides)
-        rlr.regenerate(plan, ["table1-iid", "removal"], BASES, out, run)
-    else:
-        for data, items in (("har_windows", ["table3", "malicious"]), ("cifar10", ["norms"])):
-            plan = fltrust.Plan(data, "smoke", seeds, overrides)
-            fltrust.regenerate(plan, items, fltrust_base(data), out, run)
+    for options, items in WRITTEN[paper.name]:
+        plan = paper.plan("smoke", seeds, overrides, **options)
+        engine.regenerate(paper, plan, items, out, run=fake_run(diverged))
     texts = {path.name: path.read_text() for path in sorted(out.glob("*.md"))}
     return texts, [" ".join(title.split()) for title in titles]
 
 
-PAPERS = ["alie", "fat", "fltrust", "rlr"]
-
-
-@pytest.mark.parametrize("paper", PAPERS)
+@pytest.mark.parametrize("paper", PAPERS, ids=lambda paper: paper.name)
 def test_captions_say_what_was_set(paper, tmp_path, monkeypatch):
     texts, titles = written_by(paper, tmp_path, monkeypatch, ("defense=median",))
     said = re.compile(
@@ -630,10 +643,10 @@ def test_captions_say_what_was_set(paper, tmp_path, monkeypatch):
     whose = [said.search(text.replace("`", ""))[1] for text in (*texts.values(), *titles)]
     assert texts and titles
     # Of these items of FAT only the curves of Table 3 have rows with rules of their own.
-    assert whose.count("every row's") == (1 if paper == "fat" else len(whose))
+    assert whose.count("every row's") == (1 if paper is FAT else len(whose))
 
 
-@pytest.mark.parametrize("paper", PAPERS)
+@pytest.mark.parametrize("paper", PAPERS, ids=lambda paper: paper.name)
 def test_captions_tell_rows_from_what_all_share(paper, tmp_path, monkeypatch):
     texts, titles = written_by(paper, tmp_path, monkeypatch, ("checkpoint.every=3",))
     said = "--set checkpoint.every=3{} replaces the file's and the scale's. Published numbers"
@@ -641,7 +654,7 @@ def test_captions_tell_rows_from_what_all_share(paper, tmp_path, monkeypatch):
     assert all(said.format("") in title for title in titles)
 
 
-@pytest.mark.parametrize("paper", PAPERS)
+@pytest.mark.parametrize("paper", PAPERS, ids=lambda paper: paper.name)
 @pytest.mark.parametrize("seeds", [1, 3])
 def test_captions_say_over_how_many_seeds(paper, seeds, tmp_path, monkeypatch):
     texts, titles = written_by(paper, tmp_path, monkeypatch, seeds=seeds)
@@ -657,7 +670,7 @@ def test_captions_say_over_how_many_seeds(paper, seeds, tmp_path, monkeypatch):
             assert "one seed" in title or "seed 0" in title
 
 
-@pytest.mark.parametrize("paper", PAPERS)
+@pytest.mark.parametrize("paper", PAPERS, ids=lambda paper: paper.name)
 def test_tables_and_figures_mark_what_diverged(paper, tmp_path, monkeypatch):
     legends = []
     cross = plotting.crosses
@@ -689,13 +702,11 @@ def test_a_figures_band_is_the_standard_deviation(tmp_path):
 
 
 def test_alies_title_has_the_settings_that_were_run():
-    found = alie.make_cells(
-        alie.Plan("mnist", overrides=("threat.num_malicious=5",)), ["figure2"], alie_base("mnist")
-    )
+    found = cells_of(ALIE, ["figure2"], overrides=("threat.num_malicious=5",))
     attacked = found["figure2", "Krum"][0].experiment
-    assert alie._setting("figure2", attacked) == "m = 10%, z = 1.5"
-    before = alie.make_cells(alie.Plan("mnist"), ["figure2"], alie_base("mnist"))
-    assert alie._setting("figure2", before["figure2", "Krum"][0].experiment) == "m = 24%, z = 1.5"
+    assert alie.setting("figure2", attacked) == "m = 10%, z = 1.5"
+    before = cells_of(ALIE, ["figure2"])
+    assert alie.setting("figure2", before["figure2", "Krum"][0].experiment) == "m = 24%, z = 1.5"
 
 
 def test_the_best_evaluation_is_a_finite_one():

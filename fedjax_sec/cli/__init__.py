@@ -2,7 +2,7 @@
 
 import sys
 
-from fedjax_sec.cli import audit, bench, demo, draw, run, show, status, sweep  # each enters
+from fedjax_sec.cli import audit, bench, demo, draw, paper, run, show, status, sweep  # entered
 from fedjax_sec.cli.common import (
     DataDir,
     Out,
@@ -39,6 +39,7 @@ __all__ = [
     "errors",
     "interruptible",
     "main",
+    "paper",
     "reported",
     "run",
     "run_with_progress",

@@ -1,137 +1,27 @@
-"""The tables and figures of *FAT: Federated Adversarial Training* (Zizzo, Rawat, Sinn, Buesser
-2020).
-
-An item is a table or a figure; its rows are experiments on top of a file of `configs/fat/`. Table 1
-has a row a data set, Table 3 and its curves (Figures 3 and 4) are of one data set.
+"""*FAT: Federated Adversarial Training* (Zizzo, Rawat, Sinn and Buesser 2020): Tables 1 to 3,
+Figures 1 to 4, and an audit that says which robustness is believable.
 """
 
-import csv
-import dataclasses
-import importlib.resources
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
-import filelock
 import numpy as np
 import pandas as pd
 
-from fedjax_sec.core import files
-from fedjax_sec.papers._runs import (
-    Shared,
-    computed_from,
-    demand,
-    diverged,
-    finish,
-    folder_of,
-    foundation,
-    over,
-    percent,
-    said_of,
-    settled,
-)
-from fedjax_sec.report import plotting
-from fedjax_sec.report.audit import Audit, audit
-from fedjax_sec.runs import config as config_lib
+from fedjax_sec.report import audit, plotting
+from fedjax_sec.report import paper_writers as writers
+from fedjax_sec.report.paper import Case, Item, Option, Paper, Part, Plan, Report, Row
+from fedjax_sec.runs.config import Experiment
 from fedjax_sec.runs.experiment import Result, best_evaluation
 
-SCALES = ("smoke", "small", "paper")
 DATASETS = ("mnist", "fashion_mnist", "cifar10")
-USERS = ("mnist_by_writer", "femnist")
-
 #: After how many of its rounds the distillation attack "has stabilised" (caption of Table 3).
 STABLE = {"mnist": 15, "fashion_mnist": 100}
 #: Jump of K/N: round, and share afterwards (Section 2.1); 0.1 before it.
 JUMPS = {"FAT-0.5": (200, 0.5), "FAT-0.8": (200, 0.8)}
-
-# What the scales change of the files in configs/fat/, which are the paper's scale. `smoke` only
-# shows that every part works. `small` is for a CPU: a narrower network, fewer and longer PGD steps
-# in training. In the idealised setting an eighth of the batch, and ten times Adam's rate for as
-# many rounds, since the mean of such noisy steps is a short one. With users a fifth of the rounds
-# at five times the rate, and fewer users.
-_NARROW = {"name": "madry_cnn", "channels": [8, 16], "hidden": 64}
-_ALONE = {"client.optimizer.learning_rate": 0.003}
-# (scale, idealised or users, or a row) -> changes
-SCALE_CHANGES: Mapping[tuple[str, str], Mapping] = {
-    ("smoke", "idealised"): {
-        "rounds": 2,
-        "evaluation.every": 1,
-        "data.max_train": 700,
-        "data.max_test": 60,
-        "data.num_clients": 11,
-        "client.batch_size": 8,
-        "client.pgd_steps": 2,
-        "evaluation.evasion_images": 30,
-        "model": _NARROW,
-    },
-    ("smoke", "users"): {
-        "rounds": 3,
-        "evaluation.every": 1,
-        "data.max_train": 3000,
-        "data.num_clients": 20,
-        "client.pgd_steps": 2,
-        "evaluation.evasion_images": 30,
-        "data.max_test": 60,
-        "model": _NARROW,
-    },
-    ("small", "idealised"): {
-        "rounds": 600,
-        "evaluation.every": 40,
-        "data.max_test": 2000,
-        "client.batch_size": 8,
-        "client.pgd_steps": 10,
-        "client.optimizer.learning_rate": 0.01,
-        "evaluation.evasion_images": 500,
-        "model": _NARROW,
-    },
-    # Here nothing is averaged: one step follows another, or one client's is taken whole.
-    ("small", "centralised"): _ALONE,
-    ("small", "Krum"): _ALONE,
-    ("small", "Krum, distillation"): _ALONE
-    | {
-        "attack": {"optimizer": {"name": "adam", "learning_rate": 0.002}},
-    },
-    ("small", "users"): {
-        "rounds": 500,
-        "evaluation.every": 50,
-        "data.max_train": 12000,
-        "data.num_clients": 100,
-        "data.max_test": 2000,
-        "client.pgd_steps": 10,
-        "client.optimizer.learning_rate": 0.02,
-        "evaluation.evasion_images": 100,
-        "model": _NARROW,
-    },
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """What to regenerate and how. `users` is the data set of Table 2.
-
-    `overrides` win over the file, the scale and the row; `note` is what captions say of them, which
-    `regenerate` fills in.
-    """
-
-    scale: str = "paper"
-    seeds: int = 1
-    datasets: tuple[str, ...] = ("mnist", "fashion_mnist")
-    users: str = "mnist_by_writer"
-    overrides: tuple[str, ...] = ()
-    note: str = ""
-
-
-def published(item: str, dataset: str) -> dict[tuple[str, str], float]:
-    """(column, metric) -> the paper's number, in percent; of Table 2 for `femnist` only.
-
-    >>> published("table3", "mnist")["Krum, distillation", "scaled"]
-    0.29
-    """
-    text = importlib.resources.files("fedjax_sec.papers").joinpath("fat.csv").read_text()
-    return {
-        (line["column"], line["metric"]): float(line["value"])
-        for line in csv.DictReader(text.splitlines())
-        if (line["item"], line["row"]) == (item, dataset)
-    }
+ROBUST = "robust_accuracy/pgd"
+_DISTILLED = "Krum, distillation"
+_AT_BEST = "at the evaluation with the highest robust accuracy"
 
 
 def bounds(clients: int) -> dict[str, int]:
@@ -147,47 +37,47 @@ def bounds(clients: int) -> dict[str, int]:
     }
 
 
-def _table1(base: Mapping) -> dict[str, dict]:
-    clients, batch = base["data"]["num_clients"], base["client"]["batch_size"]
+def longer_steps(file: Mapping, base: Mapping) -> dict:
+    """Fewer PGD steps in training go as far together as the file's."""
+    way = file["client"]["step_size"] * file["client"]["pgd_steps"]
+    return {"client.step_size": way / base["client"]["pgd_steps"]}
+
+
+def _table1(case: Case) -> list[Row]:
+    clients, batch = case.base["data"]["num_clients"], case.base["client"]["batch_size"]
     # One client that holds everything takes one step for every client's: as many images a round.
     alone = {"data.num_clients": 1, "client.steps": clients, "client.batch_size": batch}
-    return {"centralised": alone, "federated": {}}
+    return [Row("", alone, "centralised"), Row("", {}, "federated")]
 
 
-def _table3(base: Mapping) -> dict[str, dict]:
+def _table3(case: Case) -> list[Row]:
+    base = case.base
     f = bounds(base["data"]["num_clients"])
-    rules = {
-        "Trimmed Mean": {"name": "trimmed_mean", "num_byzantine": f["Trimmed Mean"]},
-        "Bulyan": {"name": "bulyan", "num_byzantine": f["Bulyan"]},
-        "Krum": {"name": "krum", "num_byzantine": f["Krum"]},
-    }
     # mu + k sigma with k = -1.5 and -1 (Section 3.1); ALIE's z is -k.
     attacks = {
         "Trimmed Mean": {"name": "alie", "z": 1.5},
         "Bulyan": {"name": "alie", "z": 1.0},
         # Alike, as the other attacks' clients are and those of the setup that is replicated.
-        "Krum": {
-            "name": "distillation",
-            "batch_size": base["client"]["batch_size"],
-            "alike": True,
-        }
+        "Krum": {"name": "distillation", "batch_size": base["client"]["batch_size"], "alike": True}
         | (base.get("attack") or {}),
     }
-    # It "substitutes the robust PGD trained model" (Section 3.2): there has to be one. After how
-    # many rounds the text does not say; two fifths are a choice.
-    begins = {"Krum": max(base["rounds"] * 2 // 5, 1)}
-    rows = {"None": {}}
-    for name, rule in rules.items():
-        title = "distillation" if name == "Krum" else "convergence attack"
-        rows[name] = {"defense": rule}
-        rows[f"{name}, {title}"] = {
-            "defense": rule,
+    names = {"Trimmed Mean": "trimmed_mean", "Bulyan": "bulyan", "Krum": "krum"}
+    pgd = _pgd(base)
+    rows = [Row("None", {})]
+    for name, registered in names.items():
+        rule = {"defense": {"name": registered, "num_byzantine": f[name]}}
+        attacked = {
             "attack": attacks[name],
             "threat.num_malicious": f[name],
-            "threat.start": begins.get(name, 0),
+            # Distillation "substitutes the robust PGD trained model" (Section 3.2): there has to be
+            # one. After how many rounds the text does not say; two fifths are a choice.
+            "threat.start": max(base["rounds"] * 2 // 5, 1) if name == "Krum" else 0,
         }
-    pgd = _pgd(base)
-    rows["Krum, distillation"]["evaluation.evasions"] = [pgd, pgd | {"logit_scale": 0.01}]
+        title = f"{name}, convergence attack"
+        if name == "Krum":
+            title = _DISTILLED
+            attacked["evaluation.evasions"] = [pgd, pgd | {"logit_scale": 0.01}]
+        rows += [Row(name, rule), Row(title, rule | attacked)]
     return rows
 
 
@@ -198,27 +88,23 @@ def _pgd(base: Mapping) -> dict:
     return first if isinstance(first, dict) else {"name": first}
 
 
-def _plain(base: Mapping) -> dict:
-    """The same local training without adversarial examples."""
-    keep = ("steps", "epochs", "batch_size", "optimizer", "keep_optimizer_state")
-    return {"name": "sgd"} | {key: base["client"][key] for key in keep if key in base["client"]}
-
-
-def _jump(round_, share):
-    return {"client.fraction": {"schedule": "steps", "values": {0: 0.1, round_: share}}}
+def _jump(base: Mapping, round_: int, share: float) -> dict:
+    """K/N from a round of the paper's 2,500 on, at the same share of this experiment's rounds."""
+    values = {0: 0.1, _at(base, round_): share}
+    return {"client.fraction": {"schedule": "steps", "values": values}}
 
 
 def _at(base: Mapping, round_: int) -> int:
-    """A round of the paper's 2,500, at the same share of this experiment's rounds."""
     return max(round(round_ * base["rounds"] / 2500), 1)
 
 
-def _table2(base: Mapping) -> dict[str, dict]:
-    rows: dict[str, dict] = {"FedAvg": {"client": _plain(base)}}
-    for name, (round_, share) in JUMPS.items():
-        rows[name] = _jump(_at(base, round_), share)
+def _table2(case: Case) -> list[Row]:
+    base = case.base
+    # The same local training without adversarial examples.
+    keep = ("steps", "epochs", "batch_size", "optimizer", "keep_optimizer_state")
+    plain = {"name": "sgd"} | {key: base["client"][key] for key in keep if key in base["client"]}
     # "centralised FE-MNIST with Adam as the optimiser", with the ratio of 0.1 for initial epochs.
-    rows["Cent-AT"] = _jump(_at(base, 200), 0.8) | {
+    together = {
         "data.num_clients": 1,
         "data.partition": "iid",
         "server.clients_per_round": 1,
@@ -227,120 +113,23 @@ def _table2(base: Mapping) -> dict[str, dict]:
         "client.keep_optimizer_state": True,
         "client.optimizer": {"name": "adam", "learning_rate": 0.001},
     }
-    return rows
+    return [
+        Row("FedAvg", {"client": plain}),
+        *(Row(name, _jump(base, *jump)) for name, jump in JUMPS.items()),
+        Row("Cent-AT", _jump(base, 200, 0.8) | together),
+    ]
 
 
-def _figure1(base: Mapping) -> dict[str, dict]:
-    return {
-        "0.5 from the start": {"client.fraction": 0.5},
-        "1.0 from the start": {"client.fraction": 1.0},
-        f"0.1, 0.5 from round {_at(base, 200)}": _jump(_at(base, 200), 0.5),
-        f"0.1, 0.8 from round {_at(base, 200)}": _jump(_at(base, 200), 0.8),
-        f"0.1, 0.8 from round {_at(base, 400)}": _jump(_at(base, 400), 0.8),
-    }
+def _figure1(case: Case) -> list[Row]:
+    changes = {f"{one} from the start": {"client.fraction": one} for one in (0.5, 1.0)}
+    for round_, share in ((200, 0.5), (200, 0.8), (400, 0.8)):
+        name = f"0.1, {share} from round {_at(case.base, round_)}"
+        changes[name] = _jump(case.base, round_, share)  # of few rounds two may be one
+    return [Row(name, change) for name, change in changes.items()]
 
 
-def _figure2(base: Mapping) -> dict[str, dict]:
-    return {"FAT-0.8": _table2(base)["FAT-0.8"]}
-
-
-_ROWS = {
-    "table1": _table1,
-    "table2": _table2,
-    "table3": _table3,
-    "curves": _table3,
-    "figure1": _figure1,
-    "figure2": _figure2,
-}
-ITEMS = tuple(_ROWS)  # `curves` are Figure 3 for MNIST and Figure 4 for Fashion-MNIST
-OF_USERS = ("table2", "figure1", "figure2")
-
-
-def _base(plan: Plan, file: Mapping, *names: str) -> dict:
-    """The experiment of a file at the plan's scale; fewer PGD steps in training go as far together
-    as the file's. `names` are looked up in `SCALE_CHANGES`."""
-    found = file
-    for name in names:
-        found = config_lib.apply_overrides(found, SCALE_CHANGES.get((plan.scale, name), {}))
-    way = file["client"]["step_size"] * file["client"]["pgd_steps"]
-    change = {"client.step_size": way / found["client"]["pgd_steps"]}
-    return foundation(found, change, plan.overrides)
-
-
-def _rows(plan: Plan, item: str, bases: Mapping) -> dict[tuple[str, str], tuple[dict, dict]]:
-    """(data set, row) -> what the row builds on, and what it changes."""
-    kind, found = "users" if item in OF_USERS else "idealised", {}
-    with computed_from(plan.overrides, item):
-        for dataset in (plan.users,) if kind == "users" else plan.datasets:
-            if item in ("table3", "curves") and dataset == "cifar10":
-                continue  # "due to computational constraints [...] on MNIST and Fashion-MNIST"
-            for row in _ROWS[item](_base(plan, bases[dataset], kind)):
-                base = _base(plan, bases[dataset], kind, row)
-                found[dataset, row] = base, _ROWS[item](base)[row]
-    return found
-
-
-def make_cells(plan: Plan, items: Sequence[str], bases: Mapping[str, Mapping]) -> dict:
-    """(item, data set, row) -> its cells, one a seed; equal experiments share theirs.
-
-    `bases` maps a data set to the experiment of its file.
-    """
-    shared, found = Shared(), {}
-    for item in items:
-        for (dataset, row), (base, change) in _rows(plan, item, bases).items():
-            found[item, dataset, row] = []
-            for seed in range(plan.seeds):
-                where = f"{item}, {row}"
-                experiment = settled(base, change, seed, plan.overrides, where)
-                names = [one.registered_name for one in experiment.evaluation.evasions]
-                demand(names[:1] == ["pgd"], where, "pgd as the first of evaluation.evasions")
-                if row == "Krum, distillation":
-                    demand(names == ["pgd", "pgd"], where, "both of the row's evaluation.evasions")
-                if item in OF_USERS:
-                    demand(experiment.data.local_test is not None, where, "data.local_test")
-                axes = {"data": dataset, "run": f"{item} {row}"}
-                found[item, dataset, row].append(shared.cell(axes, experiment))
-    return found
-
-
-def regenerate(
-    plan: Plan,
-    items: Sequence[str],
-    bases: Mapping[str, Mapping],
-    out: Path,
-    run: Callable | None = None,
-) -> list[Path]:
-    """Runs what is missing in `out` and writes the items; returns the files written.
-
-    `run(cells, folder)` runs cells (default: `sweep.run_cells`).
-    """
-    by_key = make_cells(plan, items, bases)
-    done = finish(by_key, out, run)
-    writers = {
-        "table1": _write_table1,
-        "table2": _write_table2,
-        "table3": _write_table3,
-        "curves": _write_curves,
-        "figure1": _write_curves,
-        "figure2": _write_scatter,
-    }
-    written = []
-    noted = {}
-    for item in items:
-        changes = [change for _, change in _rows(plan, item, bases).values()]
-        noted[item] = dataclasses.replace(plan, note=said_of(plan.overrides, changes))
-        for dataset in dict.fromkeys(data for owner, data, _ in done if owner == item):
-            rows = {
-                row: r for (owner, data, row), r in done.items() if (owner, data) == (item, dataset)
-            }
-            folders = {row: folder_of(by_key[item, dataset, row][0], out) for row in rows}
-            written += writers[item](noted[item], item, dataset, rows, folders, out)
-    if "table1" in items:
-        written += _join_table1(noted["table1"], out)
-    return written
-
-
-ROBUST = "robust_accuracy/pgd"
+def _figure2(case: Case) -> list[Row]:
+    return [row for row in _table2(case) if row.row == "FAT-0.8"]
 
 
 def best_robust(result: Result) -> int:
@@ -348,13 +137,13 @@ def best_robust(result: Result) -> int:
     return best_evaluation(result.metrics, ROBUST)
 
 
-def _stable_from(dataset: str, result: Result) -> int:
+def _stable_from(dataset: str, experiment: Experiment) -> int:
     """The round from which the distillation attack "has stabilised" (caption of Table 3)."""
-    e = result.experiment
-    return min(e.threat.start + STABLE.get(dataset, 0), e.rounds)
+    return min(experiment.threat.start + STABLE.get(dataset, 0), experiment.rounds)
 
 
-def _describe(plan: Plan, result: Result) -> str:
+def _describe(report: Report, result: Result | None = None) -> str:
+    result = result or report.first
     e = result.experiment
     work = f"{e.client.steps} steps" if e.client.steps else f"{e.client.epochs} epochs"
     pgd = e.evaluation.evasions[0]
@@ -366,179 +155,193 @@ def _describe(plan: Plan, result: Result) -> str:
         f"({e.clients_per_round} a round), {e.rounds} rounds, {work} of batch "
         f"{e.client.batch_size} with PGD of {e.client.pgd_steps} steps of "
         f"{e.client.step_size:g}, evaluated with PGD of radius {pgd.eps:g}, {pgd.steps} steps of "
-        f"{pgd.step_size:g}, on {images}, scale `{plan.scale}`"
+        f"{pgd.step_size:g}, on {images}, scale `{report.plan.scale}`"
     )
 
 
-def _numbers(name: str, paper: float | None, values: np.ndarray | None) -> dict:
-    """A quantity's columns: the paper's, our mean, and the spread where there are several seeds."""
-    if values is None:
-        return {f"{name}: paper": paper, f"{name}: ours": None}
-    found = {f"{name}: paper": paper, f"{name}: ours": values.mean()}
-    return found | ({f"{name}: spread": values.std(ddof=1)} if len(values) > 1 else {})
-
-
-def _write(frame: pd.DataFrame, head: str, path: Path) -> list[Path]:
-    frame.to_csv(path.with_suffix(".csv"), index=False, float_format="%.2f")
-    shown = frame.astype(object).where(frame.notna(), None)
-    text = shown.to_markdown(index=False, floatfmt=".1f", missingval="")
-    path.with_suffix(".md").write_text(f"{head}\n\n{text}\n")
-    return [path.with_suffix(".md"), path.with_suffix(".csv")]
-
-
-def _write_table1(plan, item, dataset, rows, folders, out) -> list[Path]:
-    paper = published(item, dataset)
-    line: dict = {"data": dataset}
-    for column, results in rows.items():
+def _write_table1(report: Report) -> list[Path]:
+    """One line: its rows are columns, as in the paper, where data sets are rows."""
+    line: dict = {"data": report.part.file}
+    for entry in report.entries:
+        column = entry.row.column
         for title, metric in (("robust", ROBUST), ("accuracy", "accuracy")):
-            values = percent(results, metric, best_robust)
-            line |= _numbers(f"{column}, {title}", paper.get((column, title)), values)
-        if failed := diverged(results):
+            values = writers.percent(entry.results, metric, best_robust)
+            known = report.published.get(("", column, title))
+            line |= writers.numbers(f"{column}, {title}", values, known)
+        if failed := writers.diverged(entry.results):
             line[f"{column}: diverged"] = failed
-    described = _describe(plan, rows["federated"][0])
-    head = f"# FAT, Table 1\n\n{described}. Percent, {over(plan.seeds)}, {_AT_BEST}.{plan.note}"
-    return _write(pd.DataFrame([line]), head, out / f"table1-{dataset}")
+    described = _describe(report, report.last)
+    text = f"{described}. Percent, {report.over}, {_AT_BEST}.{report.note}"
+    frame = pd.DataFrame([line])
+    return writers.write_table(frame, f"# {report.heading}\n\n{text}", report.path)
 
 
-_AT_BEST = "at the evaluation with the highest robust accuracy"
-
-
-def _join_table1(plan, out: Path) -> list[Path]:
-    parts = [pd.read_csv(out / f"table1-{dataset}.csv") for dataset in plan.datasets]
-    head = (
-        f"# FAT, Table 1\n\nPercent, {over(plan.seeds)}, {_AT_BEST}. Settings and parts of data "
-        f"sets: the files of each data set.{plan.note}"
+def _join_table1(reports) -> list[Path]:
+    """The data sets' lines below each other."""
+    one = reports[0]
+    parts = [pd.read_csv(report.path.with_suffix(".csv")) for report in reports]
+    text = (
+        f"Percent, {one.over}, {_AT_BEST}. Settings and parts of data sets: the files of each data "
+        f"set.{one.note}"
     )
-    return _write(pd.concat(parts), head, out / "table1")
+    head, path = f"# {one.heading}\n\n{text}", one.path.with_name(one.name)
+    return writers.write_table(pd.concat(parts), head, path)
 
 
-def _write_table2(plan, item, dataset, rows, folders, out) -> list[Path]:
-    paper = published(item, dataset)
-    lines = []
-    for row, results in rows.items():
-        line = {"method": row}
-        for title, metric in (("robust", f"local_{ROBUST}"), ("accuracy", "local_accuracy")):
-            columns = _numbers(title, paper.get((row, title)), percent(results, metric))
-            line |= columns if paper else {k: v for k, v in columns.items() if "paper" not in k}
-        if failed := diverged(results):
-            line["diverged"] = failed
-        lines.append(line)
-    head = (
-        f"# FAT, Table 2\n\n{_describe(plan, rows['FAT-0.8'][0])}. Percent after the last round, "
-        f"on the users' own test examples, weighted by their numbers; {over(plan.seeds)}."
-        f"{plan.note}"
+def _audit(report: Report, entry) -> audit.Audit | None:
+    """The audit of a row of Table 3; transfer is from the model trained without a defence."""
+    if entry.row.row not in ("None", "Krum", _DISTILLED):
+        return None
+    surrogate = report["None"].folder if "None" in report else None
+    experiment = entry.results[0].experiment
+    pgd = experiment.evaluation.evasions[0]
+    return audit.kept(
+        entry.folder,
+        surrogate=None if surrogate == entry.folder else surrogate,
+        eps=pgd.eps,
+        step_size=pgd.step_size,
+        steps=pgd.steps,
+        images=experiment.evaluation.evasion_images,
     )
-    return _write(pd.DataFrame(lines), head, out / f"table2-{dataset}")
 
 
-def _write_table3(plan, item, dataset, rows, folders, out) -> list[Path]:
-    paper = published(item, dataset)
-    lines, said = [], []
-    for row, results in rows.items():
-        distilled = row == "Krum, distillation"
-        at = -1 if distilled else best_robust
-        values = {
-            "robust": percent(results, ROBUST, at),
-            "accuracy": percent(results, "accuracy", at),
-            "scaled": None,
-            "transfer": None,
-        }
-        if distilled:
-            since = _stable_from(dataset, results[0])
-            stable = [r.metrics["round"] >= since for r in results]
-            values["scaled"] = np.array(
-                [
-                    100 * r.metrics["robust_accuracy/pgd_2"][late].mean()
-                    for r, late in zip(results, stable, strict=True)
-                ]
-            )
-        if row in ("None", "Krum", "Krum, distillation"):
-            # Transfer is from the model trained without a defence; that one is its own surrogate.
-            other = folders["None"] if folders[row] != folders["None"] else None
-            experiment = results[0].experiment
-            pgd = experiment.evaluation.evasions[0]
-            found = _audited(
-                folders[row],
-                surrogate=other,
-                eps=pgd.eps,
-                step_size=pgd.step_size,
-                steps=pgd.steps,
-                images=experiment.evaluation.evasion_images,
-            )
-            said.append(f"## Audit: {row}\n\n{found.to_markdown()}")
-            if other is not None:
-                values["transfer"] = np.array([100 * found.shares["transfer"]])
-        line = {"defence, attack": row}
-        for title, value in values.items():
-            line |= _numbers(title, paper.get((row, title)), value)
-        if failed := diverged(results):
-            line["diverged"] = failed
-        lines.append(line)
-    attacked = rows["Krum, distillation"][0]
-    head = (
-        f"# FAT, Table 3\n\n{_describe(plan, rows['None'][0])}. Percent, {over(plan.seeds)}, "
-        f"{_AT_BEST}. The distillation attack begins in round "
-        f"{attacked.experiment.threat.start}; its row is after the last round (robust is what it "
-        f"*appears* to be), scaled logits on average from round "
-        f"{_stable_from(dataset, attacked)} on. Transfer, of seed 0: PGD on the final model "
-        f"without a defence.{plan.note}"
-    )
-    written = _write(pd.DataFrame(lines), head, out / f"table3-{dataset}")
-    path = out / f"table3-{dataset}-audit.md"
-    title = f"# FAT, Table 3: is the robustness believable?\n\nOf seed 0.{plan.note}\n"
+def _measure_table3(report: Report, entry) -> dict:
+    distilled, results = entry.row.row == _DISTILLED, entry.results
+    at = -1 if distilled else best_robust
+    values = {
+        "robust": writers.percent(results, ROBUST, at),
+        "accuracy": writers.percent(results, "accuracy", at),
+        "scaled": None,
+        "transfer": None,
+    }
+    if distilled:
+        since = _stable_from(report.part.file, results[0].experiment)
+        runs = [one.metrics for one in results]
+        means = [one["robust_accuracy/pgd_2"][one["round"] >= since].mean() for one in runs]
+        values["scaled"] = 100 * np.array(means)
+    audited = _audit(report, entry)
+    if audited is not None and "transfer" in audited.shares:
+        values["transfer"] = np.array([100 * audited.shares["transfer"]])
+    return values
+
+
+def _says_table3(report: Report) -> str:
+    said = f"{_describe(report)}. Percent, {report.over}, {_AT_BEST}."
+    if _DISTILLED in report:
+        attacked = report[_DISTILLED].results[0].experiment
+        said += (
+            f" The distillation attack begins in round {attacked.threat.start}; its row is after "
+            f"the last round (robust is what it *appears* to be), scaled logits on average from "
+            f"round {_stable_from(report.part.file, attacked)} on."
+        )
+    return f"{said} Transfer, of seed 0: PGD on the final model without a defence."
+
+
+def _write_table3(report: Report) -> list[Path]:
+    written = writers.Table(("defence, attack",), _measure_table3, _says_table3)(report)
+    path = report.path.with_name(f"{report.path.name}-audit.md")
+    title = f"# {report.heading}: is the robustness believable?\n\nOf seed 0.{report.note}\n"
+    audits = {entry.row.row: _audit(report, entry) for entry in report.entries}
+    said = [f"## Audit: {row}\n\n{one.to_markdown()}" for row, one in audits.items() if one]
     path.write_text("\n".join([title, *said]))
     return [*written, path]
 
 
-def _audited(run: Path, surrogate: Path | None, **arguments) -> Audit:
-    """The audit of a run; one made before with the same arguments is kept beside its metrics.
-
-    Processes that share the output folder make it once: the others wait.
-    """
-    against = "" if surrogate is None else f"-{surrogate.parent.name}-{surrogate.name}"
-    asked = "-".join(f"{name}{value:g}" for name, value in arguments.items())
-    path = run / f"audit-{asked}{against}.json"
-    with filelock.FileLock(run / "audit.lock"):
-        if not path.exists():
-            found = audit(run, surrogate=surrogate, **arguments)
-            files.write_atomically(path, found.to_json())
-    return Audit.from_json(path.read_text())
+def _says_table2(report: Report) -> str:
+    jumped = report["FAT-0.8"].results[0] if "FAT-0.8" in report else report.last
+    return (
+        f"{_describe(report, jumped)}. Percent after the last round, on the users' own test "
+        f"examples, weighted by their numbers; {report.over}."
+    )
 
 
-def _write_curves(plan, item, dataset, rows, folders, out) -> list[Path]:
-    of_users = item == "figure1"
-    metrics = {"accuracy": "accuracy", "robust accuracy": ROBUST}
-    if of_users:
-        metrics = {title: f"local_{metric}" for title, metric in metrics.items()}
-    figure, panels = plotting.subplots(1, 2, figsize=(9.5, 4.8), sharey=True, layout="constrained")
-    for panel, (title, metric) in zip(panels, metrics.items(), strict=True):
-        plotting.curves(panel, rows, metric)
-        panel.set(title=title, xlabel="round", ylim=(-1, 101))
-        panel.grid(alpha=0.3)
-    panels[0].set_ylabel("users' own test examples (%)" if of_users else "test examples (%)")
-    plotting.legend_below(figure)
-    described = _describe(plan, next(iter(rows.values()))[0])
-    plotting.titled(figure, f"{described}; {plotting.band_of(plan.seeds)}.{plan.note}", size=9)
-    return plotting.save(figure, out / f"{item}-{dataset}")
+def _curves(ylabel: str, prefix: str = "") -> writers.Curves:
+    metrics = {"accuracy": f"{prefix}accuracy", "robust accuracy": f"{prefix}{ROBUST}"}
+
+    def panels(report: Report) -> dict:
+        return {
+            title: {entry.row.row: (entry.results, metric) for entry in report.entries}
+            for title, metric in metrics.items()
+        }
+
+    return writers.Curves(panels, _describe, ylabel, width=4.75, height=4.8, title_size=12)
 
 
-def _write_scatter(plan, item, dataset, rows, folders, out) -> list[Path]:
-    ((row, results),) = rows.items()
-    metrics = results[0].metrics
+def _draw_users(report: Report):
+    metrics = report.first.metrics
     accuracy, robust = (100 * metrics[f"per_client_{name}"][-1] for name in ("accuracy", ROBUST))
     figure, axes = plotting.subplots(figsize=(5, 4.4), layout="constrained")
-    axes.scatter(accuracy, robust, s=9, alpha=0.4)
-    known = np.isfinite(accuracy) & np.isfinite(robust)
-    varies = min(accuracy[known].std(), robust[known].std()) > 0
-    r = f"{np.corrcoef(accuracy[known], robust[known])[0, 1]:.2f}" if varies else "undefined"
-    axes.set(
-        xlabel="accuracy (%)",
-        ylabel="robust accuracy (%)",
-        xlim=(-3, 103),
-        ylim=(-3, 103),
-        title=f"{row}: {known.sum()} users, correlation {r}",
-    )
-    axes.grid(alpha=0.3)
-    described = f"{_describe(plan, results[0])}. One point a user, seed 0, after the last round."
-    plotting.titled(figure, described + plan.note, size=7)
-    return plotting.save(figure, out / f"{item}-{dataset}")
+    title = f"{report.entries[0].row.row}: {{number}} users, correlation {{r}}"
+    plotting.scatter(axes, accuracy, robust, title)
+    axes.set(xlabel="accuracy (%)", ylabel="robust accuracy (%)")
+    return figure, f"{_describe(report)}. One point a user, seed 0, after the last round"
+
+
+def _needs(row: Row, experiment: Experiment):
+    names = [one.registered_name for one in experiment.evaluation.evasions]
+    yield names[:1] == ["pgd"], "pgd as the first of evaluation.evasions"
+    holds = row.row != _DISTILLED or names == ["pgd", "pgd"]
+    yield holds, "both of the row's evaluation.evasions"
+
+
+def _needs_users(row: Row, experiment: Experiment):
+    yield from _needs(row, experiment)
+    yield experiment.data.local_test is not None, "data.local_test"
+
+
+def _idealised(*datasets: str):
+    def parts(plan: Plan) -> list[Part]:
+        names = [name for name in plan["dataset"] if name in datasets]
+        return [
+            Part(name, ("idealised",), axes={"data": name}, suffix=f"-{name}") for name in names
+        ]
+
+    return parts
+
+
+def _users(plan: Plan) -> list[Part]:
+    return [_part(plan["users"], "users")]
+
+
+def _part(dataset: str, scale: str) -> Part:
+    return Part(dataset, (scale,), axes={"data": dataset}, suffix=f"-{dataset}")
+
+
+TABLE2 = writers.Table(
+    ("method",),
+    lambda report, entry: {
+        "robust": writers.percent(entry.results, f"local_{ROBUST}"),
+        "accuracy": writers.percent(entry.results, "local_accuracy"),
+    },
+    _says_table2,
+)
+CURVES = _curves("test examples (%)")
+CURVES_OF_USERS = _curves("users' own test examples (%)", "local_")
+# "due to computational constraints [...] on MNIST and Fashion-MNIST"
+_TWO = _idealised("mnist", "fashion_mnist")
+PAPER = Paper(
+    __name__,
+    "FAT",
+    {
+        "table1": Item(
+            "Table 1", _table1, _write_table1, _idealised(*DATASETS), _needs, join=_join_table1
+        ),
+        "table2": Item("Table 2", _table2, TABLE2, _users, _needs_users),
+        "table3": Item("Table 3", _table3, _write_table3, _TWO, _needs),
+        # Figure 3 for MNIST and Figure 4 for Fashion-MNIST.
+        "curves": Item("Figures 3 and 4", _table3, CURVES, _TWO, _needs),
+        "figure1": Item("Figure 1", _figure1, CURVES_OF_USERS, _users, _needs_users),
+        "figure2": Item("Figure 2", _figure2, writers.Figure(_draw_users, 7), _users, _needs_users),
+    },
+    options=(
+        Option(
+            "dataset",
+            DATASETS,
+            "Of Tables 1 and 3; may be repeated.",
+            ("mnist", "fashion_mnist"),
+            many=True,
+        ),
+        Option("users", ("mnist_by_writer", "femnist"), "Data set of Table 2.", "mnist_by_writer"),
+    ),
+    derive=longer_steps,
+)

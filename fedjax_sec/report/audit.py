@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import filelock
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_sec.core import ConfigError, registry
+from fedjax_sec.core import ConfigError, files, registry
 from fedjax_sec.core.host import undisturbed
 from fedjax_sec.core.optional import require
 from fedjax_sec.evaluation.masking import ROLES, Finding, judge
@@ -169,3 +170,18 @@ def _own(experiment, field: str, given):
         return given
     found = getattr(experiment.client, field, None)
     return float(found) if isinstance(found, (int, float)) else None
+
+
+def kept(run: Path, *, surrogate: Path | None = None, **arguments) -> Audit:
+    """The audit of a run; one made before with the same arguments is kept beside its metrics.
+
+    `arguments` are numbers that `audit` takes. Processes that share the output folder make it once:
+    the others wait.
+    """
+    against = "" if surrogate is None else f"-{surrogate.parent.name}-{surrogate.name}"
+    asked = "-".join(f"{name}{value:g}" for name, value in arguments.items())
+    path = run / f"audit-{asked}{against}.json"
+    with filelock.FileLock(run / "audit.lock"):
+        if not path.exists():
+            files.write_atomically(path, audit(run, surrogate=surrogate, **arguments).to_json())
+    return Audit.from_json(path.read_text())

@@ -124,6 +124,29 @@ def curves(
             crosses(axes, rounds[at], values.mean(0)[at], line.get_color())
 
 
+def influence(axes, result, title: str) -> None:
+    """Net influence of the honest clients and the backdoor's loss of one run over its rounds."""
+    metrics, loss = result.metrics, axes.twinx()
+    axes.axhline(0, color="0.7", linewidth=0.8)
+    (left,) = axes.plot(metrics["round"], metrics["net_influence"], "C0", label="influence")
+    (right,) = loss.plot(metrics["round"], metrics["backdoor_loss"], "C1--", label="loss")
+    axes.set(title=title, xlabel="round")
+    axes.set_ylabel("net influence", color="C0")
+    loss.set_ylabel("backdoor loss", color="C1")
+    loss.set_ylim(bottom=0)
+    axes.legend([left, right], ["net influence", "backdoor loss"], fontsize=8)
+
+
+def scatter(axes, x, y, title: str) -> None:
+    """One point an entry of `x` and `y` in percent; the title says how many, and how correlated."""
+    axes.scatter(x, y, s=9, alpha=0.4)
+    known = np.isfinite(x) & np.isfinite(y)
+    varies = min(x[known].std(), y[known].std()) > 0
+    r = f"{np.corrcoef(x[known], y[known])[0, 1]:.2f}" if varies else "undefined"
+    axes.set(xlim=(-3, 103), ylim=(-3, 103), title=title.format(number=known.sum(), r=r))
+    axes.grid(alpha=0.3)
+
+
 def crosses(axes, x, y, color) -> None:
     """Marks points of diverged runs, with one entry in the legend."""
     axes.plot(x, y, "x", color=color, markersize=8)

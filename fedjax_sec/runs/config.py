@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -338,6 +339,19 @@ class Experiment:
     def to_dict(self) -> dict:
         """The fully resolved configuration as a plain mapping."""
         return core.dump(self)
+
+    def fingerprint(self) -> str:
+        """A digest of the resolved configuration without where the data lies: equal runs' is equal.
+
+        >>> one, two = from_mapping({}), from_mapping({"data": {"data_dir": "elsewhere"}})
+        >>> one.fingerprint() == two.fingerprint() != from_mapping({"seed": 1}).fingerprint()
+        True
+        """
+        spec = self.to_dict()
+        for key in _WHEREABOUTS:
+            section, name = key.split(".")
+            del spec[section][name]
+        return hashlib.sha256(json.dumps(spec).encode()).hexdigest()
 
     def structure(self):
         """A hashable key; experiments with equal keys run in one compiled program.

@@ -25,6 +25,8 @@ PARAMS, EXECUTION, CHECKPOINTS = "params.npy", "execution.json", "checkpoints"
 FIGURES = ("figures/accuracy.png", "figures/accuracy.pdf")
 #: The mark of a folder that is ours, written before anything else, and the lock of who runs in it.
 MARK, LOCK = ".fedjax_sec.json", ".fedjax_sec.lock"
+#: How the kind of a folder with a paper's tables and figures begins; the paper's name follows.
+PAPER = "paper "
 _VERSION = 1  # of the folder's layout
 _PACKAGES = ("fedjax_sec", "jax", "jaxlib", "flax", "optax", "numpy", "tensorflow-datasets")
 
@@ -32,8 +34,9 @@ _PACKAGES = ("fedjax_sec", "jax", "jaxlib", "flax", "optax", "numpy", "tensorflo
 class Mark(NamedTuple):
     """What a folder is to us: `run`, `cell` (a sweep's run), `sweep`, or what it holds instead.
 
-    `free` is a folder that does not exist or holds nothing; `older` a run without a mark, as
-    versions before the mark made them; `other` everything else.
+    `paper NAME` is a folder of a paper's tables and figures; `free` one that does not exist or
+    holds nothing; `older` a run without a mark, as versions before the mark made them; `other`
+    everything else.
     """
 
     kind: str
@@ -106,6 +109,11 @@ class RunFolder:
         if mark.kind == "sweep":
             raise ConfigError(
                 f"Output folder {str(self.path)!r} holds a sweep, not a run. Choose another folder."
+            )
+        if mark.kind.startswith(PAPER):
+            raise ConfigError(
+                f"Output folder {str(self.path)!r} holds a paper's results, not a run. Choose "
+                f"another folder."
             )
         if mark.kind == "other":
             raise in_use(self.path, mark)

@@ -86,9 +86,10 @@ def unfinished(cells: Sequence[Cell], out: Path) -> list[Cell]:
 def check_folders(cells: Sequence[Cell], out: Path) -> None:
     """Raises `ConfigError` where `plan` would refuse the folder; writes nothing."""
     mark = results.read_mark(out)
-    if mark.kind in ("run", "cell"):
+    if mark.kind in ("run", "cell") or mark.kind.startswith(results.PAPER):
+        what = "a run" if mark.kind in ("run", "cell") else "a paper's results"
         raise ConfigError(
-            f"Output folder {str(out)!r} holds a run, not a sweep. Choose another folder."
+            f"Output folder {str(out)!r} holds {what}, not a sweep. Choose another folder."
         )
     older = mark.kind == "other" and (out / CELLS).is_dir() and (out / LOCKS).is_dir()
     if mark.kind == "other" and not older:
