@@ -85,7 +85,8 @@ def wrong_imports(name: str, imported: set[str]) -> list[str]:
             continue
         over = other.split(".")[0]
         same = part == over
-        private = "._" in other and other.rpartition(".")[0] != name.rpartition(".")[0]
+        home = other.rpartition(".")[0]  # a package gathers what its private modules define
+        private = "._" in other and home not in (name, name.rpartition(".")[0])
         if LEVEL[over] > LEVEL[part] or (not same and LEVEL[over] == LEVEL[part]) or private:
             wrong.append(other)
     return wrong
