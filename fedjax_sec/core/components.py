@@ -249,6 +249,14 @@ class Stage(Component):
         """
         raise NotImplementedError
 
+    def select_sequence(self, updates, view, at_most: int, count):
+        """The rows [rows] that `count` (traced, <= `at_most`) successive applications pick.
+
+        Each application sees the rows that earlier ones left. None where a rule has no faster way
+        than to be applied again and again.
+        """
+        return None
+
 
 # --- Learning -------------------------------------------------------------------------------------
 

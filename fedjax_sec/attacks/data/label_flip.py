@@ -2,8 +2,15 @@
 
 import jax.numpy as jnp
 
-from fedjax_sec.core import COUNT, ConfigError, DataAttack, numeric, registry, static
-from fedjax_sec.core.random import exact_share
+from fedjax_sec.core import (
+    COUNT,
+    ConfigError,
+    DataAttack,
+    exact_share,
+    numeric,
+    registry,
+    static,
+)
 
 
 @registry.attacks.register("label_flip")
