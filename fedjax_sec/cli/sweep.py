@@ -17,6 +17,8 @@ from fedjax_sec.cli.common import (
     data_option,
     data_overrides,
     errors,
+    import_options,
+    imported,
     interruptible,
     print_table,
     progress_bar,
@@ -28,6 +30,7 @@ from fedjax_sec.cli.common import (
 @app.command()
 @reported()
 def sweep(
+    ctx: typer.Context,
     config: Annotated[Path, typer.Argument(metavar="SWEEP.yaml", help="The sweep.")],
     overrides: Overrides = None,
     *,
@@ -39,10 +42,11 @@ def sweep(
     from fedjax_sec.report import plotting
     from fedjax_sec.report import tables as tables_lib
 
-    out = out.absolute()
+    out, imports = out.absolute(), imported(ctx)
     again = ["fedjax-sec", "sweep", str(config), *(overrides or ()), "--out", str(out)]
-    again += data_option(data_dir)
-    settings, cells = sweep_lib.load(config, overrides or (), data_overrides(data_dir))
+    again += [*data_option(data_dir), *import_options(imports)]
+    changes = data_overrides(data_dir)
+    settings, cells = sweep_lib.load(config, overrides or (), changes, imports)
     found = run_with_progress(cells, out, at_once=settings.at_once, again=again)
     frame, axes = tables_lib.to_frame(cells, found), tables_lib.axes_of(cells)
     frame.to_csv(out / "runs.csv", index=False)

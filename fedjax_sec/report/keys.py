@@ -13,7 +13,7 @@ from fedjax_sec import core
 from fedjax_sec.core import optimizers, registry
 from fedjax_sec.data.local_test import LocalTest
 from fedjax_sec.data.root import Root
-from fedjax_sec.evaluation.influence import Influence
+from fedjax_sec.monitors.influence import Influence
 from fedjax_sec.runs import config
 from fedjax_sec.sweeps import Sweep
 

@@ -1,0 +1,46 @@
+"""The contract that every component keeps, for those of this package and for anybody's.
+
+    from fedjax_sec.testing import check_component
+
+    def test_my_rule():
+        check_component(MyRule)
+
+It runs on tiny worlds, one for each kind of input, in seconds to a minute on a CPU.
+"""
+
+from fedjax_sec.testing.compare import both_ways, close, same_bits
+from fedjax_sec.testing.component import check_component, checks_of, kind_of, variants_of
+from fedjax_sec.testing.worlds import (
+    CLASSES,
+    HIDDEN,
+    MEAN,
+    SHAPE,
+    STD,
+    World,
+    kinds_of,
+    sample,
+    tiny_pool,
+    tiny_task,
+    world,
+)
+
+__all__ = [
+    "CLASSES",
+    "HIDDEN",
+    "MEAN",
+    "SHAPE",
+    "STD",
+    "World",
+    "both_ways",
+    "check_component",
+    "checks_of",
+    "close",
+    "kind_of",
+    "kinds_of",
+    "same_bits",
+    "sample",
+    "tiny_pool",
+    "tiny_task",
+    "variants_of",
+    "world",
+]
