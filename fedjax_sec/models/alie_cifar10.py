@@ -44,6 +44,7 @@ class AlieCifar10(Network):
         117706
     """
 
+    inputs = frozenset({"pixels"})
     init: str = static("pytorch", "Initial weights and biases.", choices=INITS)
     first_init: str = static("glorot", "Initial weights of the first layer.", choices=INITS)
     convolution: str = convolution_field()

@@ -42,6 +42,7 @@ class FltrustCnn(Network):
         139960
     """
 
+    inputs = frozenset({"pixels"})
     init: str = static("glorot", "Initial weights and biases.", choices=INITS)
     convolution: str = convolution_field()
 

@@ -31,6 +31,7 @@ class LogisticRegression(Network):
         3372
     """
 
+    inputs = frozenset({"pixels", "features"})
     init: str = static("glorot", "Initial weights and biases.", choices=INITS)
 
     def make(self, input_shape, num_classes):

@@ -49,6 +49,7 @@ class MadryCnn(Network):
         6603710
     """
 
+    inputs = frozenset({"pixels"})
     channels: tuple[int, ...] = static(
         (32, 64), "Feature maps of each convolution.", low=1, high=COUNT
     )

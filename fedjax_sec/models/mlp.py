@@ -38,6 +38,7 @@ class Mlp(Network):
         79510
     """
 
+    inputs = frozenset({"pixels", "features"})
     hidden: tuple[int, ...] = static((100,), "Widths of the hidden layers.", low=1, high=COUNT)
     init: str = static("pytorch", "Initial weights and biases.", choices=INITS)
     first_init: str = static("glorot", "Initial weights of the first layer.", choices=INITS)

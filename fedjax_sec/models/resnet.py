@@ -113,6 +113,7 @@ class ResNet(Network):
         {'batch_stats': 1376, 'params': 269722}
     """
 
+    inputs = frozenset({"pixels"})
     depth: int = static(
         20, "Layers with weights: 6 n + 2 (8, 14, 20, 32, 44, 56, 110).", low=8, high=1202
     )

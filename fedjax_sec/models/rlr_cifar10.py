@@ -52,6 +52,7 @@ class RlrCifar10(Network):
         537610
     """
 
+    inputs = frozenset({"pixels"})
     channels: tuple[int, ...] = static(
         (64, 128, 256), "Feature maps of each convolution.", low=1, high=COUNT
     )

@@ -47,6 +47,7 @@ class RlrCnn(Network):
         1199882
     """
 
+    inputs = frozenset({"pixels"})
     dropout: float = static(0.5, "Share of the activations dropped in training.", low=0, below=1)
     init: str = static("pytorch", "Initial weights and biases.", choices=INITS)
     convolution: str = convolution_field()

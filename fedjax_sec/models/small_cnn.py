@@ -42,6 +42,7 @@ class SmallCnn(Network):
         9090
     """
 
+    inputs = frozenset({"pixels"})
     channels: tuple[int, ...] = static(
         (16, 16), "Feature maps of each convolution.", low=1, high=COUNT
     )

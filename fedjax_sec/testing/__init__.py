@@ -8,6 +8,15 @@
 It runs on tiny worlds, one for each kind of input, in seconds to a minute on a CPU.
 """
 
+from fedjax_sec.testing import (
+    clients,
+    data_attacks,
+    defenses,
+    fields,
+    looking,
+    materials,
+    update_attacks,
+)
 from fedjax_sec.testing.compare import both_ways, close, same_bits
 from fedjax_sec.testing.component import check_component, checks_of, kind_of, variants_of
 from fedjax_sec.testing.worlds import (
@@ -34,13 +43,20 @@ __all__ = [
     "both_ways",
     "check_component",
     "checks_of",
+    "clients",
     "close",
+    "data_attacks",
+    "defenses",
+    "fields",
     "kind_of",
     "kinds_of",
+    "looking",
+    "materials",
     "same_bits",
     "sample",
     "tiny_pool",
     "tiny_task",
+    "update_attacks",
     "variants_of",
     "world",
 ]

@@ -81,9 +81,10 @@ def check_shapes(part) -> None:
     for kind in kinds_of(part) if "task" in part.needs else [kind_of(part)]:
         updates, place = attack_updates(kind=kind), world(kind)
         run = functools.partial(assail, few_steps(part), kind=kind)
-        both_ways(run, updates, rtol=1e-3, atol=1e-4)
-        with no_concrete_values("an array"):
-            sent, state, _ = jax.jit(functools.partial(assail, part, kind=kind))(updates)
+        sent, state, _ = both_ways(run, updates, rtol=1e-3, atol=1e-4)
+        if few_steps(part) != part:
+            with no_concrete_values("an array"):
+                sent, state, _ = jax.jit(functools.partial(assail, part, kind=kind))(updates)
         expect(sent.shape == updates.shape and sent.dtype == updates.dtype, "the rows change form")
         finite(sent, "what the attack sends")
         attack = Attack((part,))

@@ -31,6 +31,7 @@ class Attempts(Evasion):
     `value(inputs) -> [B]` is large.
     """
 
+    inputs = frozenset({"pixels"})
     eps: float = numeric(
         0.3, "Radius of the L-infinity ball, pixels in [0, 1].", low=0, high=1, pixels=True
     )
