@@ -266,19 +266,26 @@ def make_rounds(place: World, algorithm=None, monitors: tuple = (), task: Any = 
     return Rounds(place, replica, state, test)
 
 
-def run_rounds(rounds: Rounds, count: int = 2) -> tuple[RoundState, Any]:
-    """The state after so many rounds, and the last one's metrics; compiled once."""
+def run_rounds(rounds: Rounds, count: int = 2) -> tuple[RoundState, list]:
+    """The state after so many rounds, and the metrics of each; compiled once."""
     place = rounds.world
 
     def one(state, replica, pool, test, index):
         task = make_task(place.problem, pool, replica.components.task)
         return run_round(place.problem, task, pool, replica, state, index, True, test)
 
-    step, state, metrics = jax.jit(one), rounds.state, {}
+    step, state, history = jax.jit(one), rounds.state, []
     for index in range(count):
         args = rounds.replica, place.pool, rounds.test, jnp.int32(index)
         state, metrics = step(state, *args)
-    return state, metrics
+        history.append(metrics)
+    return state, history
+
+
+@functools.cache
+def plain_rounds(kind: str) -> tuple[RoundState, list]:
+    """Two rounds of a tiny world at which nobody looks."""
+    return run_rounds(make_rounds(world(kind)))
 
 
 def message_of(place: World) -> Message:
