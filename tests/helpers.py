@@ -1,21 +1,42 @@
-"""What several test files share: trace counting, a tiny task, and its NumPy twin in float64."""
+"""What several test files share: trace counting, small experiments, a perceptron in float64."""
 
-import dataclasses
 import functools
 
-import chex
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from fedjax_sec.core import registry
-from fedjax_sec.core.space import make_space
-from fedjax_sec.core.types import InputSpec
-from fedjax_sec.ops.client_axis import Layout
-from fedjax_sec.round import Pool, Problem, make_task
+from fedjax_sec.testing import (
+    CLASSES,
+    HIDDEN,
+    MEAN,
+    SHAPE,
+    STD,
+    close,
+    materials,
+    same_bits,
+    sample,
+    tiny_pool,
+    tiny_task,
+)
 
-SHAPE, CLASSES, HIDDEN = (4, 4, 1), 3, 5
-MEAN, STD = 0.4, 0.5
+__all__ = [
+    "CLASSES",
+    "CLIENT_OF_TWENTY",
+    "HIDDEN",
+    "MEAN",
+    "SHAPE",
+    "STD",
+    "NumpyMlp",
+    "close",
+    "count_traces",
+    "same_bits",
+    "sample",
+    "shallow",
+    "small",
+    "tiny_mlp",
+    "tiny_pool",
+    "tiny_task",
+]
 
 
 def count_traces(fn):
@@ -30,54 +51,9 @@ def count_traces(fn):
     return counted, traces
 
 
-def close(actual, expected, rtol=1e-5, atol=1e-6):
-    """Asserts that two pytrees of arrays agree in structure and value."""
-    chex.assert_trees_all_close(actual, expected, rtol=rtol, atol=atol)
-
-
-def same_bits(actual, expected):
-    """Asserts that two pytrees of arrays are equal to the last bit (NaN equals NaN)."""
-    chex.assert_trees_all_equal(actual, expected)
-
-
-@functools.cache
-def tiny_pool(count=40):
-    """`count` random images as stored (0 to 255) and their labels."""
-    rng = np.random.default_rng(0)
-    x = rng.integers(0, 256, (count, *SHAPE), np.uint8)
-    with jax.ensure_compile_time_eval():  # the first call may come from within a trace
-        return Pool(jnp.asarray(x), jnp.asarray(rng.integers(0, CLASSES, count).astype(np.int32)))
-
-
-@functools.cache
-def tiny_task():
-    """A perceptron 16-5-3 on `tiny_pool`, made as an experiment makes its task."""
-    model = registry.models.build({"name": "mlp", "hidden": [HIDDEN]}).make(SHAPE, CLASSES)
-    problem = Problem(
-        model=model,
-        space=make_space(model),
-        inputs=InputSpec("pixels", SHAPE, 255.0, (MEAN,), (STD,)),
-        num_classes=CLASSES,
-        num_clients=4,
-        clients_per_round=4,
-        omniscient=False,
-        layout=Layout(4),
-    )
-    return make_task(problem, tiny_pool(), registry.tasks.build("classification"))
-
-
 def shallow(name, **fields):
     """A registered network, of the least depth if it has one: deep ones compile for minutes."""
-    built = registry.models.build({"name": name} | fields)
-    depth = {f.name: f.metadata["low"] for f in dataclasses.fields(built) if f.name == "depth"}
-    return dataclasses.replace(built, **depth)
-
-
-def sample(key, num):
-    """Draws images and labels from `tiny_pool`, as `AttackerView.sample` does."""
-    pool = tiny_pool()
-    rows = jax.random.randint(key, (num,), 0, pool.y.shape[0])
-    return pool.x[rows].astype(jnp.float32) / 255.0, pool.y[rows]
+    return materials.shallow(registry.models.build({"name": name} | fields))
 
 
 def small(**changes):

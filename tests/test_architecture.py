@@ -40,7 +40,7 @@ LAYERS = (
     ("api",),
     ("",),  # `import fedjax_sec`: what a user types
     ("papers",),
-    ("bench",),
+    ("bench", "testing"),
     ("cli",),
 )
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}

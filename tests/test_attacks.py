@@ -9,7 +9,7 @@ from scipy.stats import norm
 
 import fedjax_sec
 from fedjax_sec.core import ConfigError, registry
-from fedjax_sec.core.types import AttackerView
+from fedjax_sec.core.types import AttackerView, Message
 from fedjax_sec.ops.perturbation import z_max
 from fedjax_sec.round.pipeline import Attack
 from fedjax_sec.runs import config
@@ -20,6 +20,14 @@ MALICIOUS = np.array([0, 1, 0, 0, 1, 0, 1, 0, 0], bool)
 
 def updates(seed=0, dim=6, clients=CLIENTS):
     return np.random.default_rng(seed).normal(0.5, 1, size=(clients, dim)).astype(np.float32)
+
+
+def send(part, stack, view):
+    """What the clients send after one attack, and its metrics."""
+    pipeline, message = Attack((part,)), Message(jnp.asarray(stack), jnp.ones(len(stack)))
+    state = pipeline.init(*message.vector.shape)
+    sent, _, metrics = pipeline.apply(jax.random.key(0), message, state, view)
+    return sent.vector, metrics
 
 
 def attack(stack, name, malicious=MALICIOUS, **fields):
@@ -82,7 +90,7 @@ def test_the_backdoor_attack_clamps_to_honest_updates_too():
     for statistics, rows in (("seen", stack), ("honest", stack[~MALICIOUS])):
         spec = {"name": "alie_backdoor", "backdoor": "sample", "z": 0.0, "statistics": statistics}
         part = registry.attacks.build(spec)
-        sent, _, _ = Attack((part,)).apply(jax.random.key(0), jnp.asarray(stack), ((),), everyone)
+        sent = send(part, stack, everyone)[0]
         expected = np.tile(rows.astype(np.float64).mean(0), (3, 1))
         np.testing.assert_allclose(sent[MALICIOUS], expected, rtol=1e-4, atol=1e-7)
 
@@ -273,16 +281,15 @@ def backdoor(seed=0, spread=0.02, **fields):
     """Everything about one application: the attack's spec, what it saw and what it sent."""
     spec = {"name": "alie_backdoor", "backdoor": "sample", "batch_size": 10} | fields
     part = registry.attacks.build(spec)
-    task, pipeline = tiny_task(), Attack((part,))
+    task = tiny_task()
     params = 0.3 * jax.random.normal(jax.random.key(11), (task.dim,))
     stack = spread * updates(seed, task.dim)
 
     @jax.jit
     def run(stack, params):
-        state = pipeline.init(*stack.shape)
-        return pipeline.apply(jax.random.key(0), stack, state, view(params))
+        return send(part, stack, view(params))
 
-    sent, _, metrics = run(jnp.asarray(stack), params)
+    sent, metrics = run(jnp.asarray(stack), params)
     seen = stack[MALICIOUS].astype(np.float64)
     sent = np.asarray(sent)
     np.testing.assert_array_equal(sent[~MALICIOUS], stack[~MALICIOUS])
@@ -362,7 +369,7 @@ def test_author_convention_does_not_train_what_is_learned():
     tree["params"]["output"]["bias"] = bias
     params = jax.flatten_util.ravel_pytree(tree)[0]
     stack = jnp.asarray(0.02 * updates(0, tiny_task().dim))
-    sent, _, _ = Attack((part,)).apply(jax.random.key(0), stack, ((),), view(params))
+    sent = send(part, stack, view(params))[0]
     mean = np.asarray(stack)[MALICIOUS].mean(0)
     np.testing.assert_allclose(sent[1], -mean, rtol=1e-3, atol=1e-5)
 
@@ -407,6 +414,7 @@ def test_pattern_stamps_its_share_of_examples():
     chosen = attack.choose(jax.random.key(1), y, jnp.ones(4000, bool))
     px, py = attack.poison(
         jax.random.key(1),
+        attack.init(1, tiny_task().dim),
         x,
         y,
         position,
@@ -428,9 +436,9 @@ def test_pattern_stamps_its_share_of_examples():
 def test_sample_replaces_every_example():
     part = registry.attacks.build({"name": "sample", "index": 3})
     x, y = sample(jax.random.key(0), 5)
-    px, py = part.poison(jax.random.key(1), x, y, jnp.arange(5), jnp.array(0), tiny_task())
+    px, py = part.poison(jax.random.key(1), (), x, y, jnp.array(0), tiny_task())
     pool = tiny_pool()
     np.testing.assert_allclose(px, np.tile(np.asarray(pool.x[3:4]) / 255.0, (5, 1, 1, 1)))
     assert (np.asarray(py) == (int(pool.y[3]) + 1) % CLASSES).all()
     author = registry.attacks.build({"name": "sample", "index": 3, "modulus": 2})
-    assert int(author.probes(x, y, tiny_task())[1][0]) == (int(pool.y[3]) + 1) % 2
+    assert int(author.probes((), x, y, tiny_task())[1][0]) == (int(pool.y[3]) + 1) % 2

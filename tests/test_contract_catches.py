@@ -4,16 +4,30 @@ import dataclasses
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
-import contract
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from fedjax_sec import core
+from fedjax_sec.algorithms import Averaging
 from fedjax_sec.core import numeric, registry
 from fedjax_sec.data import Source
-from fedjax_sec.round import pipeline
+from fedjax_sec.round import monitors as observing
+from fedjax_sec.round import pipeline, step
+from fedjax_sec.tasks.classification import Classification
+from fedjax_sec.testing import (
+    check_component,
+    clients,
+    close,
+    data_attacks,
+    defenses,
+    fields,
+    looking,
+    materials,
+    same_bits,
+    update_attacks,
+)
 
 
 def component(cls):
@@ -24,9 +38,6 @@ def component(cls):
 
 class Stage(core.Stage):
     stage = "aggregate"
-
-    def init(self, num_clients, dim):
-        return ()
 
 
 @component
@@ -108,16 +119,16 @@ class BranchesOnValues(Stage):
 
 
 BROKEN_DEFENSES = [
-    (FirstRow, contract.check_permutation_invariance),
-    (Doubled, contract.check_fixed_point),
-    (CountsInvalidRows, contract.check_bad_rows_are_left_out),
-    (NotFinite, contract.check_defense_shapes),
-    (ChangesState, contract.check_defense_shapes),
-    (KeptTooLarge, contract.check_defense_shapes),
-    (LosesPrecision, contract.check_defense_shapes),
-    (BakesField, contract.check_defense_fields),
-    (BranchesOnValues, contract.check_defense_shapes),
-    (BranchesOnValues, contract.check_defense_over_seeds),
+    (FirstRow, defenses.check_permutation_invariance),
+    (Doubled, defenses.check_fixed_point),
+    (CountsInvalidRows, defenses.check_bad_rows_are_left_out),
+    (NotFinite, defenses.check_shapes),
+    (ChangesState, defenses.check_shapes),
+    (KeptTooLarge, defenses.check_shapes),
+    (LosesPrecision, defenses.check_shapes),
+    (BakesField, defenses.check_fields),
+    (BranchesOnValues, defenses.check_shapes),
+    (BranchesOnValues, defenses.check_over_seeds),
 ]
 
 
@@ -127,7 +138,7 @@ def test_broken_defense(cls, check):
         check(cls())
 
 
-@pytest.mark.parametrize("check", contract.DEFENSE_CHECKS)
+@pytest.mark.parametrize("check", defenses.CHECKS)
 def test_sound_defense(check):
     assert check(Sound()) is None
 
@@ -146,12 +157,12 @@ class TakesRowsForClients(Stage):
 
 def test_a_rule_that_takes_merged_rows_for_clients():
     with pytest.raises(AssertionError, match="it takes rows for clients"):
-        contract.check_merged_rows(TakesRowsForClients())
-    assert contract.check_merged_rows(Sound()) is None
+        defenses.check_merged_rows(TakesRowsForClients())
+    assert defenses.check_merged_rows(Sound()) is None
 
 
 class UpdateStage(core.UpdateAttack):
-    stage = "update"
+    pass
 
 
 @component
@@ -235,17 +246,17 @@ class MixesReplicas(UpdateStage):
 @pytest.mark.parametrize(
     ("cls", "check"),
     [
-        (DoesNothing, contract.check_attack_shapes),
-        (SendsOneRow, contract.check_attack_shapes),
-        (SendsNaN, contract.check_attack_shapes),
-        (GrowsState, contract.check_attack_shapes),
-        (BakesScale, contract.check_attack_fields),
-        (CountsUnseenRows, contract.check_attack_ignores_unseen_rows),
-        (DividesByNorms, contract.check_attack_survives_bad_rows),
-        (SendsSeenMean, contract.check_attack_acts_or_is_refused),
-        (RefusesItself, contract.check_attack_acts_or_is_refused),
-        (StopsWithoutOwnRow, contract.check_attack_survives_bad_rows),
-        (MixesReplicas, contract.check_attack_over_seeds),
+        (DoesNothing, update_attacks.check_shapes),
+        (SendsOneRow, update_attacks.check_shapes),
+        (SendsNaN, update_attacks.check_shapes),
+        (GrowsState, update_attacks.check_shapes),
+        (BakesScale, update_attacks.check_fields),
+        (CountsUnseenRows, update_attacks.check_ignores_unseen_rows),
+        (DividesByNorms, update_attacks.check_survives_bad_rows),
+        (SendsSeenMean, update_attacks.check_acts_or_is_refused),
+        (RefusesItself, update_attacks.check_acts_or_is_refused),
+        (StopsWithoutOwnRow, update_attacks.check_survives_bad_rows),
+        (MixesReplicas, update_attacks.check_over_seeds),
     ],
 )
 def test_broken_attack(cls, check):
@@ -263,7 +274,7 @@ class SoundAttack(UpdateStage):
         return jnp.broadcast_to(-self.scale * mean, updates.shape), state, {}
 
 
-@pytest.mark.parametrize("check", contract.ATTACK_CHECKS)
+@pytest.mark.parametrize("check", update_attacks.CHECKS)
 def test_sound_attack(check):
     assert check(SoundAttack()) is None
 
@@ -272,7 +283,7 @@ def test_an_adversary_that_sees_bad_rows_is_noticed(monkeypatch):
     """As it was before `Attack.apply` hid them: the same sound attack then fails."""
     monkeypatch.setattr(pipeline, "usable_rows", lambda updates: jnp.ones(len(updates), bool))
     with pytest.raises(AssertionError, match="nan of client 0 reaches what the attack sends"):
-        contract.check_attack_survives_bad_rows(SoundAttack())
+        update_attacks.check_survives_bad_rows(SoundAttack())
 
 
 @component
@@ -282,9 +293,11 @@ class WritesEverywhere(UpdateStage):
 
 
 def test_an_attack_that_writes_honest_rows_has_no_effect_there():
-    sent = contract.assail(WritesEverywhere(), contract.attack_updates())[0]
-    assert (sent[contract.MALICIOUS] == 1).all()
-    contract.same_bits(sent[~contract.MALICIOUS], contract.attack_updates()[~contract.MALICIOUS])
+    sent = update_attacks.assail(WritesEverywhere(), update_attacks.attack_updates())[0]
+    assert (sent[update_attacks.MALICIOUS] == 1).all()
+    same_bits(
+        sent[~update_attacks.MALICIOUS], update_attacks.attack_updates()[~update_attacks.MALICIOUS]
+    )
 
 
 @component
@@ -294,11 +307,11 @@ class PeeksEverywhere(UpdateStage):
 
 
 def test_an_attack_that_reads_invisible_rows_finds_zeros_there():
-    assert contract.check_attack_sees_visible_rows_only(PeeksEverywhere()) is None
-    updates = contract.attack_updates()
-    sent = contract.assail(PeeksEverywhere(), updates)[0]
-    expected = updates[contract.MALICIOUS].sum(0) / contract.CLIENTS
-    contract.close(sent[1], expected)
+    assert update_attacks.check_sees_visible_rows_only(PeeksEverywhere()) is None
+    updates = update_attacks.attack_updates()
+    sent = update_attacks.assail(PeeksEverywhere(), updates)[0]
+    expected = updates[update_attacks.MALICIOUS].sum(0) / defenses.CLIENTS
+    close(sent[1], expected)
 
 
 class Wraps(UpdateStage):
@@ -349,47 +362,44 @@ class SendsTheHonestUpdates(SoundWrapper):
 def test_broken_wrapper(cls, words):
     scaling = registry.attacks.build({"name": "scaling", "backdoor": {"name": "pattern"}})
     with pytest.raises(AssertionError, match=words):
-        contract.check_wrapped(cls(), "inner", scaling)
+        update_attacks.check_wrapped(cls(), "inner", scaling)
 
 
 def test_sound_wrapper():
     scaling = registry.attacks.build({"name": "scaling", "backdoor": {"name": "pattern"}})
-    assert contract.check_wrapped(SoundWrapper(), "inner", scaling) is None
+    assert update_attacks.check_wrapped(SoundWrapper(), "inner", scaling) is None
 
 
 class DataStage(core.DataAttack):
-    stage = "data"
-    base = None
-
-    def examples(self, key, view):
+    def examples(self, key, state, view):
         return view.sample(key, 3)
 
-    def probes(self, x, y, task):
+    def probes(self, state, x, y, task):
         return x, y, jnp.ones_like(y, bool)
 
 
 @component
 class TooBright(DataStage):
-    def poison(self, key, x, y, position, rank, task):
+    def poison(self, key, state, x, y, rank, task):
         return x + 1.0, y
 
 
 @component
 class DependsOnPlace(DataStage):
-    def poison(self, key, x, y, position, rank, task):
+    def poison(self, key, state, x, y, rank, task):
         return x.at[0].set(0.0), y
 
 
 @component
 class DropsExamples(DataStage):
-    def poison(self, key, x, y, position, rank, task):
+    def poison(self, key, state, x, y, rank, task):
         return x[1:], y[1:]
 
 
 @pytest.mark.parametrize("cls", [TooBright, DependsOnPlace, DropsExamples])
 def test_broken_data_attack(cls):
     with pytest.raises(AssertionError):
-        contract.check_poison(cls())
+        data_attacks.check_poison(cls(), "pixels")
 
 
 @component
@@ -429,26 +439,21 @@ class DependsOnWidth(DataStage):
 )
 def test_broken_choice(cls):
     with pytest.raises(AssertionError):
-        contract.check_choice(cls())
+        data_attacks.check_choice(cls(), "pixels")
 
 
 @component
 class IgnoresCount(core.Client):
-    keeps_state = False
-
-    def init(self, dim):
-        return ()
-
-    def apply(self, key, params, state, local, task):
-        x, y = local.fetch(jnp.arange(local.capacity))
+    def apply(self, key, params, state, data, task, hooks=core.NO_HOOKS):
+        x, y = data.fetch(jnp.arange(data.capacity))
         gradient = jax.grad(task.loss)(params, x, y, jnp.ones(y.shape, bool))
-        return -gradient, state, {"train_loss": jnp.array(0.0)}
+        return core.Trained(-gradient, state, jnp.float32(1), None, {"train_loss": jnp.array(0.0)})
 
 
 def test_a_client_that_trains_on_padding():
-    assert contract.check_client_shapes(IgnoresCount()) is None
+    assert clients.check_client_shapes(IgnoresCount(), "pixels") is None
     with pytest.raises(AssertionError):
-        contract.check_client_ignores_padding(IgnoresCount())
+        clients.check_client_ignores_padding(IgnoresCount(), "pixels")
 
 
 @pytest.mark.parametrize(
@@ -474,10 +479,10 @@ def test_a_source_that_no_experiment_can_use(change, message, tmp_path):
             return whole._replace(**change)
 
     if message is None:
-        contract.check_dataset(Data(), tmp_path)
+        materials.check_dataset(Data(), tmp_path)
     else:
         with pytest.raises(AssertionError, match=message):
-            contract.check_dataset(Data(), tmp_path)
+            materials.check_dataset(Data(), tmp_path)
 
 
 def documented(text, **members):
@@ -499,15 +504,15 @@ GOOD = "One line.\n\nSource: a paper.\n\nExample:\n    >>> 1\n    1\n"
     ],
 )
 def test_missing_description(text):
-    assert contract.check_described(documented(GOOD)) is None
+    assert fields.check_described(documented(GOOD)) is None
     with pytest.raises(AssertionError):
-        contract.check_described(documented(text))
+        fields.check_described(documented(text))
 
 
 def test_a_field_without_meaning():
     cls = documented(GOOD, __annotations__={"x": float}, x=dataclasses.field(default=0.0))
     with pytest.raises(AssertionError, match="field x"):
-        contract.check_described(cls)
+        fields.check_described(cls)
 
 
 # --- Alike classes ------------------------------------------------------------------------------
@@ -522,14 +527,264 @@ def test_compiled_functions_tell_alike_classes_apart():
 
 def test_a_missing_end_is_noticed():
     with pytest.raises(AssertionError, match="scale has the ends .'> 0', ''., and gives no reason"):
-        contract.check_ends(NoUpperEnd)
-    contract.check_ends(Sound)
+        fields.check_ends(NoUpperEnd)
+    fields.check_ends(Sound)
 
 
 def test_a_hole_in_the_gate_is_noticed():
     gate = SimpleNamespace(build=lambda spec: core.rebuild(spec, "defense"))
     with pytest.raises(AssertionError, match="field scale takes"):
-        contract.check_gate(gate, TakesAnything())
+        fields.check_gate(gate, TakesAnything())
     with pytest.raises(AssertionError, match="field scale takes"):  # what `build` did once
-        contract.check_gate(SimpleNamespace(build=lambda spec: spec), Sound())
-    contract.check_gate(gate, Sound())
+        fields.check_gate(SimpleNamespace(build=lambda spec: spec), Sound())
+    fields.check_gate(gate, Sound())
+
+
+# --- Algorithms, tasks, monitors, evaluators, attacks on privacy ----------------------------------
+
+
+@component
+class LongMessage(Averaging):
+    """What it sends is not what it says."""
+
+    def train(self, key, download, own, data, task):
+        message, kept, metrics = super().train(key, download, own, data, task)
+        return message._replace(vector=jnp.tile(message.vector, 2)), kept, metrics
+
+
+@component
+class MovesAlone(Averaging):
+    """Its server moves where nobody sends anything."""
+
+    def step(self, key, server, aggregate, messages, view, task):
+        return self.moved(server, aggregate + 1.0), {}
+
+
+@component
+class ForgetsItsStart(Averaging):
+    def params(self, server):
+        return server.params + 1.0
+
+
+@component
+class AddsUpEverybody(Averaging):
+    """Its server reads the vectors of rows that the defence left out."""
+
+    def step(self, key, server, aggregate, messages, view, task):
+        return self.moved(server, aggregate + 0.0 * messages.vector.sum(axis=0)), {}
+
+
+@component
+class GrowsServer(Averaging):
+    def step(self, key, server, aggregate, messages, view, task):
+        moved = self.moved(server, aggregate)
+        return moved._replace(params=moved.params.astype(jnp.float16)), {}
+
+
+@pytest.mark.parametrize(
+    ("cls", "check", "words"),
+    [
+        (LongMessage, clients.check_algorithm_message, "against what `message` says"),
+        (MovesAlone, clients.check_algorithm_zeros, "."),
+        (ForgetsItsStart, clients.check_algorithm_params, "."),
+        (AddsUpEverybody, clients.check_algorithm_leaves_out, "is not finite"),
+        (GrowsServer, clients.check_algorithm_zeros, "the server's state changes"),
+    ],
+)
+def test_broken_algorithm(cls, check, words):
+    with pytest.raises(AssertionError, match=words):
+        check(cls(), "pixels")
+
+
+@component
+class IgnoresTheMask(Classification):
+    def sums(self, outputs, y, mask):
+        return super().sums(outputs, y, jnp.ones_like(mask))
+
+
+@component
+class HasNoHeadline(Classification):
+    headline = "precision"
+
+
+@component
+class AnswersAlways(Classification):
+    def right(self, outputs, y):
+        return y == 0
+
+
+@component
+class LosesNothing(Classification):
+    def losses(self, outputs, y):
+        return jnp.zeros(y.shape[0]), jnp.zeros(y.shape[0])
+
+
+@pytest.mark.parametrize(
+    ("cls", "check", "words"),
+    [
+        (IgnoresTheMask, clients.check_task_sums, "."),
+        (HasNoHeadline, clients.check_task_sums, "headline 'precision'"),
+        (AnswersAlways, clients.check_task_answers, "does not depend on the outputs"),
+        (LosesNothing, clients.check_task_losses, "units count nothing"),
+    ],
+)
+def test_broken_task(cls, check, words):
+    with pytest.raises(AssertionError, match=words):
+        check(cls(), "pixels")
+
+
+@component
+class CosineToMean(core.Monitor):
+    """A sound one."""
+
+    def observe(self, key, state, trace, task):
+        mean = trace.honest.vector.mean(axis=0)
+        lengths = jnp.linalg.norm(trace.sent.vector, axis=1) * jnp.linalg.norm(mean)
+        return state, {"cosine": trace.sent.vector @ mean / lengths}
+
+
+@component
+class GrowsMemory(CosineToMean):
+    def observe(self, key, state, trace, task):
+        return (*state, jnp.zeros(2)), {}
+
+
+@component
+class DividesByNothing(CosineToMean):
+    def observe(self, key, state, trace, task):
+        return state, {"share": jnp.zeros(()) / trace.sent.vector[0].sum() / 0.0}
+
+
+@pytest.mark.parametrize(
+    ("cls", "words"),
+    [(GrowsMemory, "state changes its structure"), (DividesByNothing, "is not finite")],
+)
+def test_broken_monitor(cls, words):
+    assert looking.check_monitor(CosineToMean(), "pixels") is None
+    with pytest.raises(AssertionError, match=words):
+        looking.check_monitor(cls(), "pixels")
+
+
+def test_a_monitor_that_changes_the_round(monkeypatch):
+    """The round would have to hand it the means: here it takes them."""
+    seen = observing.observe
+
+    def leaking(monitors, key, states, trace, task, probes, last):
+        new, metrics = seen(monitors, key, states, trace, task, probes, last)
+        return new, metrics | ({"aggregate_norm": jnp.zeros(())} if monitors else {})
+
+    monkeypatch.setattr(step, "observe", leaking)
+    with pytest.raises(AssertionError, match="aggregate_norm"):
+        looking.check_monitor(CosineToMean(), "pixels")
+
+
+@component
+class MeasuresNothing(core.Evaluator):
+    def measure(self, key, params, x, y, task, adversary):
+        return {}
+
+
+@component
+class NeedsABackdoor(core.Evaluator):
+    def measure(self, key, params, x, y, task, adversary):
+        backdoor, state = adversary
+        return {"probes": backdoor.probes(state, task.inputs.decode(x), y, task)[2].sum()}
+
+
+@pytest.mark.parametrize("cls", [MeasuresNothing, NeedsABackdoor])
+def test_broken_evaluator(cls):
+    with pytest.raises((AssertionError, TypeError)):
+        looking.check_evaluator(cls(), "pixels")
+
+
+@component
+class MeanImage(core.PrivacyAttack):
+    """A sound one, if no good one: grey images of the class whose bias moved the most."""
+
+    inputs = frozenset({"pixels"})
+
+    def reconstruct(self, key, message, params, task, known):
+        moved = message.vector[task.space.group("params/output")][: known.classes]
+        label = jnp.argmax(moved).astype(jnp.int32)
+        return jnp.full((known.batch, *task.inputs.shape), 0.5), jnp.full(known.batch, label)
+
+
+@component
+class TooManyImages(MeanImage):
+    def reconstruct(self, key, message, params, task, known):
+        return jnp.full((9, *task.inputs.shape), 0.5), jnp.zeros(9, jnp.int32)
+
+
+@component
+class BeyondWhite(MeanImage):
+    def reconstruct(self, key, message, params, task, known):
+        x, y = super().reconstruct(key, message, params, task, known)
+        return 4 * x, y
+
+
+@pytest.mark.parametrize(
+    ("cls", "words"), [(TooManyImages, "inputs have shape"), (BeyondWhite, "leaves its range")]
+)
+def test_broken_privacy_attack(cls, words):
+    assert looking.check_privacy_attack(MeanImage(), "pixels") is None
+    with pytest.raises(AssertionError, match=words):
+        looking.check_privacy_attack(cls(), "pixels")
+
+
+@component
+class DiffersWithoutJit(Stage):
+    def apply(self, key, updates, state, view):
+        mean = jnp.where(view.valid[:, None], updates, 0.0).sum(0) / view.valid.sum()
+        traced = isinstance(updates, jax.core.Tracer)
+        return mean * (1.0 if traced else 1.5), state, {"kept": view.valid.astype(jnp.float32)}
+
+
+def test_a_rule_that_differs_without_jit():
+    with pytest.raises(AssertionError, match="with and without jit differ"):
+        defenses.check_shapes(DiffersWithoutJit())
+
+
+# --- Anybody's class ------------------------------------------------------------------------------
+
+NOTEBOOK = '''
+class MyMean:
+    """The mean of the valid updates.
+
+    Source: none, a cell of a notebook.
+
+    Example:
+        >>> 1
+        1
+    """
+
+    stage = "aggregate"
+
+    def apply(self, key, updates, state, view):
+        kept = view.valid.astype(updates.dtype)
+        valid = jnp.where(view.valid[:, None], updates, 0.0)
+        return valid.sum(0) / jnp.maximum(kept.sum(), 1.0), state, {"kept": kept}
+'''
+
+
+def cell(text):
+    """A class as a notebook defines it: in no file, without a base, and not registered."""
+    names = {"__name__": "__main__", "jnp": jnp}
+    exec(text, names)
+    return names["MyMean"]
+
+
+def test_a_class_of_a_notebook_is_checked():
+    known = registry.defenses.names()
+    assert check_component(cell(NOTEBOOK)) is None
+    assert registry.defenses.names() == known, "it is registered afterwards"
+    with pytest.raises(AssertionError, match="mymean, check_described: no 'Source:' section"):
+        check_component(cell(NOTEBOOK.replace("Source", "From")))
+    with pytest.raises(AssertionError, match="mymean, check_fixed_point"):
+        check_component(cell(NOTEBOOK.replace("return valid", "return 2 * valid")))
+
+
+def test_a_class_whose_kind_cannot_be_seen():
+    with pytest.raises(core.ConfigError, match="of what kind it is cannot be seen"):
+        check_component(type("Thing", (), {}))
+    with pytest.raises(core.ConfigError, match="kind must be one of dataset, .*got 'rule'"):
+        check_component(Sound, "rule")

@@ -1,6 +1,5 @@
 """A stage that merges rows, alone and in a run: bounds, diagnostics and errors."""
 
-import contract
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +10,7 @@ import fedjax_sec
 from fedjax_sec.core import ConfigError, registry, static
 from fedjax_sec.core.types import ServerView
 from fedjax_sec.round.pipeline import Defense
+from fedjax_sec.testing import defenses
 
 
 class Bucketing:
@@ -118,6 +118,6 @@ def test_a_stage_must_say_that_it_changes_rows():
 
 
 def test_a_merging_stage_passes_the_contract(bucketing):
-    for check in contract.DEFENSE_CHECKS:
-        if check is not contract.check_bad_rows_are_left_out:  # other rows are other buckets
+    for check in defenses.CHECKS:
+        if check is not defenses.check_bad_rows_are_left_out:  # other rows are other buckets
             check(bucketing(size=2))

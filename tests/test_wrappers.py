@@ -9,11 +9,11 @@ from helpers import CLIENT_OF_TWENTY, same_bits, small
 import fedjax_sec
 from fedjax_sec import core
 from fedjax_sec.attacks.update.hybrid import Hybrid
-from fedjax_sec.core import ConfigError, Setting, check_components, registry
+from fedjax_sec.core import ConfigError, Message, Setting, check_components, registry
 from fedjax_sec.round import make_task, train_clients
 from fedjax_sec.round.pipeline import Attack
 from fedjax_sec.runs import config
-from fedjax_sec.runs.prepare import make_population
+from fedjax_sec.runs.prepare import make_replicas, prepare
 from fedjax_sec.runs.program import Program
 
 SQUARE = {"name": "pattern", "size": 3, "fraction": 1.0}
@@ -29,24 +29,25 @@ def federation(**changes):
 
 def local_updates(attack):
     """Every client's update before the attack rewrites it, and the malicious clients."""
-    experiment = config.from_mapping(federation(attack=attack, seed=3))
-    program = Program(experiment)
-    replicas, _ = program.replicas([experiment])
+    prepared = prepare(config.from_mapping(federation(attack=attack, seed=3)))
+    program = Program(prepared)
+    replicas = make_replicas([prepared])
     replica, start = jax.tree.map(lambda a: a[0], (replicas, program.init(replicas)))
-    task = make_task(program.problem, program.pool)
-    updates, _, _ = jax.jit(
+    task = make_task(program.problem, program.pool, replica.components.task)
+    messages, _, _ = jax.jit(
         lambda: train_clients(
             program.problem,
             task,
             program.pool,
             replica,
-            start.params,
-            (),
+            start.server,
+            start.attack,
+            start.client,
             jnp.arange(20),
             jnp.int32(0),
         )
     )()
-    return np.asarray(updates), make_population(experiment, program.source)[0].malicious
+    return np.asarray(messages.vector), prepared.population.malicious
 
 
 @pytest.mark.parametrize("field", ["main", "solo"])
@@ -133,7 +134,9 @@ def test_dedicated_clients_are_the_same_in_every_round():
             malicious, malicious, jnp.zeros(2), jnp.arange(3), jnp.array(0), ranks=ranks
         )
         attack = Attack((hybrid,))
-        return attack.apply(jax.random.key(0), updates, attack.init(3, 2), view)[0][:, 0].tolist()
+        message = Message(updates, jnp.ones(3))
+        sent, _, _ = attack.apply(jax.random.key(0), message, attack.init(3, 2), view)
+        return sent.vector[:, 0].tolist()
 
     assert sent(None) == [0.0, -1.0, 1.0]
     assert sent(jnp.array([2, 0, 1])) == [-1.0, 0.0, 1.0]

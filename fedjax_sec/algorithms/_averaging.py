@@ -6,8 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedjax_sec.core import NO_HOOKS, Algorithm, Hooks, State, Trained, given
-from fedjax_sec.core.types import Message
+from fedjax_sec.core import NO_HOOKS, Algorithm, Hooks, Message, State, Trained, given
 
 
 class Server(NamedTuple):

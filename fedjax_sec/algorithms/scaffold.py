@@ -5,8 +5,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from fedjax_sec.algorithms._averaging import Averaging, Server
-from fedjax_sec.core import Hooks, State, registry, static
-from fedjax_sec.core.types import Message
+from fedjax_sec.core import Hooks, Message, State, registry, static
 
 
 class ScaffoldServer(NamedTuple):

@@ -7,6 +7,7 @@ import jax
 
 from fedjax_sec.bench import peers
 from fedjax_sec.bench.timing import Case, Rates, compiling_anew, take_turns
+from fedjax_sec.core import value_of
 from fedjax_sec.runs import config as config_lib
 from fedjax_sec.runs.prepare import make_replicas, prepare
 from fedjax_sec.runs.program import Program
@@ -175,7 +176,7 @@ def torch_round(experiment, program) -> Callable | None:
     if peers.missing():
         return None
     (stage,) = experiment.defense.stages
-    f = getattr(stage, "num_byzantine", None) or 0
+    f = value_of(stage, "num_byzantine") or 0
     known = peers.byzfl_aggregators(f, 3, 100.0)
     if stage.registered_name not in known:
         return None

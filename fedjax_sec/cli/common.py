@@ -1,6 +1,8 @@
 """What the commands share: options, progress, and how errors and interruptions are told."""
 
 import contextlib
+import functools
+import inspect
 import shlex
 import signal
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,10 +15,61 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from fedjax_sec.core import ConfigError, files
+from fedjax_sec.core import ConfigError, files, plugins
 from fedjax_sec.runs import config as config_lib
 
-app = typer.Typer(
+
+def _import(ctx: typer.Context, given: list[str] | None) -> list[str]:
+    """Imports what `--import` names, before the command looks a component up."""
+    with reported():
+        named = plugins.import_all(given or [], "--import")
+    known = ctx.meta.setdefault(plugins.GROUP, [])
+    known += [one for one in named if one not in known]
+    return named
+
+
+Imports = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--import",
+        metavar="MODULE_OR_FILE.py",
+        callback=_import,
+        help="Components of your own; repeatable.",
+    ),
+]
+
+
+def imported(ctx: typer.Context) -> list[str]:
+    """What the command line imports, before the command and behind it, files by absolute paths."""
+    return list(ctx.meta.get(plugins.GROUP, ()))
+
+
+class _App(typer.Typer):
+    """An application each command of which has the option `--import`."""
+
+    def command(self, *args, **kwargs):
+        register = super().command(*args, **kwargs)
+
+        def add(function):
+            @functools.wraps(function)
+            def command(*args, imports=None, **kwargs):
+                return function(*args, **kwargs)
+
+            signature = inspect.signature(function)
+            option = inspect.Parameter(
+                "imports", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Imports
+            )
+            command.__annotations__ = {**function.__annotations__, "imports": Imports}
+            command.__signature__ = signature.replace(
+                parameters=[*signature.parameters.values(), option]
+            )
+            register(command)
+            return function
+
+        return add
+
+
+app = _App(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -24,6 +77,12 @@ app = typer.Typer(
 )
 console = Console()
 errors = Console(stderr=True)
+
+
+@app.callback()
+def _everywhere(imports: Imports = None) -> None:
+    """Attacks and defences in federated learning, batched and compiled."""
+
 
 Config = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="The experiment.")]
 Overrides = Annotated[
@@ -111,6 +170,11 @@ def data_overrides(data_dir: Path | None, overrides: Sequence[str] = ()) -> dict
 
 def data_option(data_dir: Path | None) -> list[str]:
     return [] if data_dir is None else ["--data-dir", str(data_dir)]
+
+
+def import_options(imports: Sequence[str]) -> list[str]:
+    """The options of a command that imports the same."""
+    return [part for one in imports for part in ("--import", one)]
 
 
 def print_table(frame, title: str) -> None:

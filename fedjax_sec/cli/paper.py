@@ -79,7 +79,7 @@ def _function(paper: "Paper") -> Callable[..., None]:
                 list(paper.items) if "all" in asked else asked,
                 out,
                 run=functools.partial(run_with_progress, again=_again()),
-                files=engine.Files(paper, data_overrides(data_dir)),
+                files=engine.Files(paper, data_overrides(data_dir, override or ())),
             )
         _show(written)
 

@@ -16,16 +16,19 @@ from fedjax_sec.cli.common import (
     console,
     data_option,
     data_overrides,
+    import_options,
+    imported,
     interruptible,
     progress_bar,
     reported,
     status_of,
 )
-from fedjax_sec.core import ConfigError
+from fedjax_sec.core import ConfigError, plugins
 
 
 @app.command()
 def run(
+    ctx: typer.Context,
     config: Config,
     overrides: Overrides = None,
     *,
@@ -41,12 +44,15 @@ def run(
     from fedjax_sec import api
     from fedjax_sec.runs import config as config_lib
 
-    out = out.absolute()
+    out, imports = out.absolute(), imported(ctx)
     again = ["fedjax-sec", "run", str(config), *(overrides or ()), "--out", str(out), "--resume"]
-    with reported(), interruptible([*again, *data_option(data_dir)]):
+    again += [*data_option(data_dir), *import_options(imports)]
+    with reported(), interruptible(again):
         if resume and overwrite:
             raise ConfigError("Give --resume or --overwrite, not both.")
         spec = config_lib.apply_overrides(config_lib.read_yaml(config), overrides or ())
+        if imports:  # the run's folder says what it needs
+            spec["imports"] = plugins.joined(spec.get("imports"), imports)
         experiment = config_lib.from_mapping(spec, data_overrides(data_dir, overrides or ()))
         with progress_bar() as progress:
             task = progress.add_task("rounds", total=experiment.rounds, status="compiling")

@@ -30,6 +30,8 @@ def list_(
             table = Table(title=name, title_justify="left", show_header=False, box=None)
             for entry in found.names():
                 table.add_row(f"[bold]{entry}[/]", escape(registry.summary(found.get(entry))))
+            if not found.names():
+                table.add_row("none yet; one of your own comes in by --import")
             console.print(table)
 
 

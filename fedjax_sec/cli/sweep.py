@@ -17,6 +17,8 @@ from fedjax_sec.cli.common import (
     data_option,
     data_overrides,
     errors,
+    import_options,
+    imported,
     interruptible,
     print_table,
     progress_bar,
@@ -29,6 +31,7 @@ from fedjax_sec.core.optional import require
 @app.command()
 @reported()
 def sweep(
+    ctx: typer.Context,
     config: Annotated[Path, typer.Argument(metavar="SWEEP.yaml", help="The sweep.")],
     overrides: Overrides = None,
     *,
@@ -36,8 +39,10 @@ def sweep(
     data_dir: DataDir = None,
 ) -> None:
     """Run a sweep, or resume it: finished runs in OUT are skipped."""
+    imports = imported(ctx)
     again = ["fedjax-sec", "sweep", str(config), *(overrides or ()), "--out", str(out.absolute())]
-    run_sweep(config, out, overrides or (), data_dir, [*again, *data_option(data_dir)])
+    again += [*data_option(data_dir), *import_options(imports)]
+    run_sweep(config, out, overrides or (), data_dir, again, imports)
 
 
 def run_sweep(
@@ -46,6 +51,7 @@ def run_sweep(
     overrides: Sequence[str] = (),
     data_dir: Path | None = None,
     again: Sequence[str] | None = None,
+    imports: Sequence[str] = (),
 ) -> None:
     """Runs a sweep file, writes its tables and its figure into `out` and prints the first table.
 
@@ -60,7 +66,7 @@ def run_sweep(
         require(package, "The table of a sweep")
     out = out.absolute()
     data = data_overrides(data_dir, overrides)
-    settings, cells = sweep_lib.load(config, overrides, data)
+    settings, cells = sweep_lib.load(config, overrides, data, imports)
     found = run_with_progress(
         cells, out, at_once=settings.at_once, group_size=settings.group_size, again=again
     )

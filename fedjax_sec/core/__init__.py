@@ -52,6 +52,7 @@ from fedjax_sec.core.fields import (
     section,
     static,
 )
+from fedjax_sec.core.random import exact_share, uniform_by_position
 from fedjax_sec.core.schedule import (
     SCHEDULES,
     Schedule,
@@ -60,7 +61,20 @@ from fedjax_sec.core.schedule import (
     has_schedules,
     resolve,
 )
-from fedjax_sec.core.types import State
+from fedjax_sec.core.types import (
+    AttackerView,
+    BoundTask,
+    InputSpec,
+    Known,
+    LocalData,
+    Message,
+    Metrics,
+    Model,
+    RoundTrace,
+    ServerData,
+    ServerView,
+    State,
+)
 from fedjax_sec.core.values import admit, check_range, coerce, dump, is_list, plain
 
 __all__ = [
@@ -73,6 +87,8 @@ __all__ = [
     "SEED",
     "SMALLEST",
     "Algorithm",
+    "AttackerView",
+    "BoundTask",
     "Client",
     "Component",
     "ConfigError",
@@ -81,11 +97,20 @@ __all__ = [
     "Evaluator",
     "Evasion",
     "Hooks",
+    "InputSpec",
+    "Known",
+    "LocalData",
+    "Message",
+    "Metrics",
+    "Model",
     "Monitor",
     "Network",
     "Partitioner",
     "PrivacyAttack",
+    "RoundTrace",
     "Schedule",
+    "ServerData",
+    "ServerView",
     "Setting",
     "Stage",
     "State",
@@ -108,6 +133,7 @@ __all__ = [
     "dump",
     "ends",
     "every_value",
+    "exact_share",
     "fill_defaults",
     "given",
     "has_schedules",
@@ -124,6 +150,7 @@ __all__ = [
     "section",
     "static",
     "suggestion",
+    "uniform_by_position",
     "value_of",
     "walk",
 ]

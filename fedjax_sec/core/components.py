@@ -175,6 +175,7 @@ class Trigger(DataAttack):
     measured on the test examples of that class with the trigger.
     """
 
+    needs_labels: ClassVar[bool] = True
     target: int = 0
     fraction: Any = 1.0
     num_images: int = 1000
@@ -255,6 +256,14 @@ class Stage(Component):
         view) -> (aggregate, state, metrics).
         """
         raise NotImplementedError
+
+    def select_sequence(self, updates, view, at_most: int, count):
+        """The rows [rows] that `count` (traced, <= `at_most`) successive applications pick.
+
+        Each application sees the rows that earlier ones left. None where a rule has no faster way
+        than to be applied again and again.
+        """
+        return None
 
 
 # --- Learning -------------------------------------------------------------------------------------

@@ -1,18 +1,20 @@
-"""Name -> component class: the only mutable module-level state of the package.
+"""Name -> component class: the package's components, and those of plug-ins.
 
 A component is one file in one of the folders below, found by its import: dropping the file in is
 all it takes to have it in configurations, in `fedjax-sec list` and `show`, and in the contract
-tests. Modules whose names begin with an underscore are helpers and are not imported.
+tests. Modules whose names begin with an underscore are helpers and are not imported. Components of
+other packages, and of single files, come in by `fedjax_sec.core.plugins`.
 """
 
+import contextlib
 import dataclasses
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from fedjax_sec.core import host
+from fedjax_sec.core import host, plugins
 from fedjax_sec.core.advice import shown, suggestion
 from fedjax_sec.core.builder import build, rebuild
 from fedjax_sec.core.components import with_defaults
@@ -81,6 +83,26 @@ class Registry:
                     if not module.name.startswith("_"):
                         importlib.import_module(f"{package_name}.{module.name}")
         self._discovered = True
+        plugins.load_installed()
+
+    def holds(self, cls: type) -> bool:
+        """Whether the class is registered here."""
+        self._discover()
+        return self._entries.get(getattr(cls, "registered_name", "")) is cls
+
+    @contextlib.contextmanager
+    def lent(self, cls: type) -> Iterator[None]:
+        """Knows a class that is not registered for a while, under a name that nobody has."""
+        own, name = vars(cls).get("registered_name", ""), cls.__name__.lower()
+        free = own or name
+        while free in self.names():
+            free += "_"
+        cls.registered_name, self._entries[free] = free, cls
+        try:
+            yield
+        finally:
+            del self._entries[free]
+            cls.registered_name = own
 
     def names(self) -> tuple[str, ...]:
         """All registered names, sorted."""
@@ -98,7 +120,7 @@ class Registry:
             advice = _NOTHING.get(self.kind, "") if name.lower() in ("none", "null", "no") else ""
             raise ConfigError(
                 f"{at}unknown {self.kind} {shown(name)}.{advice or suggestion(name, self.names())} "
-                f"Known: {', '.join(self.names())}."
+                f"Known: {', '.join(self.names())}.{plugins.broken()}"
             )
         return self._entries[name]
 

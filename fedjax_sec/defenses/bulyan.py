@@ -5,13 +5,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fedjax_sec.core import COUNT, ConfigError, component, registry, static
+from fedjax_sec.core import COUNT, ConfigError, Stage, component, registry, static
 from fedjax_sec.defenses._bounds import check_num_byzantine
 from fedjax_sec.ops import coordinatewise
 
 
 @registry.defenses.register("bulyan")
-class Bulyan:
+class Bulyan(Stage):
     r"""Selects n - 2f updates by a rule A, one at a time, then averages near their median.
 
     .. math:: S \leftarrow S \cup \{A(P \setminus S)\} \text{ until } |S| = n - 2f, \qquad
@@ -63,9 +63,8 @@ class Bulyan:
         f = self.num_byzantine
         at_most = updates.shape[0] - 2 * f
         count = jnp.maximum(view.valid.sum() - 2 * f, 1)
-        if hasattr(self.selection, "select_sequence"):
-            selected = self.selection.select_sequence(updates, view, at_most, count)
-        else:
+        selected = self.selection.select_sequence(updates, view, at_most, count)
+        if selected is None:
             selected = self._select(key, updates, state, view, at_most, count)
         drop = 2 * f + (self.convention == "author")
         aggregate, kept = coordinatewise.mean_near_median(updates, selected & view.valid, drop)

@@ -2,12 +2,12 @@
 
 import jax.numpy as jnp
 
-from fedjax_sec.core import ANY_SCALE, numeric, registry, static
+from fedjax_sec.core import ANY_SCALE, Stage, numeric, registry, static
 from fedjax_sec.ops import iterative
 
 
 @registry.defenses.register("centered_clipping")
-class CenteredClipping:
+class CenteredClipping(Stage):
     r"""The last aggregate, moved by the mean of the clipped differences from it.
 
     .. math:: v \leftarrow v + \frac{1}{n} \sum_i (u_i - v) \min(1, \tau / \|u_i - v\|)

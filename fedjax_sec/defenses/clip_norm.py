@@ -2,13 +2,13 @@
 
 import jax.numpy as jnp
 
-from fedjax_sec.core import ANY_SCALE, numeric, registry
+from fedjax_sec.core import ANY_SCALE, Stage, numeric, registry
 from fedjax_sec.ops.moments import row_norms
 from fedjax_sec.ops.precision import wide
 
 
 @registry.defenses.register("clip_norm")
-class ClipNorm:
+class ClipNorm(Stage):
     r"""Scales every update down to L2 norm `max_norm`: a stage before aggregation.
 
     .. math:: u_i \leftarrow u_i \min(1, M / \|u_i\|_2)
@@ -29,9 +29,6 @@ class ClipNorm:
     max_norm: float = numeric(
         1.0, "M, the largest L2 norm of an update.", above=0, unbounded=ANY_SCALE
     )
-
-    def init(self, num_clients, dim):
-        return ()
 
     def apply(self, key, updates, state, view):
         # In float16 a norm, or `max_norm`, may be infinite.

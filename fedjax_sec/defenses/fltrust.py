@@ -3,13 +3,13 @@
 import jax
 import jax.numpy as jnp
 
-from fedjax_sec.core import registry
+from fedjax_sec.core import Stage, registry
 from fedjax_sec.ops.distances import cosines_to
 from fedjax_sec.ops.moments import row_norms, weighted_mean
 
 
 @registry.defenses.register("fltrust")
-class FLTrust:
+class FLTrust(Stage):
     r"""The mean of updates brought to the server update's length, weighted by their cosine to it.
 
     With the server update g_0, what the server itself learns in the round from its root data set,
@@ -36,9 +36,6 @@ class FLTrust:
 
     stage = "aggregate"
     needs = frozenset({"root"})
-
-    def init(self, num_clients, dim):
-        return ()
 
     def apply(self, key, updates, state, view):
         own = view.root.update()

@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from fedjax_sec.core import COUNT, ConfigError, numeric, registry, static
+from fedjax_sec.core import COUNT, ConfigError, Stage, numeric, registry, static
 from fedjax_sec.ops.distances import cosine_similarities
 from fedjax_sec.ops.moments import finite_rows, weighted_mean
 
@@ -11,7 +11,7 @@ ROUNDING = 1e-5
 
 
 @registry.defenses.register("foolsgold")
-class FoolsGold:
+class FoolsGold(Stage):
     r"""Weights clients by how little the sums of their past updates resemble each other.
 
     With the history H_i of client i, the sum of all updates it has sent, and

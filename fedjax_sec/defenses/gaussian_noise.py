@@ -2,11 +2,11 @@
 
 import jax
 
-from fedjax_sec.core import ANY_SCALE, numeric, registry
+from fedjax_sec.core import ANY_SCALE, Stage, numeric, registry
 
 
 @registry.defenses.register("gaussian_noise")
-class GaussianNoise:
+class GaussianNoise(Stage):
     r"""Adds independent Gaussian noise to the aggregate: a stage after aggregation.
 
     .. math:: agg \leftarrow agg + \mathcal{N}(0, \sigma^2 M^2 I)
@@ -31,9 +31,6 @@ class GaussianNoise:
     max_norm: float = numeric(
         1.0, "M, the norm to which updates are clipped.", above=0, unbounded=ANY_SCALE
     )
-
-    def init(self, num_clients, dim):
-        return ()
 
     def apply(self, key, aggregate, updates, state, view):
         noise = jax.random.normal(key, aggregate.shape, aggregate.dtype)

@@ -2,13 +2,13 @@
 
 import jax.numpy as jnp
 
-from fedjax_sec.core import ANY_SCALE, numeric, registry, static
+from fedjax_sec.core import ANY_SCALE, Stage, numeric, registry, static
 from fedjax_sec.ops import coordinatewise, iterative
 from fedjax_sec.ops.moments import weighted_mean
 
 
 @registry.defenses.register("geometric_median")
-class GeometricMedian:
+class GeometricMedian(Stage):
     r"""The point with the smallest (weighted) sum of distances to all updates: RFA.
 
     .. math:: agg = \arg\min_z \sum_i \alpha_i \|u_i - z\|, \qquad
@@ -37,9 +37,6 @@ class GeometricMedian:
     )
     weighted: bool = static(True, "Weight clients by their example counts.")
     start: str = static("mean", "Where the iteration begins.", choices=("mean", "median", "zero"))
-
-    def init(self, num_clients, dim):
-        return ()
 
     def apply(self, key, updates, state, view):
         weights = jnp.where(view.valid, view.weights if self.weighted else 1.0, 0.0)

@@ -3,13 +3,13 @@
 import jax
 import jax.numpy as jnp
 
-from fedjax_sec.core import COUNT, registry, static
+from fedjax_sec.core import COUNT, Stage, registry, static
 from fedjax_sec.defenses._bounds import check_num_byzantine
 from fedjax_sec.ops import distances
 
 
 @registry.defenses.register("krum")
-class Krum:
+class Krum(Stage):
     r"""The one update that is closest to its n - f - 2 nearest neighbours.
 
     .. math:: agg = u_{i^*}, \quad i^* = \arg\min_i \sum_{i \to j} \|u_i - u_j\|^2
@@ -52,9 +52,6 @@ class Krum:
             largest, bound = (setting.num_clients - 3) // 2, "2 f + 2 < K"
         check_num_byzantine(path, "krum", self.num_byzantine, setting.num_clients, largest, bound)
 
-    def init(self, num_clients, dim):
-        return ()
-
     def _neighbours(self, n):
         return n - self.num_byzantine - (0 if self.convention == "author" else 2)
 
@@ -69,10 +66,7 @@ class Krum:
         return aggregate, state, {"kept": kept * view.valid, "krum_scores": scores}
 
     def select_sequence(self, updates, view, at_most: int, count):
-        """The clients that `count` (traced, <= `at_most`) successive applications pick: [K].
-
-        Each application sees the clients that earlier ones left; distances are computed once.
-        """
+        # Distances are computed once.
         sqdist, _ = distances.squared_distances(updates, view.valid)
         selected, _ = distances.krum_sequence(
             sqdist, view.valid, at_most, count, self._neighbours, self.convention == "paper"

@@ -1,11 +1,11 @@
 """The mean of the updates, weighted by examples: FedAvg (McMahan et al., AISTATS 2017)."""
 
-from fedjax_sec.core import registry, static
+from fedjax_sec.core import Stage, registry, static
 from fedjax_sec.ops.moments import weighted_mean
 
 
 @registry.defenses.register("mean")
-class Mean:
+class Mean(Stage):
     r"""Average of the updates: no defence at all ("No Defense" in ALIE).
 
     .. math:: \sum_i w_i u_i / \sum_i w_i, \quad w_i = n_i \text{ (examples) or } 1 .
@@ -23,9 +23,6 @@ class Mean:
 
     stage = "aggregate"
     weighted: bool = static(True, "Weigh clients by their number of examples.")
-
-    def init(self, num_clients, dim):
-        return ()
 
     def apply(self, key, updates, state, view):
         kept = view.valid.astype(updates.dtype)

@@ -1,11 +1,11 @@
 """Coordinate-wise median (Yin et al., ICML 2018, Definition 1)."""
 
-from fedjax_sec.core import registry, static
+from fedjax_sec.core import Stage, registry, static
 from fedjax_sec.ops import coordinatewise
 
 
 @registry.defenses.register("median")
-class Median:
+class Median(Stage):
     r"""Median of every coordinate; when K is even the mean of the two middle values.
 
     .. math:: agg_j = \mathrm{med}\{u_{1j}, \dots, u_{Kj}\}
@@ -24,9 +24,6 @@ class Median:
 
     stage = "aggregate"
     middle: str = static("mean", "What stands for two middle values.", choices=("mean", "lower"))
-
-    def init(self, num_clients, dim):
-        return ()
 
     def apply(self, key, updates, state, view):
         lower = self.middle == "lower"

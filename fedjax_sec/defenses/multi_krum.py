@@ -2,14 +2,14 @@
 
 import jax.numpy as jnp
 
-from fedjax_sec.core import COUNT, ConfigError, registry, static
+from fedjax_sec.core import COUNT, ConfigError, Stage, registry, static
 from fedjax_sec.defenses._bounds import check_num_byzantine
 from fedjax_sec.ops import distances
 from fedjax_sec.ops.moments import weighted_mean
 
 
 @registry.defenses.register("multi_krum")
-class MultiKrum:
+class MultiKrum(Stage):
     r"""Mean of the `num_selected` updates with the lowest Krum scores.
 
     .. math:: agg = \frac{1}{m} \sum_{i \in S} u_i, \quad
@@ -49,9 +49,6 @@ class MultiKrum:
             raise ConfigError(
                 f"{path}.num_selected must be <= K = {clients}, got {self.num_selected}."
             )
-
-    def init(self, num_clients, dim):
-        return ()
 
     def apply(self, key, updates, state, view):
         f, clients = self.num_byzantine, updates.shape[0]

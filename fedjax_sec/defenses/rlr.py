@@ -2,12 +2,12 @@
 
 import jax.numpy as jnp
 
-from fedjax_sec.core import COUNT, ConfigError, numeric, registry
+from fedjax_sec.core import COUNT, ConfigError, Stage, numeric, registry
 from fedjax_sec.ops.signs import sign_votes
 
 
 @registry.defenses.register("rlr")
-class Rlr:
+class Rlr(Stage):
     r"""Reverses the aggregate where too few clients agree on its sign: a stage after aggregation.
 
     .. math:: agg_j \leftarrow \begin{cases} agg_j &
@@ -51,9 +51,6 @@ class Rlr:
                 f"of the clients in a round can add up to, got {self.threshold}: every coordinate "
                 f"would be reversed in every round."
             )
-
-    def init(self, num_clients, dim):
-        return ()
 
     def apply(self, key, aggregate, updates, state, view):
         trusted = jnp.abs(sign_votes(updates, view.valid)) >= self.threshold

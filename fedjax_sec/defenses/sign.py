@@ -2,12 +2,12 @@
 
 import jax.numpy as jnp
 
-from fedjax_sec.core import registry
+from fedjax_sec.core import Stage, registry
 from fedjax_sec.ops.signs import sign_votes
 
 
 @registry.defenses.register("sign")
-class Sign:
+class Sign(Stage):
     r"""In every coordinate the sign that most clients send, or zero where they are even.
 
     .. math:: agg_j = \mathrm{sgn} \sum_i \mathrm{sgn}(u_{ij})
@@ -28,9 +28,6 @@ class Sign:
 
     stage = "aggregate"
     keeps_scale = False
-
-    def init(self, num_clients, dim):
-        return ()
 
     def apply(self, key, updates, state, view):
         aggregate = jnp.sign(sign_votes(updates, view.valid))

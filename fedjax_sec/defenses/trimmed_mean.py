@@ -1,12 +1,12 @@
 """Coordinate-wise trimmed means: the three variants of ALIE's Section 2.3 and its k-means kin."""
 
-from fedjax_sec.core import ANY_SCALE, COUNT, ConfigError, numeric, registry, static
+from fedjax_sec.core import ANY_SCALE, COUNT, ConfigError, Stage, numeric, registry, static
 from fedjax_sec.defenses._bounds import check_num_byzantine
 from fedjax_sec.ops import coordinatewise
 
 
 @registry.defenses.register("trimmed_mean")
-class TrimmedMean:
+class TrimmedMean(Stage):
     r"""Mean of each coordinate after discarding the values that look extreme.
 
     .. math:: agg_j = \frac{1}{|U_j|} \sum_{i \in U_j} u_{ij}
@@ -81,9 +81,6 @@ class TrimmedMean:
                 f"{path}.convention 'author' goes with variant 'nearest_n_minus_f' only, but "
                 f"variant is {self.variant!r}."
             )
-
-    def init(self, num_clients, dim):
-        return ()
 
     def apply(self, key, updates, state, view):
         f = self.num_byzantine

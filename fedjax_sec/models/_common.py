@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from fedjax_sec.core import static
-from fedjax_sec.core.types import Model
+from fedjax_sec.core import Model, static
 from fedjax_sec.ops import convolution, polyphase
 from fedjax_sec.ops.backend import on_cpu
 

@@ -2,7 +2,7 @@
 
 from flax import linen as nn
 
-from fedjax_sec.core import ConfigError, registry, static
+from fedjax_sec.core import ConfigError, Network, registry, static
 from fedjax_sec.models._common import INITS, Convolutional, convolution_field, flax_model
 
 
@@ -25,7 +25,7 @@ class _Network(nn.Module):
 
 
 @registry.models.register("alie_cifar10")
-class AlieCifar10:
+class AlieCifar10(Network):
     """ALIE's CIFAR10 network: conv 3x3x16, pool 3, conv 4x4x64, pool 4, dense 384, 192, classes.
 
     `x [B, 32, 32, 3] -> logits [B, C]`. The paper says "d ~ 1M", but these layers count 117,706
@@ -44,6 +44,7 @@ class AlieCifar10:
         117706
     """
 
+    inputs = frozenset({"pixels"})
     init: str = static("pytorch", "Initial weights and biases.", choices=INITS)
     first_init: str = static("glorot", "Initial weights of the first layer.", choices=INITS)
     convolution: str = convolution_field()

@@ -2,7 +2,7 @@
 
 from flax import linen as nn
 
-from fedjax_sec.core import ConfigError, registry, static
+from fedjax_sec.core import ConfigError, Network, registry, static
 from fedjax_sec.models._common import INITS, Convolutional, convolution_field, flax_model
 
 
@@ -23,7 +23,7 @@ class _Network(nn.Module):
 
 
 @registry.models.register("fltrust_cnn")
-class FltrustCnn:
+class FltrustCnn(Network):
     """FLTrust's CNN: conv 3x3x30, pool 2, conv 3x3x50, pool 2, dense 100, classes.
 
     `x [B, 28, 28, 1] -> logits [B, 10]`, 139,960 parameters. Convolutions without padding and with
@@ -42,6 +42,7 @@ class FltrustCnn:
         139960
     """
 
+    inputs = frozenset({"pixels"})
     init: str = static("glorot", "Initial weights and biases.", choices=INITS)
     convolution: str = convolution_field()
 

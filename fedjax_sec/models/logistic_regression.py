@@ -2,7 +2,7 @@
 
 from flax import linen as nn
 
-from fedjax_sec.core import registry, static
+from fedjax_sec.core import Network, registry, static
 from fedjax_sec.models._common import INITS, dense, flax_model
 
 
@@ -16,7 +16,7 @@ class _Network(nn.Module):
 
 
 @registry.models.register("logistic_regression")
-class LogisticRegression:
+class LogisticRegression(Network):
     """One linear layer with a bias, trained by cross-entropy: `x [B, ...] -> logits [B, C]`.
 
     On 561 features and 6 classes 3,372 parameters.
@@ -31,6 +31,7 @@ class LogisticRegression:
         3372
     """
 
+    inputs = frozenset({"pixels", "features"})
     init: str = static("glorot", "Initial weights and biases.", choices=INITS)
 
     def make(self, input_shape, num_classes):

@@ -2,7 +2,7 @@
 
 from flax import linen as nn
 
-from fedjax_sec.core import COUNT, ConfigError, registry, static
+from fedjax_sec.core import COUNT, ConfigError, Network, registry, static
 from fedjax_sec.models._common import INITS, Convolutional, convolution_field, flax_model
 
 
@@ -24,7 +24,7 @@ class _Network(nn.Module):
 
 
 @registry.models.register("madry_cnn")
-class MadryCnn:
+class MadryCnn(Network):
     """Conv 5x5x32, pool 2, conv 5x5x64, pool 2, dense 1,024, classes; convolutions keep the size.
 
     `x [B, H, W, C] -> logits [B, classes]`; 3,274,634 parameters for MNIST. With `hidden: 2048` and
@@ -49,6 +49,7 @@ class MadryCnn:
         6603710
     """
 
+    inputs = frozenset({"pixels"})
     channels: tuple[int, ...] = static(
         (32, 64), "Feature maps of each convolution.", low=1, high=COUNT
     )

@@ -2,7 +2,7 @@
 
 from flax import linen as nn
 
-from fedjax_sec.core import COUNT, registry, static
+from fedjax_sec.core import COUNT, Network, registry, static
 from fedjax_sec.models._common import INITS, dense, flax_model
 
 
@@ -22,7 +22,7 @@ class _Network(nn.Module):
 
 
 @registry.models.register("mlp")
-class Mlp:
+class Mlp(Network):
     """Fully connected ReLU network on flattened inputs; 784-100-10 is ALIE's MNIST perceptron.
 
     `x [B, ...] -> logits [B, C]`; 784-100-10 has 79,510 parameters ("d equals almost 80k").
@@ -38,6 +38,7 @@ class Mlp:
         79510
     """
 
+    inputs = frozenset({"pixels", "features"})
     hidden: tuple[int, ...] = static((100,), "Widths of the hidden layers.", low=1, high=COUNT)
     init: str = static("pytorch", "Initial weights and biases.", choices=INITS)
     first_init: str = static("glorot", "Initial weights of the first layer.", choices=INITS)

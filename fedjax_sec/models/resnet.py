@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from fedjax_sec.core import ConfigError, registry, static
+from fedjax_sec.core import ConfigError, Network, registry, static
 from fedjax_sec.models._common import INITS, Convolutional, convolution_field, flax_model
 
 
@@ -76,7 +76,7 @@ class _Network(nn.Module):
 
 
 @registry.models.register("resnet")
-class ResNet:
+class ResNet(Network):
     """ResNet: conv 3x3x16, three stages of n residual blocks (16, 32, 64), mean, classes.
 
     `x [B, H, W, C] -> logits [B, classes]`, with n = (depth - 2) / 6; for 32x32x3, 10 classes and a
@@ -113,6 +113,7 @@ class ResNet:
         {'batch_stats': 1376, 'params': 269722}
     """
 
+    inputs = frozenset({"pixels"})
     depth: int = static(
         20, "Layers with weights: 6 n + 2 (8, 14, 20, 32, 44, 56, 110).", low=8, high=1202
     )

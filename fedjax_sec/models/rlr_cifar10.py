@@ -4,7 +4,7 @@ import functools
 
 from flax import linen as nn
 
-from fedjax_sec.core import COUNT, ConfigError, registry, static
+from fedjax_sec.core import COUNT, ConfigError, Network, registry, static
 from fedjax_sec.models._common import INITS, Convolutional, convolution_field, flax_model
 
 
@@ -32,7 +32,7 @@ class _Network(nn.Module):
 
 
 @registry.models.register("rlr_cifar10")
-class RlrCifar10:
+class RlrCifar10(Network):
     """RLR's CIFAR10 network: conv 3x3x64, 3x3x128, 3x3x256, each pooled; dense 128, 256, classes.
 
     `x [B, 32, 32, 3] -> logits [B, 10]`, 537,610 parameters. Convolutions without padding, each
@@ -52,6 +52,7 @@ class RlrCifar10:
         537610
     """
 
+    inputs = frozenset({"pixels"})
     channels: tuple[int, ...] = static(
         (64, 128, 256), "Feature maps of each convolution.", low=1, high=COUNT
     )

@@ -2,7 +2,7 @@
 
 from flax import linen as nn
 
-from fedjax_sec.core import ConfigError, registry, static
+from fedjax_sec.core import ConfigError, Network, registry, static
 from fedjax_sec.models._common import INITS, Convolutional, convolution_field, flax_model
 
 
@@ -27,7 +27,7 @@ class _Network(nn.Module):
 
 
 @registry.models.register("rlr_cnn")
-class RlrCnn:
+class RlrCnn(Network):
     """RLR's CNN: conv 3x3x32, conv 3x3x64, pool 2, dropout, dense 128, dropout, classes.
 
     `x [B, 28, 28, 1] -> logits [B, 10]`, 1,199,882 parameters, convolutions without padding. The
@@ -47,6 +47,7 @@ class RlrCnn:
         1199882
     """
 
+    inputs = frozenset({"pixels"})
     dropout: float = static(0.5, "Share of the activations dropped in training.", low=0, below=1)
     init: str = static("pytorch", "Initial weights and biases.", choices=INITS)
     convolution: str = convolution_field()

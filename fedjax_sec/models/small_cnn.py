@@ -2,7 +2,7 @@
 
 from flax import linen as nn
 
-from fedjax_sec.core import COUNT, ConfigError, registry, static
+from fedjax_sec.core import COUNT, ConfigError, Network, registry, static
 from fedjax_sec.models._common import INITS, Convolutional, convolution_field, flax_model
 
 
@@ -25,7 +25,7 @@ class _Network(nn.Module):
 
 
 @registry.models.register("small_cnn")
-class SmallCnn:
+class SmallCnn(Network):
     """3x3 convolutions, one 2x2 max-pooling, one hidden layer: for 8 x 8 digits and alike.
 
     `x [B, H, W, C] -> logits [B, classes]`. No paper's network: a choice, small enough for a demo.
@@ -42,6 +42,7 @@ class SmallCnn:
         9090
     """
 
+    inputs = frozenset({"pixels"})
     channels: tuple[int, ...] = static(
         (16, 16), "Feature maps of each convolution.", low=1, high=COUNT
     )

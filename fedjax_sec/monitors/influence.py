@@ -9,8 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from fedjax_sec.core import COUNT, ConfigError, Monitor, registry, static, suggestion
-from fedjax_sec.core.types import BoundTask, Metrics
+from fedjax_sec.core import (
+    COUNT,
+    BoundTask,
+    ConfigError,
+    Metrics,
+    Monitor,
+    registry,
+    static,
+    suggestion,
+)
 from fedjax_sec.ops.backend import on_cpu
 
 #: Floats of per-example gradients held at once under `fisher` (at least one image's), however many

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_sec.core import ConfigError, files, registry
+from fedjax_sec.core import ConfigError, files, registry, value_of
 from fedjax_sec.core.host import undisturbed
 from fedjax_sec.core.optional import require
 from fedjax_sec.evaluation.masking import ROLES, Finding, judge
@@ -168,7 +168,7 @@ def _own(experiment, field: str, given):
     """What is given, else the field of the run's adversarial training, else None."""
     if given is not None:
         return given
-    found = getattr(experiment.client, field, None)
+    found = value_of(experiment.client, field)
     return float(found) if isinstance(found, (int, float)) else None
 
 

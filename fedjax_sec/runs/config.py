@@ -21,6 +21,7 @@ from fedjax_sec.core import (
     component,
     fill_defaults,
     optimizers,
+    plugins,
     registry,
     section,
     static,
@@ -78,7 +79,8 @@ registry.BUILDERS |= {
     "local test": build_local_test,
 }
 
-_WHEREABOUTS = ("data.data_dir", "data.download")  # where the data lies changes no result
+#: Where the data and the files of components lie changes no result.
+_WHEREABOUTS = ("data.data_dir", "data.download", "imports")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -309,6 +311,12 @@ class Experiment:
     )
     rounds: int = static(100, "Federated rounds.", low=1, high=COUNT)
     seed: int = static(0, "Seed of everything random.", low=0, high=SEED, compiles=False)
+    imports: tuple[str, ...] = static(
+        (),
+        "Modules and Python files that register components of your own, imported first; paths are "
+        "relative to the configuration's file.",
+        compiles=False,
+    )
 
     @property
     def clients_per_round(self) -> int:
@@ -574,6 +582,8 @@ def from_mapping(mapping: Mapping, overrides: Mapping | Iterable[str] = ()) -> E
             f"An experiment must be a mapping of keys to values, got {shown(mapping)}."
         )
     spec = apply_overrides(mapping, overrides)
+    if "imports" in spec:
+        spec["imports"] = plugins.import_all(spec["imports"], "imports")
     _refuse_arrays(spec.get("data"))
     spec = _with_options(spec)
     try:
@@ -698,10 +708,16 @@ def load(path: str | Path, overrides: Mapping | Iterable[str] = ()) -> Experimen
 
 
 def read_yaml(path: str | Path) -> dict:
-    """The mapping in a YAML file; `ConfigError` names the file and line where it cannot be read."""
+    """The mapping in a YAML file; `ConfigError` names the file and line where it cannot be read.
+
+    Files among `imports` are given relative to it, and returned with their absolute paths.
+    """
     content = parse(read_text(path), str(path))
     if not isinstance(content, dict):
         raise ConfigError(f"{path} must hold a mapping of keys to values, got {shown(content)}.")
+    if isinstance(given := content.get("imports"), (str, list)):
+        folder, named = Path(path).absolute().parent, [given] if isinstance(given, str) else given
+        content["imports"] = [plugins.resolved(one, f"{path}: imports", folder) for one in named]
     return content
 
 

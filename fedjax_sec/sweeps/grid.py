@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fedjax_sec import core
+from fedjax_sec.core import plugins
 from fedjax_sec.core.advice import shown
 from fedjax_sec.core.fields import COUNT, SEED, ConfigError, static
 from fedjax_sec.runs import config as config_lib
@@ -72,18 +73,25 @@ class Sweep:
         high=COUNT,
     )
     title: str = static("", "Title of the figure; the data and the number of seeds follow below.")
+    imports: tuple[str, ...] = static(
+        (),
+        "Modules and Python files that register components of your own, imported first; paths are "
+        "relative to this file.",
+    )
 
 
 def load(
     config: str | Path | Mapping,
     overrides: Sequence[str] | Mapping = (),
     cell_overrides: Mapping | None = None,
+    imports: Sequence[str] = (),
 ) -> tuple[Sweep, list[Cell]]:
     """A sweep, of a YAML file or a mapping, and its cells, all checked.
 
     `overrides` change the sweep's own keys (`seeds=[0]`) or, as `overrides.client.l2=1e-4`, a key
     of every cell's experiment; they are strings or a mapping. `cell_overrides` is a mapping of keys
-    of every cell's experiment.
+    of every cell's experiment. `imports` are modules and files with components of your own, beside
+    those that the file names.
     """
     if not isinstance(overrides, Mapping):
         overrides = dict(config_lib.parse_override(text) for text in overrides)
@@ -95,6 +103,8 @@ def load(
     path = None if isinstance(config, Mapping) else Path(config)
     spec = config if path is None else config_lib.read_yaml(path)
     spec = config_lib.apply_overrides(spec, own)
+    if imports:
+        spec["imports"] = plugins.joined(spec.get("imports"), imports)
     return from_mapping(spec, dotted | dict(cell_overrides or {}), path)
 
 
@@ -107,6 +117,8 @@ def from_mapping(
     'run/seed5'
     """
     spec = config_lib.apply_overrides(mapping, ())
+    if "imports" in spec:
+        spec["imports"] = plugins.import_all(spec["imports"], "imports")
     try:
         sweep = core.build(Sweep, spec, "")
     except core.UnknownKey as error:
@@ -125,6 +137,8 @@ def from_mapping(
             base = config_lib.read_yaml((path or Path()).parent / base)
         except ConfigError as error:
             raise ConfigError(f"experiment: {error}") from error
+    if sweep.imports:  # each cell's folder says what it needs
+        base = {**base, "imports": plugins.joined(base.get("imports"), sweep.imports)}
     changes = {**sweep.overrides, **(cell_overrides or {})}
     return sweep, make_cells(base, sweep.grid, sweep.seeds, changes)
 

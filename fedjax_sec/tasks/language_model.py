@@ -32,6 +32,7 @@ class LanguageModel(Task):
     """
 
     headline = "next_token_accuracy"
+    inputs = frozenset({"tokens"})
 
     def losses(self, outputs, y):
         inside = y >= 0

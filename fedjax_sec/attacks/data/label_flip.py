@@ -2,8 +2,15 @@
 
 import jax.numpy as jnp
 
-from fedjax_sec.core import COUNT, ConfigError, DataAttack, numeric, registry, static
-from fedjax_sec.core.random import exact_share
+from fedjax_sec.core import (
+    COUNT,
+    ConfigError,
+    DataAttack,
+    exact_share,
+    numeric,
+    registry,
+    static,
+)
 
 
 @registry.attacks.register("label_flip")
@@ -28,6 +35,7 @@ class LabelFlip(DataAttack):
         1.0
     """
 
+    needs_labels = True
     base: int | None = static(
         None, "Class of the examples that are relabelled (null: all).", low=0, high=COUNT
     )

@@ -1,7 +1,14 @@
 """Pixel-pattern backdoor: a bright square in the upper left corner."""
 
-from fedjax_sec.core import COUNT, ConfigError, Trigger, numeric, registry, static
-from fedjax_sec.core.random import uniform_by_position
+from fedjax_sec.core import (
+    COUNT,
+    ConfigError,
+    Trigger,
+    numeric,
+    registry,
+    static,
+    uniform_by_position,
+)
 
 
 @registry.attacks.register("pattern")

@@ -26,6 +26,7 @@ class Sample(DataAttack):
         2
     """
 
+    needs_labels = True
     index: int = numeric(
         0, "Position in the training set, in the source's order.", low=0, high=COUNT
     )

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from fedjax_sec.core import COUNT, ConfigError, numeric, static
+from fedjax_sec.core import COUNT, ConfigError, Evasion, numeric, static
 from fedjax_sec.ops.evasion import LOSSES, margin, objective
 
 
@@ -23,7 +23,7 @@ def worst_of(count: int, find, logits, x, y):
 
 
 @dataclasses.dataclass(frozen=True)
-class Attempts:
+class Attempts(Evasion):
     """Several searches from one input; the found input with the smallest margin is kept.
 
     The input itself is the first candidate, so no attack helps the model.
@@ -31,6 +31,7 @@ class Attempts:
     `value(inputs) -> [B]` is large.
     """
 
+    inputs = frozenset({"pixels"})
     eps: float = numeric(
         0.3, "Radius of the L-infinity ball, pixels in [0, 1].", low=0, high=1, pixels=True
     )

@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_sec.attacks.evasion._attempts import worst_of
-from fedjax_sec.core import numeric, registry, static
+from fedjax_sec.core import Evasion, numeric, registry, static
 
 
 @registry.evasions.register("noise")
-class Noise:
+class Noise(Evasion):
     r"""The worst of several random inputs in the L-infinity ball; no gradient is used.
 
     Each is x + eps u with every u uniform in [-1, 1] (`uniform`) or +-1 (`corners`), cut to [0, 1];
@@ -26,6 +26,7 @@ class Noise:
         True
     """
 
+    inputs = frozenset({"pixels"})
     eps: float = numeric(
         0.3, "Radius of the L-infinity ball, pixels in [0, 1].", low=0, high=1, pixels=True
     )

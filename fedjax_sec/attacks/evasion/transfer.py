@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from fedjax_sec.core import ConfigError, component, registry, static
+from fedjax_sec.core import ConfigError, Evasion, component, registry, static
 
 
 @registry.evasions.register("transfer")
-class Transfer:
+class Transfer(Evasion):
     """Inputs that an attack makes on a surrogate, a model trained on its own, not on the victim.
 
     `x [B, ...] -> x' [B, ...]`. The surrogate is the final model of a finished run, named by its

@@ -1,26 +1,46 @@
-"""By what updates are multiplied so that they outweigh the honest ones in the mean."""
+"""Updates multiplied so that they outweigh the honest ones in the mean."""
+
+import dataclasses
 
 import jax.numpy as jnp
 
-from fedjax_sec.core import ConfigError
+from fedjax_sec.core import ANY_SCALE, ConfigError, UpdateAttack, numeric, static
 
 
-def check_factor(path, attack) -> None:
-    """Raises `ConfigError` when both a factor and a way to compute it are given."""
-    if attack.factor is not None and attack.accounts_for != "clients":
-        raise ConfigError(
-            f"{path}.accounts_for {attack.accounts_for!r} computes the factor, but factor = "
-            f"{attack.factor} is given; set factor to null, or accounts_for to clients."
-        )
+@dataclasses.dataclass(frozen=True)
+class Replacement(UpdateAttack):
+    """An attack that multiplies updates by a factor, given or computed."""
 
+    factor: float | None = numeric(
+        None,
+        "lambda, what updates are multiplied by (null: K, the clients of the round).",
+        above=0,
+        unbounded=ANY_SCALE,
+    )
+    accounts_for: str = static(
+        "clients",
+        "factor null: K, the `clients` of the round, or what their `weights_and_rate` make it.",
+        choices=("clients", "weights_and_rate"),
+    )
 
-def boosted(attack, updates, view):
-    """The updates [K, D] times the attack's factor."""
-    if attack.accounts_for == "clients":
-        factor = updates.shape[0] if attack.factor is None else attack.factor
-        return factor * updates
-    weights = jnp.ones(updates.shape[0]) if view.weights is None else view.weights
-    rate = 1.0 if view.server_rate is None else view.server_rate
-    divisor = rate * jnp.sum(jnp.where(view.malicious, weights, 0.0))
-    factor = weights.sum() / jnp.where(divisor > 0, divisor, 1.0)
-    return factor.astype(updates.dtype) * updates
+    @property
+    def needs(self):
+        return frozenset({"rate"} if self.accounts_for == "weights_and_rate" else ())
+
+    def check_factor(self, path: str) -> None:
+        """Raises `ConfigError` when both a factor and a way to compute it are given."""
+        if self.factor is not None and self.accounts_for != "clients":
+            raise ConfigError(
+                f"{path}.accounts_for {self.accounts_for!r} computes the factor, but factor = "
+                f"{self.factor} is given; set factor to null, or accounts_for to clients."
+            )
+
+    def apply(self, key, updates, state, view):
+        if self.accounts_for == "clients":
+            factor = updates.shape[0] if self.factor is None else self.factor
+            return factor * updates, state, {}
+        weights = jnp.ones(updates.shape[0]) if view.weights is None else view.weights
+        rate = 1.0 if view.server_rate is None else view.server_rate
+        divisor = rate * jnp.sum(jnp.where(view.malicious, weights, 0.0))
+        factor = weights.sum() / jnp.where(divisor > 0, divisor, 1.0)
+        return factor.astype(updates.dtype) * updates, state, {}

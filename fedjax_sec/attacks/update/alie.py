@@ -8,11 +8,11 @@ from fedjax_sec.attacks.update._perturbation import (
     check_z_max,
     perturbation_range,
 )
-from fedjax_sec.core import numeric, registry, static
+from fedjax_sec.core import UpdateAttack, numeric, registry, static
 
 
 @registry.attacks.register("alie")
-class Alie:
+class Alie(UpdateAttack):
     r"""All malicious clients send the mean plus z standard deviations, coordinate by coordinate.
 
     .. math:: u_{mal} = \mu + z \sigma
@@ -40,7 +40,6 @@ class Alie:
         [2.5 2.5 5.  6.  7. ]
     """
 
-    stage = "update"
     z: float | None = numeric(
         None, "Standard deviations from the mean (null: z_max).", low=-1e6, high=1e6
     )
@@ -63,9 +62,6 @@ class Alie:
 
     def idle(self, setting):
         return own_update_alone(self.registered_name, setting)
-
-    def init(self, num_clients, dim):
-        return ()
 
     def apply(self, key, updates, state, view):
         mean, std, z = perturbation_range(self, updates, view)

@@ -12,11 +12,20 @@ from fedjax_sec.attacks.update._perturbation import (
     check_z_max,
     perturbation_range,
 )
-from fedjax_sec.core import ANY_RATE, ANY_SCALE, ConfigError, component, numeric, registry, static
+from fedjax_sec.core import (
+    ANY_RATE,
+    ANY_SCALE,
+    ConfigError,
+    UpdateAttack,
+    component,
+    numeric,
+    registry,
+    static,
+)
 
 
 @registry.attacks.register("alie_backdoor")
-class AlieBackdoor:
+class AlieBackdoor(UpdateAttack):
     r"""Trains a backdoor from the mean update and clamps it to mu +- z sigma.
 
     From the parameters P = w + mu the adversary takes `passes` passes over its backdoor examples,
@@ -49,7 +58,6 @@ class AlieBackdoor:
         0
     """
 
-    stage = "update"
     needs = frozenset({"task"})
     backdoor: Any = component(
         "attack", "pattern", "What to teach, an attack on data.", poisons=False
@@ -98,9 +106,6 @@ class AlieBackdoor:
 
     def idle(self, setting):
         return own_update_alone(self.registered_name, setting)
-
-    def init(self, num_clients, dim):
-        return ()
 
     def apply(self, key, updates, state, view):
         mean, std, z = perturbation_range(self, updates, view)

@@ -1,11 +1,11 @@
 """Boosting: the malicious clients multiply their updates."""
 
-from fedjax_sec.attacks.update._replacement import boosted, check_factor
-from fedjax_sec.core import ANY_SCALE, numeric, registry, static
+from fedjax_sec.attacks.update._replacement import Replacement
+from fedjax_sec.core import registry
 
 
 @registry.attacks.register("boost")
-class Boost:
+class Boost(Replacement):
     r"""Every malicious client sends its update times a large factor.
 
     .. math:: u_{mal} = factor \cdot u
@@ -39,26 +39,8 @@ class Boost:
         [2. 2.]
     """
 
-    stage = "update"
-    factor: float | None = numeric(
-        None,
-        "What updates are multiplied by (null: K, the clients of the round).",
-        above=0,
-        unbounded=ANY_SCALE,
-    )
-    accounts_for: str = static(
-        "clients",
-        "factor null: K, the `clients` of the round, or what their `weights_and_rate` make it.",
-        choices=("clients", "weights_and_rate"),
-    )
-
-    @property
-    def needs(self):
-        rate = {"rate"} if self.accounts_for == "weights_and_rate" else set()
-        return frozenset(rate)
-
     def check(self, path, setting):
-        check_factor(path, self)
+        self.check_factor(path)
 
     def idle(self, setting):
         factor = setting.num_clients if self.factor is None else self.factor
@@ -69,9 +51,3 @@ class Boost:
                 + "; give another factor, or leave boost out."
             )
         return None
-
-    def init(self, num_clients, dim):
-        return ()
-
-    def apply(self, key, updates, state, view):
-        return boosted(self, updates, view), state, {}

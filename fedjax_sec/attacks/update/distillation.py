@@ -5,12 +5,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fedjax_sec.core import ConfigError, component, numeric, registry, static
+from fedjax_sec.core import ConfigError, UpdateAttack, component, numeric, registry, static
 from fedjax_sec.ops.layers import layer_mask, layer_sizes
 
 
 @registry.attacks.register("distillation")
-class Distillation:
+class Distillation(UpdateAttack):
     r"""Malicious clients train by defensive distillation instead of adversarially.
 
     From the global parameters w each malicious client trains a teacher on its data with softmax at
@@ -42,7 +42,6 @@ class Distillation:
         100.0
     """
 
-    stage = "update"
     needs = frozenset({"task"})
     temperature: float = numeric(100.0, "T, of teacher and student.", above=0, high=1e6)
     teacher_steps: int = static(10, "Steps of the teacher in a round.", low=1, high=10**6)
@@ -64,9 +63,6 @@ class Distillation:
                 f"{path}.layer: the model has no layer {self.layer!r}; known: all, "
                 f"{', '.join(known)}."
             )
-
-    def init(self, num_clients, dim):
-        return ()
 
     def apply(self, key, updates, state, view):
         if view.task is None or view.sample is None:

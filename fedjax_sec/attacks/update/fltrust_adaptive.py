@@ -11,13 +11,13 @@ from fedjax_sec.attacks.update._directed import (
     sees_all,
     stand_ins,
 )
-from fedjax_sec.core import ANY_SCALE, numeric, registry, static
+from fedjax_sec.core import ANY_SCALE, UpdateAttack, numeric, registry, static
 from fedjax_sec.ops.distances import cosines_to
 from fedjax_sec.ops.moments import row_norms, unit_rows
 
 
 @registry.attacks.register("fltrust_adaptive")
-class FLTrustAdaptive:
+class FLTrustAdaptive(UpdateAttack):
     r"""Malicious clients send the directions that turn FLTrust's aggregate the most.
 
     With unit vectors e_i = u_i / |u_i|, cosines c_i to the server update g_0, and
@@ -59,7 +59,6 @@ class FLTrustAdaptive:
         [2.236 2.236]
     """
 
-    stage = "update"
     needs = frozenset({"root"})
     rounds: int = static(10, "V, sweeps over the malicious clients.", low=0, high=10**6)
     steps: int = static(10, "Q, steps of one client in a sweep.", low=1, high=10**6)
@@ -85,9 +84,6 @@ class FLTrustAdaptive:
     def idle(self, setting):
         still = self.rounds == 0 and setting.knowledge == "corrupted"
         return own_update_alone(self.registered_name, setting) if still else None
-
-    def init(self, num_clients, dim):
-        return ()
 
     def apply(self, key, updates, state, view):
         full, known = sees_all(view), stand_ins(view)

@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_sec.attacks.update._directed import away, beyond, direction, sees_all, stand_ins
-from fedjax_sec.core import numeric, registry, static
+from fedjax_sec.core import UpdateAttack, numeric, registry, static
 from fedjax_sec.ops.moments import row_norms, unit_rows
 
 
 @registry.attacks.register("gradient_adaptive")
-class GradientAdaptive:
+class GradientAdaptive(UpdateAttack):
     r"""Malicious clients ascend the deviation of the aggregate through the server's own rule.
 
     With the rule A and the aggregate g of the updates without an attack,
@@ -47,7 +47,6 @@ class GradientAdaptive:
         True
     """
 
-    stage = "update"
     needs = frozenset({"rule"})
     steps: int = static(20, "Steps of the ascent.", low=1, high=10**6)
     step_size: float = numeric(0.2, "eta, of the longest honest update.", above=0, high=1e6)
@@ -61,9 +60,6 @@ class GradientAdaptive:
         choices=("best", "trim", "reversed", "own"),
     )
     b: float = numeric(2.0, "Of the Trim attack.", low=1, high=1e6)
-
-    def init(self, num_clients, dim):
-        return ()
 
     def apply(self, key, updates, state, view):
         bad, known = view.malicious[:, None], stand_ins(view)

@@ -5,11 +5,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fedjax_sec.core import COUNT, ConfigError, component, registry, static
+from fedjax_sec.core import COUNT, ConfigError, UpdateAttack, component, registry, static
 
 
 @registry.attacks.register("hybrid")
-class Hybrid:
+class Hybrid(UpdateAttack):
     r"""The first `num_solo` malicious clients run `solo`, the other ones `main`, in every round.
 
     ALIE does little against the plain mean; one client dedicated to it ("No Defense") breaks that
@@ -30,7 +30,6 @@ class Hybrid:
         [0.  3.5 2.  2. ]
     """
 
-    stage = "update"
     main: Any = component("attack", {"name": "alie", "z": 1.5}, "What the other clients send.")
     solo: Any = component("attack", "mean_control", "What the dedicated clients send.")
     num_solo: int = static(1, "Dedicated clients.", low=1, high=COUNT)

@@ -4,12 +4,12 @@ import jax.numpy as jnp
 from jax import lax
 
 from fedjax_sec.attacks.update._directed import direction, sees_all, sees_one_row, stand_ins
-from fedjax_sec.core import ANY_SCALE, numeric, registry, static
+from fedjax_sec.core import ANY_SCALE, UpdateAttack, numeric, registry, static
 from fedjax_sec.ops.distances import krum_scores, squared_distances
 
 
 @registry.attacks.register("krum_attack")
-class KrumAttack:
+class KrumAttack(UpdateAttack):
     r"""All malicious clients send the longest step against the honest direction that Krum selects.
 
     .. math:: u_{mal} = -\lambda s
@@ -52,7 +52,6 @@ class KrumAttack:
         True
     """
 
-    stage = "update"
     threshold: float = numeric(1e-5, "Smallest lambda that is tried.", above=0, unbounded=ANY_SCALE)
     convention: str = static(
         "paper",
@@ -73,9 +72,6 @@ class KrumAttack:
                 "clients or more (threat.num_malicious), or let it see all (knowledge omniscient)."
             )
         return None
-
-    def init(self, num_clients, dim):
-        return ()
 
     def apply(self, key, updates, state, view):
         clients, dim = updates.shape

@@ -3,12 +3,12 @@
 import jax.numpy as jnp
 
 from fedjax_sec.attacks.update._perturbation import check_statistics, counted
-from fedjax_sec.core import ANY_SCALE, numeric, registry, static
+from fedjax_sec.core import ANY_SCALE, UpdateAttack, numeric, registry, static
 from fedjax_sec.ops.moments import weighted_mean
 
 
 @registry.attacks.register("mean_control")
-class MeanControl:
+class MeanControl(UpdateAttack):
     r"""Chooses the malicious updates so that the unweighted mean of all becomes -scale times mu.
 
     .. math:: u_{mal} = \frac{1}{m} \left( -n \cdot scale \cdot \mu - (n - m) \mu \right)
@@ -30,7 +30,6 @@ class MeanControl:
         -1.0
     """
 
-    stage = "update"
     scale: float = numeric(
         1.0, "The mean becomes -scale times the honest mean.", low=0, unbounded=ANY_SCALE
     )
@@ -42,9 +41,6 @@ class MeanControl:
 
     def check(self, path, setting):
         check_statistics(path, self.statistics, setting)
-
-    def init(self, num_clients, dim):
-        return ()
 
     def apply(self, key, updates, state, view):
         n = updates.shape[0]

@@ -2,11 +2,11 @@
 
 import jax
 
-from fedjax_sec.core import ANY_SCALE, numeric, registry, static
+from fedjax_sec.core import ANY_SCALE, UpdateAttack, numeric, registry, static
 
 
 @registry.attacks.register("random")
-class Random:
+class Random(UpdateAttack):
     r"""Every malicious client sends independent noise instead of its update.
 
     .. math:: u_{mal} \sim \mathcal{N}(0, scale^2 I) \text{ or } \mathcal{U}(-scale, scale)
@@ -23,16 +23,12 @@ class Random:
         True [2.]
     """
 
-    stage = "update"
     scale: float = numeric(
         1.0, "Standard deviation, or half-width for `uniform`.", above=0, unbounded=ANY_SCALE
     )
     distribution: str = static(
         "normal", "Distribution of each coordinate.", choices=("normal", "uniform")
     )
-
-    def init(self, num_clients, dim):
-        return ()
 
     def apply(self, key, updates, state, view):
         if self.distribution == "normal":

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from fedjax_sec.attacks.update._replacement import boosted, check_factor
-from fedjax_sec.core import ANY_SCALE, ConfigError, component, numeric, registry, static
+from fedjax_sec.attacks.update._replacement import Replacement
+from fedjax_sec.core import ConfigError, component, registry, static
 
 #: Gu et al.'s pattern of four pixels at the lower right corner of images of 28 x 28.
 CORNER = {
@@ -16,7 +16,7 @@ CORNER = {
 
 
 @registry.attacks.register("scaling")
-class Scaling:
+class Scaling(Replacement):
     r"""Malicious clients add poisoned copies to their data, and send their updates times a factor.
 
     A share p of a malicious client's examples, `backdoor.fraction`, is copied, triggered and
@@ -43,38 +43,19 @@ class Scaling:
         0
     """
 
-    stage = "update"
     backdoor: Any = component("attack", CORNER, "What to teach, an attack on data.")
-    factor: float | None = numeric(
-        None,
-        "lambda, what updates are multiplied by (null: K, the clients of the round).",
-        above=0,
-        unbounded=ANY_SCALE,
-    )
     copies: bool = static(
         True, "Poison copies that are added to the data (false: the examples themselves)."
-    )
-    accounts_for: str = static(
-        "clients",
-        "factor null: K, the `clients` of the round, or what their `weights_and_rate` make it.",
-        choices=("clients", "weights_and_rate"),
     )
 
     @property
     def needs(self):
-        rate = {"rate"} if self.accounts_for == "weights_and_rate" else set()
-        return frozenset({"task"} | rate)
+        return super().needs | {"task"}
 
     def check(self, path, setting):
-        check_factor(path, self)
+        self.check_factor(path)
         if self.backdoor.stage != "data":
             raise ConfigError(
                 f"{path}.backdoor must be an attack on data such as 'trojan' or "
                 f"'feature_trigger', got {self.backdoor.registered_name!r}."
             )
-
-    def init(self, num_clients, dim):
-        return ()
-
-    def apply(self, key, updates, state, view):
-        return boosted(self, updates, view), state, {}

@@ -1,10 +1,10 @@
 """Sign flipping: the malicious clients send their own update reversed."""
 
-from fedjax_sec.core import ANY_SCALE, numeric, registry
+from fedjax_sec.core import ANY_SCALE, UpdateAttack, numeric, registry
 
 
 @registry.attacks.register("sign_flip")
-class SignFlip:
+class SignFlip(UpdateAttack):
     r"""Every malicious client sends its own honest update times a negative factor.
 
     .. math:: u_{mal} = -scale \cdot u_{honest}
@@ -19,11 +19,7 @@ class SignFlip:
         [-1.  2.]
     """
 
-    stage = "update"
     scale: float = numeric(1.0, "Factor of the reversed update.", above=0, unbounded=ANY_SCALE)
-
-    def init(self, num_clients, dim):
-        return ()
 
     def apply(self, key, updates, state, view):
         return -self.scale * updates, state, {}

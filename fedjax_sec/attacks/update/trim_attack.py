@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_sec.attacks.update._directed import away, beyond, direction, own_update_alone, sees_all
-from fedjax_sec.core import ConfigError, numeric, registry, static
+from fedjax_sec.core import ConfigError, UpdateAttack, numeric, registry, static
 
 
 @registry.attacks.register("trim_attack")
-class TrimAttack:
+class TrimAttack(UpdateAttack):
     r"""Pushes every coordinate past the honest clients' extreme, against where the model is going.
 
     With s the sign of the mean update without an attack, and the honest clients' least and greatest
@@ -44,7 +44,6 @@ class TrimAttack:
         True
     """
 
-    stage = "update"
     b: float = numeric(2.0, "Largest factor beyond the honest extreme.", low=1, high=1e6)
     near: float = numeric(
         3.0, "Partial knowledge: least distance in standard deviations.", low=0, high=1e6
@@ -63,9 +62,6 @@ class TrimAttack:
 
     def idle(self, setting):
         return own_update_alone(self.registered_name, setting)
-
-    def init(self, num_clients, dim):
-        return ()
 
     def apply(self, key, updates, state, view):
         sign = direction(updates, view)

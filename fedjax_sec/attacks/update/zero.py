@@ -2,11 +2,11 @@
 
 import jax.numpy as jnp
 
-from fedjax_sec.core import registry
+from fedjax_sec.core import UpdateAttack, registry
 
 
 @registry.attacks.register("zero")
-class Zero:
+class Zero(UpdateAttack):
     r"""Every malicious client sends the zero update, u_mal = 0.
 
     `updates [K, D] -> [K, D]`; it slows training by diluting the honest updates.
@@ -19,11 +19,6 @@ class Zero:
         >>> print(fedjax_sec.attack([[1.0], [2.0]], "zero", malicious=[True, False])[:, 0])
         [0. 2.]
     """
-
-    stage = "update"
-
-    def init(self, num_clients, dim):
-        return ()
 
     def apply(self, key, updates, state, view):
         return jnp.zeros_like(updates), state, {}

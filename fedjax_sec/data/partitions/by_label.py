@@ -2,12 +2,12 @@
 
 import numpy as np
 
-from fedjax_sec.core import COUNT, ConfigError, registry, static
+from fedjax_sec.core import COUNT, ConfigError, Partitioner, registry, static
 from fedjax_sec.data.packing import Partition, check_num_clients, pack_lists
 
 
 @registry.partitions.register("by_label")
-class ByLabel:
+class ByLabel(Partitioner):
     """Examples sorted by label, cut into N * shards_per_client shards, dealt to clients at random.
 
     Most clients see at most `shards_per_client` labels. Where the examples do not divide evenly,

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from fedjax_sec.core import COUNT, ConfigError, registry, static
+from fedjax_sec.core import COUNT, ConfigError, Partitioner, registry, static
 from fedjax_sec.data.packing import Partition, check_num_clients, pack_lists
 
 #: Draws before giving up on `min_examples`.
@@ -12,7 +12,7 @@ HOPELESS = 1e-9
 
 
 @registry.partitions.register("dirichlet")
-class Dirichlet:
+class Dirichlet(Partitioner):
     r"""Each class is spread over the clients in proportions drawn from a Dirichlet distribution.
 
     .. math:: p_l \sim \mathrm{Dir}_N(\alpha, \dots, \alpha)

@@ -2,12 +2,12 @@
 
 import numpy as np
 
-from fedjax_sec.core import registry, static
+from fedjax_sec.core import Partitioner, registry, static
 from fedjax_sec.data.packing import Partition, check_num_clients, pack_lists
 
 
 @registry.partitions.register("iid")
-class Iid:
+class Iid(Partitioner):
     """A random permutation of the training set, cut into parts whose sizes differ by at most one.
 
     60,000 examples over 51 clients: 24 clients with 1177 and 27 with 1176.

@@ -2,12 +2,12 @@
 
 import numpy as np
 
-from fedjax_sec.core import ConfigError, registry, static
+from fedjax_sec.core import ConfigError, Partitioner, registry, static
 from fedjax_sec.data.packing import Partition, check_num_clients, pack_lists
 
 
 @registry.partitions.register("label_groups")
-class LabelGroups:
+class LabelGroups(Partitioner):
     r"""Clients fall into M groups at random; an example of class l goes to group l with chance q.
 
     .. math:: P(\text{group } g \mid \text{label } l) = q \text{ if } g = l,

@@ -2,12 +2,12 @@
 
 import numpy as np
 
-from fedjax_sec.core import ConfigError, registry, static
+from fedjax_sec.core import ConfigError, Partitioner, registry, static
 from fedjax_sec.data.packing import Partition, pack_lists
 
 
 @registry.partitions.register("natural")
-class Natural:
+class Natural(Partitioner):
     """Client i holds exactly the training examples of user i, whatever their number.
 
     With fewer clients than users, the other users' examples are left unused. Users without training

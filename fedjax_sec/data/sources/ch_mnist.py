@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from fedjax_sec.core import registry
+from fedjax_sec.core import Dataset, registry
 from fedjax_sec.data.source import MissingDataError, Source
 from fedjax_sec.data.sources._tfds import load_arrays
 
@@ -11,7 +11,7 @@ SIDE, TRAIN = 64, 4000
 
 
 @registry.datasets.register("ch_mnist")
-class ChMnist:
+class ChMnist(Dataset):
     """Histology tiles of colorectal cancer: 64x64 grey images, 8 classes, 4,000 and 1,000.
 
     tensorflow-datasets holds the 5,000 tiles in colour at 150x150 under `colorectal_histology`.

@@ -1,12 +1,12 @@
 """CIFAR-10."""
 
-from fedjax_sec.core import registry
+from fedjax_sec.core import Dataset, registry
 from fedjax_sec.data.source import Source
 from fedjax_sec.data.sources._tfds import load_tfds
 
 
 @registry.datasets.register("cifar10")
-class Cifar10:
+class Cifar10(Dataset):
     """Objects and animals: 32x32 colour images, 10 classes.
 
     Source: Krizhevsky: Learning multiple layers of features from tiny images (2009).

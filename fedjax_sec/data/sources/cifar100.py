@@ -1,12 +1,12 @@
 """CIFAR-100."""
 
-from fedjax_sec.core import registry
+from fedjax_sec.core import Dataset, registry
 from fedjax_sec.data.source import Source
 from fedjax_sec.data.sources._tfds import load_tfds
 
 
 @registry.datasets.register("cifar100")
-class Cifar100:
+class Cifar100(Dataset):
     """Objects and animals: 32x32 colour images, 100 (fine) classes.
 
     Source: Krizhevsky: Learning multiple layers of features from tiny images (2009).

@@ -2,14 +2,14 @@
 
 import numpy as np
 
-from fedjax_sec.core import registry
+from fedjax_sec.core import Dataset, registry
 from fedjax_sec.data.source import Source
 
 MEAN, STD = 0.3054, 0.3759  # of the training part, in [0, 1] pixel units
 
 
 @registry.datasets.register("digits")
-class Digits:
+class Digits(Dataset):
     """Handwritten digits of scikit-learn: 1797 grey images of 8x8 pixels, 10 classes.
 
     It is embedded in scikit-learn and needs no download, so tests and first steps use it. It has no

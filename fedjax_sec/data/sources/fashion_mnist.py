@@ -1,12 +1,12 @@
 """Fashion-MNIST."""
 
-from fedjax_sec.core import registry
+from fedjax_sec.core import Dataset, registry
 from fedjax_sec.data.source import Source
 from fedjax_sec.data.sources._tfds import load_tfds
 
 
 @registry.datasets.register("fashion_mnist")
-class FashionMnist:
+class FashionMnist(Dataset):
     """Articles of clothing: 28x28 grey images, 10 classes.
 
     Source: Xiao, Rasul, Vollgraf: Fashion-MNIST: a novel image dataset for benchmarking machine

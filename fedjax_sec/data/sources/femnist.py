@@ -1,6 +1,6 @@
 """Federated EMNIST, all classes."""
 
-from fedjax_sec.core import registry
+from fedjax_sec.core import Dataset, registry
 from fedjax_sec.data.source import Source
 from fedjax_sec.data.sources._femnist import Archive, load_femnist
 
@@ -13,7 +13,7 @@ ARCHIVE = Archive(
 
 
 @registry.datasets.register("femnist")
-class Femnist:
+class Femnist(Dataset):
     """Handwritten digits and letters by their 3,400 writers: 28x28 grey images, 62 classes.
 
     Classes 0 to 9 are digits, 10 to 35 capital and 36 to 61 small letters. Images, layouts of files

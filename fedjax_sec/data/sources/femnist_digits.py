@@ -1,6 +1,6 @@
 """Federated EMNIST, digits only."""
 
-from fedjax_sec.core import registry
+from fedjax_sec.core import Dataset, registry
 from fedjax_sec.data.source import Source
 from fedjax_sec.data.sources._femnist import Archive, load_femnist
 
@@ -13,7 +13,7 @@ ARCHIVE = Archive(
 
 
 @registry.datasets.register("femnist_digits")
-class FemnistDigits:
+class FemnistDigits(Dataset):
     """Handwritten digits by their 3,383 writers: 28x28 grey images, 10 classes.
 
     The images are dark on light (background 1) and neither centred nor scaled as MNIST's are; they

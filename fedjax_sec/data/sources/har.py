@@ -4,14 +4,14 @@ from pathlib import Path
 
 import numpy as np
 
-from fedjax_sec.core import registry
+from fedjax_sec.core import Dataset, registry
 from fedjax_sec.data.source import MissingDataError, Source
 from fedjax_sec.data.sources._har import FOLDER, SIZES, by_user, how_to_get, uci_folder
 from fedjax_sec.data.sources._tfds import data_root
 
 
 @registry.datasets.register("har")
-class Har:
+class Har(Dataset):
     """UCI's human activities: 10,299 windows of 561 features in [-1, 1], 6 classes, 30 users.
 
     Reads `UCI HAR Dataset/`, the folder in UCI's zip file, as it is. Three quarters of each user's

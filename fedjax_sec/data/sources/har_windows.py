@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedjax_sec.core import registry
+from fedjax_sec.core import Dataset, registry
 from fedjax_sec.data.source import MissingDataError, Source
 from fedjax_sec.data.sources._files import cache_file, load_cache, store_cache
 from fedjax_sec.data.sources._har import SIZES, by_user, how_to_get, uci_folder
@@ -19,7 +19,7 @@ WINDOW = 128
 
 
 @registry.datasets.register("har_windows")
-class HarWindows:
+class HarWindows(Dataset):
     """UCI's windows of raw signals with 561 features of our own computation; 6 classes, 30 users.
 
     The same 10,299 windows of the same users as `har`, and features of the same list in the same

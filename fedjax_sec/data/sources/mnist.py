@@ -1,12 +1,12 @@
 """MNIST."""
 
-from fedjax_sec.core import registry
+from fedjax_sec.core import Dataset, registry
 from fedjax_sec.data.source import Source
 from fedjax_sec.data.sources._tfds import load_tfds
 
 
 @registry.datasets.register("mnist")
-class Mnist:
+class Mnist(Dataset):
     """Handwritten digits: 28x28 grey images, 10 classes.
 
     Source: LeCun, Bottou, Bengio, Haffner: Gradient-based learning applied to document recognition

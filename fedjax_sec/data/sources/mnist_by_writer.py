@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedjax_sec.core import registry
+from fedjax_sec.core import Dataset, registry
 from fedjax_sec.data.source import MissingDataError, Source
 from fedjax_sec.data.sources._files import fetch, first_line
 from fedjax_sec.data.sources._tfds import data_root, load_tfds
@@ -31,7 +31,7 @@ _ORDER = (
 
 
 @registry.datasets.register("mnist_by_writer")
-class MnistByWriter:
+class MnistByWriter(Dataset):
     """MNIST's digits by their NIST writers: 28x28 grey images, 10 classes, 539 training writers.
 
     The images and the split are those of `mnist`, so results compare with it; the training part

@@ -1,0 +1,62 @@
+"""The contract that every component keeps, for those of this package and for anybody's.
+
+    from fedjax_sec.testing import check_component
+
+    def test_my_rule():
+        check_component(MyRule)
+
+It runs on tiny worlds, one for each kind of input, in seconds to a minute on a CPU.
+"""
+
+from fedjax_sec.testing import (
+    clients,
+    data_attacks,
+    defenses,
+    fields,
+    looking,
+    materials,
+    update_attacks,
+)
+from fedjax_sec.testing.compare import both_ways, close, same_bits
+from fedjax_sec.testing.component import check_component, checks_of, kind_of, variants_of
+from fedjax_sec.testing.worlds import (
+    CLASSES,
+    HIDDEN,
+    MEAN,
+    SHAPE,
+    STD,
+    World,
+    kinds_of,
+    sample,
+    tiny_pool,
+    tiny_task,
+    world,
+)
+
+__all__ = [
+    "CLASSES",
+    "HIDDEN",
+    "MEAN",
+    "SHAPE",
+    "STD",
+    "World",
+    "both_ways",
+    "check_component",
+    "checks_of",
+    "clients",
+    "close",
+    "data_attacks",
+    "defenses",
+    "fields",
+    "kind_of",
+    "kinds_of",
+    "looking",
+    "materials",
+    "same_bits",
+    "sample",
+    "tiny_pool",
+    "tiny_task",
+    "update_attacks",
+    "variants_of",
+    "world",
+]
