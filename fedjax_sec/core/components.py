@@ -171,6 +171,7 @@ class Trigger(DataAttack):
     measured on the test examples of that class with the trigger.
     """
 
+    needs_labels = True
     target: int = 0
     fraction: Any = 1.0
     num_images: int = 1000

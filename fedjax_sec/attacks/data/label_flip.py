@@ -28,6 +28,7 @@ class LabelFlip(DataAttack):
         1.0
     """
 
+    needs_labels = True
     base: int | None = static(
         None, "Class of the examples that are relabelled (null: all).", low=0, high=COUNT
     )
