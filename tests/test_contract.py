@@ -6,12 +6,12 @@ import contract
 import jax
 import pytest
 from contract import BYZANTINE, CLIENTS
+from fedjax_sec.evaluation.influence import Influence
 from helpers import shallow
 
 from fedjax_sec.core import Setting, fill_defaults, registry
 from fedjax_sec.data.local_test import LocalTest
 from fedjax_sec.data.root import Root
-from fedjax_sec.evaluation.influence import Influence
 from fedjax_sec.runs import config
 from fedjax_sec.sweeps import Sweep
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from fedjax_sec.evaluation.influence import Probes, importances, influence
 from helpers import NumpyMlp, same_bits, small, tiny_mlp, tiny_pool, tiny_task
 
 import fedjax_sec
@@ -14,7 +15,6 @@ from fedjax_sec import core
 from fedjax_sec.core import ConfigError
 from fedjax_sec.core.types import ServerView
 from fedjax_sec.evaluation import influence as module
-from fedjax_sec.evaluation.influence import Probes, importances, influence
 from fedjax_sec.round import make_task
 from fedjax_sec.round.pipeline import Attack, Defense
 from fedjax_sec.runs import config

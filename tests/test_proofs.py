@@ -1,11 +1,15 @@
 """Components outside the package, one file each: what they do, in a run."""
 
 import importlib.util
+import itertools
+import json
+import lzma
 import os
 import re
 import sys
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,8 +17,12 @@ import pytest
 from helpers import close, same_bits, small
 
 import fedjax_sec
-from fedjax_sec.core import ConfigError, Monitor, registry
+from fedjax_sec.core import ConfigError, Monitor, PrivacyAttack, registry
 from fedjax_sec.core.types import Known, Message
+from fedjax_sec.data import MissingDataError, checked
+from fedjax_sec.data.sources.shakespeare import CHARACTERS
+from fedjax_sec.monitors.reconstruction import compare
+from fedjax_sec.round import make_task
 from fedjax_sec.runs import config
 from fedjax_sec.runs.prepare import make_replicas, prepare
 from fedjax_sec.runs.program import Program
@@ -75,13 +83,11 @@ def of(metrics, name, at=-1):
 
 
 def bound(spec):
-    """(task, population, pool) of an experiment."""
+    """(task, program, replica) of an experiment."""
     prepared = prepare(config.from_mapping(spec))
     program = Program(prepared)
     replicas = jax.tree.map(lambda leaf: leaf[0], make_replicas([prepared]))
-    from fedjax_sec.round import make_task
-
-    return make_task(program.problem, program.pool, prepared.task), prepared, program, replicas
+    return make_task(program.problem, program.pool, prepared.task), program, replicas
 
 
 # --- An algorithm -------------------------------------------------------------------------------
@@ -202,7 +208,7 @@ def test_a_rule_that_reads_the_servers_loss(proof, recorder):
     spec = ROOTED | {"attack": "sign_flip", "defense": rule}
     spec["evaluation"] = {"every": 1, "monitors": ["recorder"]}
     metrics = fedjax_sec.run(spec).metrics
-    task, prepared, program, replica = bound(spec)
+    task, program, replica = bound(spec)
     root = replica.population.root
     x, y = task.inputs.decode(program.pool.x[root]), program.pool.y[root]
 
@@ -252,7 +258,7 @@ LINEAR = small(
 @uses("inversion")
 def test_a_linear_models_gradient_is_its_example(proof):
     """One example and one step: what the server receives holds the example."""
-    task, prepared, program, replica = bound(LINEAR)
+    task, program, replica = bound(LINEAR)
     params = program.init(jax.tree.map(lambda leaf: leaf[None], replica)).server.params[0]
     index = replica.population.index[:, 0]
     x, y = task.inputs.decode(program.pool.x[index]), program.pool.y[index]
@@ -274,7 +280,7 @@ def test_a_linear_models_gradient_is_its_example(proof):
 def test_a_wrapper_of_networks_trains_its_pairs_only(proof):
     spec = small(model={"name": "adapted", "base": {"name": "mlp", "hidden": [6]}}, rounds=3)
     result = fedjax_sec.run(spec)
-    task, prepared, program, _ = bound(spec)
+    prepared = prepare(result.experiment)
     assert prepared.space.dim == 2 * (64 + 6) + 2 * (6 + 10)
     assert all(name.startswith("lora/") for name in prepared.space.slices)
     start = prepared.network.model.init(jax.random.key(0))
@@ -308,7 +314,10 @@ with_text = pytest.mark.skipif(
 @uses("char_lstm")
 def test_a_language_model_learns_more_than_how_often_letters_are(proof):
     result = fedjax_sec.run(TEXT)
-    train, test = prepare(result.experiment).source.y_train, prepare(result.experiment).source.y_test
+    train, test = (
+        prepare(result.experiment).source.y_train,
+        prepare(result.experiment).source.y_test,
+    )
     counts = np.bincount(train.ravel(), minlength=96) + 1
     unigram = -np.mean(np.log(counts / counts.sum())[test])
     losses = result.metrics["loss"]
@@ -338,6 +347,338 @@ def test_a_language_model_learns_more_than_how_often_letters_are(proof):
 def test_what_needs_classes_is_refused_on_text(proof, changes, words):
     with pytest.raises(ConfigError, match=words):
         fedjax_sec.run(TEXT | changes)
+
+
+# --- Objects of Python's own --------------------------------------------------------------------
+
+
+def middle(updates):
+    return jnp.median(updates, axis=0)
+
+
+def test_a_plain_function_is_a_defense(tmp_path):
+    spec = small(threat={"num_malicious": 1}, attack="sign_flip", checkpoint={"every": 1})
+    ours = fedjax_sec.run(spec, defense=middle, out=tmp_path / "run")
+    close(ours.params, fedjax_sec.run(spec, defense="median").params)
+    assert ours.metrics["kept"][-1].tolist() == [1, 1, 1, 1, 1]
+    assert ours.experiment.to_dict()["defense"] == {
+        "name": "function",
+        "function": f"{__name__}.middle",
+    }
+    piped = fedjax_sec.run(spec, defense=[{"name": "clip_norm", "max_norm": 0.1}, middle])
+    named = fedjax_sec.run(spec, defense=[{"name": "clip_norm", "max_norm": 0.1}, "median"])
+    close(piped.params, named.params)
+    words = f"defense: the function '{__name__}.middle' is Python's and in no file; give it again"
+    with pytest.raises(ConfigError, match=words):
+        fedjax_sec.run(tmp_path / "run" / "config.yaml")
+    more = fedjax_sec.run(spec | {"rounds": 4}, defense=middle, out=tmp_path / "run", resume=True)
+    same_bits(more.params, fedjax_sec.run(spec | {"rounds": 4}, defense=middle).params)
+
+
+def test_rows_that_are_not_finite_never_reach_a_function():
+    updates = np.array([[1.0], [np.nan], [2.0], [9.0]])
+    with pytest.warns(UserWarning, match="1 of 4 rows"):
+        close(fedjax_sec.aggregate(updates, lambda u: u.mean(axis=0)), np.full(1, 4.0))
+    with pytest.warns(UserWarning, match="1 of 4 rows"):
+        got = fedjax_sec.aggregate(
+            updates, lambda u, valid: jnp.where(valid[:, None], u, 0.0).sum(axis=0)
+        )
+    close(got, np.full(1, 12.0))
+
+
+def test_another_function_of_the_same_name_is_another_rule():
+    """Compiled programs are kept by the rule; all lambdas of a place have one name."""
+    updates = np.array([[1.0], [2.0], [9.0]])
+    rules = [lambda u, scale=scale: scale * u.sum(axis=0) for scale in (1.0, 2.0)]
+    assert [float(fedjax_sec.aggregate(updates, rule)[0]) for rule in rules] == [12.0, 24.0]
+
+
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [
+        (np.median, r"defense: numpy.median fails on updates \[K, D\] .* made of jax.numpy"),
+        (lambda u: u, r"must return one vector \[D\]"),
+        (lambda: 0, "fails on updates"),
+    ],
+)
+def test_a_function_that_is_no_rule_is_refused(rule, words):
+    with pytest.raises(ConfigError, match=words):
+        fedjax_sec.aggregate(np.ones((5, 3)), rule)
+    with pytest.raises(ConfigError, match=words):
+        fedjax_sec.run(small(), defense=rule)
+
+
+class Net(nn.Module):
+    """A network of a user's own, registered nowhere."""
+
+    hidden: int = 6
+    drop: float = 0.0
+
+    @nn.compact
+    def __call__(self, x, train):
+        h = nn.relu(nn.Dense(self.hidden)(x.reshape(x.shape[0], -1)))
+        return nn.Dense(10)(nn.Dropout(self.drop, deterministic=not train)(h))
+
+
+def test_a_flax_module_is_a_model(tmp_path):
+    spec = small(checkpoint={"every": 1})
+    result = fedjax_sec.run(spec, model=Net(), rounds=2, out=tmp_path / "run")
+    assert result.metrics["loss"][-1] < result.metrics["loss"][0]
+    assert sorted(result.params["params"]) == ["Dense_0", "Dense_1"]
+    text = f"{__name__}.Net(hidden=6, drop=0.0)"
+    assert result.experiment.to_dict()["model"] == {"name": "module", "module": text}
+    again = {"out": tmp_path / "run", "resume": True}
+    with pytest.raises(ConfigError, match=re.escape(f"the module {text} is Python's and in no")):
+        fedjax_sec.run(tmp_path / "run" / "config.yaml", rounds=3, **again)
+    with pytest.raises(ConfigError, match="model.module"):
+        fedjax_sec.run(spec, model=Net(7), rounds=3, **again)
+    more = fedjax_sec.run(spec, model=Net(), rounds=3, **again)
+    same_bits(more.params, fedjax_sec.run(spec, model=Net(), rounds=3).params)
+    dropped = fedjax_sec.run(spec, model=Net(drop=0.5), rounds=3)
+    assert not np.array_equal(
+        dropped.params["params"]["Dense_1"]["kernel"], more.params["params"]["Dense_1"]["kernel"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [
+        (nn.Sequential([lambda x: x.reshape(x.shape[0], -1), nn.Dense(9)]), "gives outputs .* 9"),
+        (nn.BatchNorm(), "model: BatchNorm fails on the data's inputs"),
+        (nn.Sequential([lambda x: x[:, :, :9] @ jnp.ones((3, 3))]), "fails on the data's inputs"),
+    ],
+)
+def test_a_module_that_does_not_fit_is_refused(module, words):
+    with pytest.raises(ConfigError, match=words):
+        fedjax_sec.run(small(), model=module)
+
+
+# --- What is shipped ----------------------------------------------------------------------------
+
+
+def test_the_shipped_bucketing_equals_the_papers_in_numpy():
+    """Algorithm 1 in float64: nine rows, one of NaN, buckets of two; and who is in the chosen."""
+    updates = np.random.default_rng(0).normal(size=(9, 4)).astype(np.float32)
+    updates[4] = np.nan
+    weights = np.arange(1.0, 10.0)
+    rule = [{"name": "bucketing", "size": 2}, "mean"]
+    with pytest.warns(UserWarning, match="1 of 9 rows"):
+        got = fedjax_sec.aggregate(updates, rule, weights=weights, key=5)
+    order = np.asarray(jax.random.permutation(jax.random.fold_in(jax.random.key(5), 0), 9))
+    buckets = [[i for i in order[at : at + 2] if i != 4] for at in range(0, 9, 2)]
+    rows = [(np.mean(updates[b].astype(float), axis=0), weights[b].sum()) for b in buckets if b]
+    means, shares = zip(*rows, strict=True)
+    close(got, np.average(means, axis=0, weights=shares).astype(np.float32))
+
+
+def test_the_shipped_bucketing_is_refused_where_nothing_is_left():
+    with pytest.raises(ConfigError, match="defense.*size must be <= 5, the clients of a round"):
+        fedjax_sec.run(small(), defense=[{"name": "bucketing", "size": 6}, "median"])
+    with pytest.raises(ConfigError, match="K = 3 clients"):
+        fedjax_sec.run(small(), defense=["bucketing", {"name": "krum", "num_byzantine": 1}])
+
+
+def test_the_shipped_zeno_equals_its_definition_in_numpy():
+    drawn = np.random.default_rng(1)
+    updates, params = drawn.normal(size=(7, 3)), 9 * drawn.normal(size=3)
+    updates[2] *= 50
+
+    def loss(w):
+        return ((w - 1.0) ** 2).sum()
+
+    rule = {"name": "zeno", "num_removed": 2, "rho": 5.0}
+    got = fedjax_sec.aggregate(updates, rule, server_loss=loss, params=params)
+    scores = [loss(params) - loss(params + u) - 5.0 * u @ u for u in updates]
+    chosen = np.argsort(scores)[2:]
+    close(got, updates[chosen].mean(axis=0).astype(np.float32))
+    plain = {"name": "zeno", "num_removed": 2, "rho": 0.0}
+    other = fedjax_sec.aggregate(updates, plain, server_loss=loss, params=params)
+    assert not np.allclose(other, got)  # the length counts
+    updates[5] = np.inf
+    with pytest.warns(UserWarning, match="1 of 7 rows"):
+        got = fedjax_sec.aggregate(updates, rule, server_loss=loss, params=params)
+    rest = np.delete(np.arange(7), 5)
+    chosen = rest[np.argsort([scores[i] for i in rest])[2:]]
+    close(got, updates[chosen].mean(axis=0).astype(np.float32))
+
+
+def test_the_shipped_zeno_takes_f_from_the_threat_and_needs_a_loss():
+    built = config.from_mapping(ROOTED | {"defense": "zeno", "attack": "sign_flip"})
+    assert built.defense.stages[0].num_removed == 1
+    with pytest.raises(ConfigError, match="zeno needs b < K; with K = 5 .*<= 4, got 5"):
+        fedjax_sec.run(ROOTED, defense={"name": "zeno", "num_removed": 5})
+    with pytest.raises(ConfigError, match="'zeno' needs examples that the server holds itself"):
+        fedjax_sec.run(small(), defense={"name": "zeno", "num_removed": 1})
+    with pytest.raises(ConfigError, match="server_loss is missing: 'zeno' evaluates parameters"):
+        fedjax_sec.aggregate(np.ones((5, 3)), "zeno", num_removed=1, server_update=np.ones(3))
+
+
+def test_the_shipped_cosine_leaves_out_who_sent_nothing(recorder):
+    """Honest clients only make the mean; absent ones have no cosine and are in no mean."""
+    spec = small(threat={"num_malicious": 2}, attack="sign_flip", rounds=4)
+    spec["server"] = {"dropout": 0.4}
+    spec["evaluation"] = {"every": 1, "monitors": ["recorder", "cosine"]}
+    metrics = fedjax_sec.run(spec).metrics
+    someone = False
+    for i in range(1, 5):
+        sent, bad = of(metrics, "sent", i).astype(float), of(metrics, "malicious", i) > 0
+        there = np.abs(sent).max(axis=1) > 0
+        someone |= not there.all()
+        mean = sent[there & ~bad].mean(axis=0)
+        expected = np.zeros(5)
+        lengths = np.linalg.norm(sent[there], axis=1) * np.linalg.norm(mean)
+        expected[there] = sent[there] @ mean / lengths
+        close(metrics["cosine/client"][i], expected, rtol=1e-4, atol=1e-5)
+        close(metrics["cosine/honest"][i], expected[there & ~bad].mean(), rtol=1e-4, atol=1e-5)
+    assert someone
+
+
+def test_the_shipped_monitor_of_reconstruction_meets_each_clients_example():
+    """One example and one step: exact for every victim, whoever it is."""
+    for victim in (0, 3):
+        spec = LINEAR | {"evaluation": {"monitors": {"name": "reconstruction", "victim": victim}}}
+        metrics = fedjax_sec.run(spec).metrics
+        assert metrics["reconstruction/relative_error"][-1] < 1e-3
+        assert metrics["reconstruction/label_rate"][-1] == 1
+
+
+def test_a_batch_spoils_the_reconstruction():
+    """A monitor that always says yes would be worthless."""
+    client = LINEAR["client"] | {"batch_size": 10}
+    spec = LINEAR | {"data": {"num_clients": 5, "max_train": 50}, "client": client}
+    spec |= {"evaluation": {"monitors": "reconstruction"}}
+    metrics = fedjax_sec.run(spec).metrics
+    assert metrics["reconstruction/relative_error"][-1] > 0.05
+
+
+@uses("inversion")
+def test_an_attack_of_ones_own_runs_in_the_shipped_monitor(proof):
+    monitor = {"name": "reconstruction", "attack": "residuals", "victim": 2}
+    metrics = fedjax_sec.run(LINEAR | {"evaluation": {"monitors": monitor}}).metrics
+    assert metrics["reconstruction/relative_error"][-1] < 1e-3
+
+
+def test_the_monitor_hands_over_the_protocols_numbers():
+    seen = []
+
+    class Spy(PrivacyAttack):
+        def reconstruct(self, key, message, params, task, known):
+            seen.append(known)
+            shape = (known.batch, *task.inputs.shape)
+            return jnp.zeros(shape), jnp.zeros(known.batch, int)
+
+    registry.privacy_attacks.register("spy")(Spy)
+    spec = LINEAR | {"evaluation": {"monitors": {"name": "reconstruction", "attack": "spy"}}}
+    metrics = fedjax_sec.run(spec).metrics
+    assert metrics["reconstruction/relative_error"][-1] == 1  # a guess of zeros
+    known = seen[-1]
+    assert (known.steps, known.batch, known.classes) == (1, 1, 10) and known.rate is not None
+    adam = spec["client"] | {"optimizer": {"name": "adam", "learning_rate": 0.1}}
+    fedjax_sec.run(spec | {"client": adam})
+    assert seen[-1].rate is None
+
+
+def test_guesses_are_matched_to_the_examples():
+    """Against all permutations, in NumPy: three guesses, four examples of which one is padding."""
+    drawn = np.random.default_rng(2)
+    truth = drawn.normal(size=(4, 5)).astype(np.float32)
+    guess = truth[[2, 0, 1]] + 0.1 * drawn.normal(size=(3, 5)).astype(np.float32)
+    labels, there = np.arange(4), np.array([True, True, True, False])
+    error, right = compare(guess, np.array([2, 0, 5]), truth, labels, there)
+    lengths = np.linalg.norm(truth, axis=1)
+    costs = [
+        np.mean([np.linalg.norm(guess[b] - truth[j]) / lengths[j] for b, j in enumerate(match)])
+        for match in itertools.permutations(range(3))
+    ]
+    close(error, np.float32(min(costs)), rtol=1e-4)
+    close(right, np.float32(2 / 3))
+    few = np.array([True, False, False, False])
+    error, right = compare(guess, np.array([2, 0, 5]), truth, labels, few)
+    close(error, np.float32((np.linalg.norm(guess[1] - truth[0]) / lengths[0] + 2) / 3), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model": "mlp"}, "'linear_inversion' needs a model of one linear layer"),
+        ({"victim": 9}, "victim must be < 5, the clients of a round"),
+    ],
+)
+def test_what_cannot_be_reconstructed_is_refused(changes, words):
+    monitor = {"name": "reconstruction", "victim": changes.get("victim", 0)}
+    model = changes.get("model", "logistic_regression")
+    with pytest.raises(ConfigError, match=words):
+        fedjax_sec.run(LINEAR | {"model": model, "evaluation": {"monitors": monitor}})
+
+
+PLAY = {
+    "HAMLET": ["To be, or not to be", "that is"],
+    "GHOST": ["Mark me.\n~"],
+}
+
+
+def a_play(folder, packed=False):
+    (folder / "shakespeare").mkdir(parents=True)
+    for part, texts in (("train", PLAY), ("test", {"GHOST": ["I am"]})):
+        content = json.dumps({"user_data": {role: {"x": x} for role, x in texts.items()}})
+        path = folder / "shakespeare" / f"roles_{part}.json{'.xz' * packed}"
+        path.write_bytes(lzma.compress(content.encode()) if packed else content.encode())
+    return registry.datasets.build({"name": "shakespeare", "length": 8})
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_shipped_shakespeare_cuts_texts_into_sequences(tmp_path, packed):
+    source = checked(a_play(tmp_path, packed).load(str(tmp_path)), "shakespeare")
+    assert source.num_classes == 90 and source.task == "language_model"
+    assert source.users_train.tolist() == [0, 0, 1, 1, 1, 1] and source.users_test.tolist() == [0]
+    letters = dict(enumerate(CHARACTERS, 1))
+
+    def read(tokens):
+        names = {0: "", 87: "?", 88: "<", 89: ">", -1: ""} | letters
+        return "".join(names[int(token)] for token in tokens)
+
+    rows = list(zip(map(read, source.x_train), map(read, source.y_train), strict=True))
+    assert rows[:2] == [("<Mark me", "Mark me."), (".\n?>", "\n?>")]  # an unknown one as ?
+    assert [x for x, _ in rows[2:]] == ["<To be, ", "or not t", "o be>", "<that is"]
+    assert rows[-1][1] == "that is>" and (source.y_train[1] == -1).sum() == 5
+
+
+def test_the_shipped_shakespeare_says_how_to_get_it(tmp_path):
+    built = registry.datasets.build("shakespeare")
+    with pytest.raises(MissingDataError, match="shakespeare.tar.bz2 there .*downloading|switched"):
+        built.load(str(tmp_path), download=False)
+    a_play(tmp_path)
+    (tmp_path / "shakespeare" / "roles_train.json").write_text("{")
+    with pytest.raises(MissingDataError, match="cannot be read"):
+        built.load(str(tmp_path), download=False)
+
+
+@with_text
+def test_the_shipped_shakespeare_has_the_published_size():
+    source = registry.datasets.build("shakespeare").load(str(Path(DATA) / "raw"), False)
+    assert len(np.unique(source.users_train)) == 715
+    assert (source.x_train == 87).mean() < 1e-4  # nearly all characters have a number
+    some = registry.datasets.build({"name": "shakespeare", "max_users": 2})
+    assert checked(some.load(str(Path(DATA) / "raw"), False), "shakespeare").is_subset
+
+
+def test_the_shipped_network_learns_text(tmp_path):
+    """One text by heart, by two roles; federated, through every layer."""
+    texts = {"users": 0, "user_data": {role: {"x": ["abcdefgh" * 12] * 4} for role in "AB"}}
+    (tmp_path / "shakespeare").mkdir()
+    for part in ("train", "test"):
+        (tmp_path / "shakespeare" / f"roles_{part}.json").write_text(json.dumps(texts))
+    client = {"steps": 10, "batch_size": 8, "optimizer": {"name": "adam", "learning_rate": 0.02}}
+    data = {"name": "shakespeare", "length": 16, "num_clients": 2, "data_dir": str(tmp_path)}
+    spec = {
+        "data": data | {"partition": "natural"},
+        "model": {"name": "char_lstm", "hidden": [12, 12]},
+        "client": client,
+        "evaluation": {"every": 5},
+        "rounds": 10,
+    }
+    metrics = fedjax_sec.run(spec).metrics
+    assert metrics["loss"][0] > 4 and metrics["loss"][-1] < 1.0, metrics["loss"]
 
 
 # --- How they are made --------------------------------------------------------------------------

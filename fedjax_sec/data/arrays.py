@@ -13,6 +13,7 @@ from fedjax_sec.data.source import Source, checked
 _GIVEN: dict[str, Source] = {}
 
 NAME = "arrays"
+USERS = ("users_train", "users_test")
 
 
 def arrays(
@@ -56,7 +57,9 @@ def arrays(
     """
     given = {"x_train": x_train, "y_train": y_train, "x_test": x_test, "y_test": y_test}
     given |= {"users_train": users_train, "users_test": users_test}
-    source = of_arrays(NAME, "arrays given in Python", given, num_classes, scale, mean, std, kind, task)
+    source = of_arrays(
+        NAME, "arrays given in Python", given, num_classes, scale, mean, std, kind, task
+    )
     digest = digest_of(source)
     _GIVEN[digest] = source
     return source
@@ -65,7 +68,7 @@ def arrays(
 def of_arrays(name, origin, given, num_classes, scale, mean, std, kind, task) -> Source:
     """The checked source `name` of arrays; see `arrays` for what may be None."""
     given = {
-        key: value if value is None else _array(value, f"Data set {name!r}: {key}")
+        key: None if value is None and key in USERS else _array(value, f"Data set {name!r}: {key}")
         for key, value in given.items()
     }
     x, labels = given["x_train"], [given["y_train"], given["y_test"]]

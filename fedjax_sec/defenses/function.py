@@ -48,12 +48,9 @@ class Function:
         return {"name": self.registered_name, "function": _name(self.function)}
 
     def check(self, path, setting):
-        if not callable(self.function):
-            named = f" {self.function!r}" if isinstance(self.function, str) else ""
-            raise ConfigError(
-                f"{path}: the function{named} is Python's and in no file; give it again: "
-                f"fedjax_sec.run(config, defense=FUNCTION)."
-            )
+        if isinstance(self.function, str) and setting.num_parameters is None:
+            return  # a finished run's configuration may be read; only a run needs the function
+        self._refuse_missing(path)
         clients, dim = setting.num_clients, setting.num_parameters or 8
         shape = jax.ShapeDtypeStruct
         rows, valid = shape((clients, dim), jnp.float32), shape((clients,), jnp.bool_)
@@ -75,15 +72,22 @@ class Function:
     def init(self, num_clients, dim):
         return ()
 
+    def _refuse_missing(self, path: str) -> None:
+        if not callable(self.function):
+            named = f" {self.function!r}" if isinstance(self.function, str) else ""
+            raise ConfigError(
+                f"{path}: the function{named} is Python's and in no file; give it again: "
+                f"fedjax_sec.run(config, defense=FUNCTION)."
+            )
+
     def _call(self, updates, valid):
         if _arguments(self.function) > 1:
             return self.function(jnp.where(valid[:, None], updates, 0.0), valid)
-        mean = weighted_mean(
-            jnp.where(valid[:, None], updates, 0.0), valid.astype(updates.dtype)
-        )
+        mean = weighted_mean(jnp.where(valid[:, None], updates, 0.0), valid.astype(updates.dtype))
         return self.function(jnp.where(valid[:, None], updates, mean[None]))
 
     def apply(self, key, updates, state, view):
+        self._refuse_missing("defense")
         aggregate = self._call(updates, view.valid).astype(updates.dtype)
         aggregate = jnp.where(jnp.any(view.valid), aggregate, 0.0)
         return aggregate, state, {"kept": view.valid.astype(updates.dtype)}

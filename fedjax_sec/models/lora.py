@@ -25,17 +25,17 @@ class Lora:
 
     A begins with normal numbers of variance 1 / in, B with zeros, so that training begins at the
     base. Layers are those with a kernel of two axes; convolutions and biases stay frozen without a
-    pair. D is the number of parameters of all pairs, r (in + out) each: only they are trained, sent,
-    attacked and defended. Running statistics of the base are observed as without LoRA. The frozen
-    base is held once, whatever the number of clients, seeds and replicas.
+    pair. D is the number of parameters of all pairs, r (in + out) each: only they are trained,
+    sent, attacked and defended. Running statistics of the base are observed as without LoRA. The
+    frozen base is held once, whatever the number of clients, seeds and replicas.
 
-    Without `base_params` the base is drawn once, from a fixed key, the same for all seeds. A finished
-    run keeps its parameters in `params.npy` with `checkpoint.keep_params: true`, in the order that
-    `base_params` needs.
+    Without `base_params` the base is drawn once, from a fixed key, the same for all seeds. With
+    `checkpoint.keep_params: true` a finished run keeps its parameters in `params.npy`, in the order
+    that `base_params` needs.
 
-    Raises: `ConfigError` for a base without a kernel of two axes, one whose layer with such a kernel
-    is never called as a layer (flax's `OptimizedLSTMCell` joins its kernels), and for a file that
-    does not hold the base's parameters.
+    Raises: `ConfigError` for a base without a kernel of two axes, one whose layer with such a
+    kernel is never called as a layer (flax's `OptimizedLSTMCell` joins its kernels), and for a file
+    that does not hold the base's parameters.
 
     Source: Hu et al. 2021 (LoRA: low-rank adaptation of large language models), Section 4.1,
     Equation 3: alpha / r, B = 0, A normal; its variance is a choice. The paper adapts attention

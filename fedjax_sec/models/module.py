@@ -154,6 +154,8 @@ def _text(module: Any) -> Any:
     for field in dataclasses.fields(module):
         if field.name not in ("parent", "name"):
             value = getattr(module, field.name)
-            fields.append(f"{field.name}={_text(value) if isinstance(value, nn.Module) else value!r}")
+            fields.append(
+                f"{field.name}={_text(value) if isinstance(value, nn.Module) else value!r}"
+            )
     text = f"{cls.__module__}.{cls.__qualname__}({', '.join(fields)})"
     return re.sub(r"\s+", " ", re.sub(r" at 0x[0-9a-f]+", "", text))

@@ -41,8 +41,16 @@ class Roles:
             arrays[f"users_{part}"] = np.repeat(np.arange(len(rows)), [len(x) for x in rows])
         sizes = len(arrays["x_train"]), len(arrays["x_test"])
         return Source(
-            "roles", **arrays, num_classes=len(ALPHABET) + 1, scale=1.0, mean=(0.0,), std=(1.0,),
-            official_sizes=sizes, origin="Shakespeare's roles", kind="tokens", task="language_model",
+            "roles",
+            **arrays,
+            num_classes=len(ALPHABET) + 1,
+            scale=1.0,
+            mean=(0.0,),
+            std=(1.0,),
+            official_sizes=sizes,
+            origin="Shakespeare's roles",
+            kind="tokens",
+            task="language_model",
         )
 
     def _cut(self, text):

@@ -27,7 +27,9 @@ class LearnedTrigger(Trigger):
         target, every = jnp.full_like(y, self.target), jnp.ones(y.shape, bool)
 
         def loss(pattern):
-            return view.task.loss(view.params, self.trigger(pattern, x, None, view.task), target, every)
+            return view.task.loss(
+                view.params, self.trigger(pattern, x, None, view.task), target, every
+            )
 
         def step(_, pattern):
             pattern = pattern - self.rate * jnp.sign(jax.grad(loss)(pattern))

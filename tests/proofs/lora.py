@@ -40,7 +40,11 @@ class Adapted:
 
             def add(call, args, kwargs, context):  # by path: a layer's class may be anybody's
                 out, at = call(*args, **kwargs), "/".join(context.module.path)
-                if at in beside and context.method_name == "__call__" and isinstance(out, jax.Array):
+                if (
+                    at in beside
+                    and context.method_name == "__call__"
+                    and isinstance(out, jax.Array)
+                ):
                     used.add(at)
                     out = out + args[0] @ beside[at]["a"] @ beside[at]["b"]
                 return out

@@ -20,7 +20,9 @@ class ZenoProof:
 
     def check(self, path, setting):
         if self.removed >= setting.num_clients:
-            raise ConfigError(f"{path}.removed must be < {setting.num_clients}, got {self.removed}.")
+            raise ConfigError(
+                f"{path}.removed must be < {setting.num_clients}, got {self.removed}."
+            )
 
     def apply(self, key, updates, state, view):
         safe = jnp.where(view.valid[:, None], updates, 0.0)

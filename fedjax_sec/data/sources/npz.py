@@ -7,11 +7,10 @@ import numpy as np
 
 from fedjax_sec.core import ConfigError, registry, static, suggestion
 from fedjax_sec.core.advice import one_line
-from fedjax_sec.data.arrays import of_arrays
+from fedjax_sec.data.arrays import USERS, of_arrays
 from fedjax_sec.data.source import MissingDataError, Source
 
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
-USERS = ("users_train", "users_test")
 NUMBERS = ("num_classes", "scale", "mean", "std", "kind", "task")
 
 
