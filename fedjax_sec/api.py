@@ -17,10 +17,12 @@ from fedjax_sec.core import ConfigError, Setting, check_components, fill_default
 from fedjax_sec.core.advice import one_line, shown, suggestion
 from fedjax_sec.core.optional import require
 from fedjax_sec.core.types import AttackerView, Message, ServerData, ServerView
+from fedjax_sec.data import Source
+from fedjax_sec.data.arrays import NAME, digest_of, given_by
 from fedjax_sec.ops.moments import finite_rows, usable_rows
 from fedjax_sec.round import known_defense
 from fedjax_sec.round.pipeline import Attack, Defense
-from fedjax_sec.runs.config import Experiment
+from fedjax_sec.runs.config import Experiment, read_yaml
 from fedjax_sec.runs.experiment import Result, execute
 from fedjax_sec.runs.results import RunFolder
 from fedjax_sec.stacks import Stack, as_key, as_mask, as_stack, as_vector, as_weights
@@ -44,7 +46,8 @@ def aggregate(
       updates: [K, D], an array or nested lists; or a list with one pytree for each of the K clients
         (a list of layers, a dict, a model's variables), equal in structure, shapes and types.
         Integers and float64 are rounded to float32; float16, bfloat16 and float32 stay.
-      defense: a name, a mapping with `name` and fields, or a list of them (a pipeline).
+      defense: a name, a mapping with `name` and fields, a function `f(updates [K, D]) -> [D]` of
+        `jax.numpy` (see the component `function`), or a list of them (a pipeline).
       weights: [K] non-negative, the clients' numbers of examples; None: all equal.
       server_update: like one client's update, what the server learned from its own examples, for
         the rules that compare clients with it (`fltrust`).
@@ -237,7 +240,7 @@ def _with_fields(spec, fields, kind):
 
 def _defense(spec, setting) -> Defense:
     """The pipeline, checked, with f filled by the number of malicious clients where it is known."""
-    built = Defense.build(spec)
+    built = Defense.build(_named("defense", spec))
     built = Defense(
         tuple(fill_defaults(s, {"num_malicious": setting.num_malicious}) for s in built.stages)
     )
@@ -261,6 +264,50 @@ def _known_rule(pipeline, defense, setting):
             f"defense would be ignored: none of {[s.registered_name for s in stages]} reads it."
         )
     return _defense(defense, setting)
+
+
+def _named(key: str, given: Any) -> Any:
+    """A value of a configuration with the component that stands for an object of Python's own.
+
+    A flax module as `model`, and functions in `defense`; everything else is as it was.
+    """
+    if key == "model" and _is_module(given):
+        return {"name": "module", "module": given}
+    if key == "defense":
+        if isinstance(given, (list, tuple)):
+            return [_named(key, one) for one in given]
+        component = isinstance(given, (type, Defense)) or hasattr(given, "registered_name")
+        if callable(given) and not component:
+            return {"name": "function", "function": given}
+    return given
+
+
+def _is_module(given: Any) -> bool:
+    """Whether it looks like an instance of a linen module, without an import of flax."""
+    names = {f"{cls.__module__}.{cls.__name__}" for cls in type(given).__mro__}
+    return "flax.linen.module.Module" in names
+
+
+def _with_data(config: Any, data: Source, overrides: Mapping) -> dict:
+    """The overrides that name the arrays, which no other data set may stand beside."""
+    digest = digest_of(data)
+    if given_by(digest) is None:
+        raise ConfigError(
+            "data must be what fedjax_sec.data.arrays(x_train, y_train, x_test, y_test) returns, "
+            "unchanged; call it again with the other arrays."
+        )
+    if isinstance(config, Experiment):
+        config = config.to_dict()
+    mapping = config if isinstance(config, Mapping) else read_yaml(config)
+    section = mapping.get("data") or {}
+    name = section.get("name") if isinstance(section, Mapping) else None
+    name = overrides.get("data.name", name)
+    if name not in (None, NAME):
+        raise ConfigError(
+            f"data: the configuration names the data set {shown(name)}, and arrays are given "
+            f"beside it; leave one of them out."
+        )
+    return {**overrides, "data.name": NAME, "data.digest": digest}
 
 
 def _refuse_schedules(stages, kind):
@@ -426,6 +473,7 @@ def _check_finite(array, pipeline, name) -> None:
 def run(
     config: str | Path | Mapping | Experiment,
     *,
+    data: Any = None,
     out: str | Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
@@ -437,6 +485,8 @@ def run(
 
     Args:
       config: a YAML file, a mapping, or an `Experiment`.
+      data: arrays of your own, from `fedjax_sec.data.arrays`; `num_clients`, `partition` and all
+        other keys of `data` are the configuration's. Or the section `data`, as an override.
       out: folder for `config.yaml`, `metrics.jsonl`, `summary.json`, figures and checkpoints; None
         writes nothing.
       resume: continue the run in `out`, to the same bits as if it had never stopped; it may have
@@ -444,7 +494,9 @@ def run(
       overwrite: replace the run in `out`.
       on_evaluation: called with the rounds done and a list with the metrics just measured.
       profile: folder for a JAX profiler trace of the rounds between two evaluations.
-      **overrides: top-level keys, or dotted ones as `**{"client.l2": 1e-4}`.
+      **overrides: top-level keys, or dotted ones as `**{"client.l2": 1e-4}`. `model=` takes an
+        instance of a flax module, `defense=` a function of the stack of updates; a configuration
+        only names them, so give them again to resume.
 
     Returns: `Result` with metrics as arrays over evaluations and the final parameters.
 
@@ -459,6 +511,13 @@ def run(
         out = Path(out).absolute()  # a callback may change the working directory
     if out is not None:
         require("matplotlib.figure", "The figure in a results folder (out=)")  # before it computes
+    if isinstance(data, Source) and data.name == NAME:
+        overrides = _with_data(config, data, overrides)
+    elif data is not None:
+        overrides["data"] = data
+    if isinstance(config, dict):  # OmegaConf's mappings hold no objects of Python's
+        config = {key: _named(key, given) for key, given in config.items()}
+    overrides = {key: _named(key, given) for key, given in overrides.items()}
     result = execute(
         config,
         out=out,

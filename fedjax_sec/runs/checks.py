@@ -28,8 +28,13 @@ def setting_on_data(experiment: Experiment, source: Source, task, shapes, dim: i
         num_parameters=dim,
         examples=len(source.y_train),
         inputs=source.input_kind,
-        labelled=task.labels_of(np.asarray(source.y_train[:1])) is not None,
+        labelled=has_labels(task, source),
     )
+
+
+def has_labels(task, source: Source) -> bool:
+    """Whether an example has one class."""
+    return task.labels_of(np.asarray(source.y_train[:1])) is not None
 
 
 def check_on_data(experiment: Experiment, source: Source, setting: Setting) -> None:
@@ -96,7 +101,7 @@ def _poisons(experiment: Experiment, source, population: Population, task) -> li
     key = stream(jax.random.key(experiment.seed), Stream.POISON)
     clients = np.flatnonzero(population.malicious)
     labels = task.labels_of(jnp.asarray(np.asarray(source.y_train)[population.index[clients]]))
-    held = np.arange(labels.shape[1]) < population.counts[clients][:, None]
+    held = np.arange(population.index.shape[1]) < population.counts[clients][:, None]
 
     def choose(attack):
         keys = jax.vmap(lambda client: jax.random.fold_in(key, client))(clients)

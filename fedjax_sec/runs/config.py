@@ -595,12 +595,24 @@ def from_mapping(mapping: Mapping, overrides: Mapping | Iterable[str] = ()) -> E
             fill_defaults(stage, {"num_malicious": bad}) for stage in experiment.defense.stages
         )
         experiment = dataclasses.replace(experiment, defense=Defense(stages))
-    experiment = dataclasses.replace(experiment, client=experiment.client.resolve_auto())
+    experiment = dataclasses.replace(
+        experiment, client=experiment.client.resolve_auto(), data=_resolved(experiment.data)
+    )
     if experiment.start_from is not None:  # the same run wherever this one is taken up again
         start = str(Path(experiment.start_from).expanduser().absolute())
         experiment = dataclasses.replace(experiment, start_from=start)
     experiment.check()
     return experiment
+
+
+def _resolved(data: Data) -> Data:
+    """The section with fields of the data set filled that were left open."""
+    given = data.dataset()
+    full = given.resolve_auto()
+    if full == given:
+        return data
+    options = {name: one for name, one in core.dump(full).items() if name != "name"}
+    return dataclasses.replace(data, options=Options.build(options, "data.options"))
 
 
 def _with_options(spec: Mapping) -> dict:
@@ -646,7 +658,9 @@ def _refuse_arrays(data) -> None:
     if any(getattr(item, "ndim", 0) for item in nested):
         raise ConfigError(
             "data: arrays cannot be given here, only the name of a data set, such as {name: "
-            "digits}; register your own, @registry.datasets.register('NAME'), see CONTRIBUTING.md."
+            "digits}; give them as fedjax_sec.run(config, data=fedjax_sec.data.arrays(x_train, "
+            "y_train, x_test, y_test)), or register your own, "
+            "@registry.datasets.register('NAME'), see CONTRIBUTING.md."
         )
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_sec import core
-from fedjax_sec.core import Setting, registry
+from fedjax_sec.core import Setting, check_components, registry
 from fedjax_sec.core.random import Stream, stream
 from fedjax_sec.core.space import make_space
 from fedjax_sec.core.types import BoundTask, Space, TestSet
@@ -20,6 +20,7 @@ from fedjax_sec.runs.checks import (
     check_bases,
     check_on_data,
     check_trigger,
+    has_labels,
     setting_on_data,
     trigger_pixels,
 )
@@ -83,6 +84,8 @@ def prepare(experiment: Experiment) -> Prepared:
     task = experiment.task or registry.tasks.build(source.task)
     network = network_of(experiment, source)
     shapes = jax.eval_shape(network.model.init, jax.random.key(0))
+    known = experiment.setting(inputs=source.input_kind, labelled=has_labels(task, source))
+    check_components((experiment.data.partition,), "data.partition", known)  # it reads labels
     population, unused = make_population(experiment, source)
     capacity, dim = population.index.shape[1], network.space.dim
     setting = setting_on_data(experiment, source, task, shapes, dim, capacity)
