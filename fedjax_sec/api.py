@@ -533,7 +533,7 @@ def run(
             from fedjax_sec.report import plotting  # slow to import, and not needed before
 
             with folder.locked():
-                plotting.accuracy_curve(result, folder.path / "figures")
+                plotting.headline_curve(result, folder.path / "figures")
     return result
 
 
@@ -571,7 +571,7 @@ def sweep(
     Args:
       config: a YAML file, or a mapping, with the keys of `fedjax-sec show sweep`.
       out: folder for the runs (`cells/`), the tables (`runs.csv`, `table.csv`, `table.md`) and the
-        figure `accuracy`.
+        figure of the task's headline, such as `accuracy`.
       launcher: where the groups of runs are computed (None: in this process).
       on_group: called as `on_group(number, total, cells)` when a group starts; what it returns is
         called after every evaluation with the rounds done and the rows just measured.

@@ -712,8 +712,8 @@ def test_alies_title_has_the_settings_that_were_run():
 def test_the_best_evaluation_is_a_finite_one():
     nan = np.nan
     metrics = {"accuracy": np.array([0.1, 0.5, 0.9]), "loss": np.array([2.0, 1.0, nan])}
-    assert best_evaluation(metrics) == 1
-    assert best_evaluation(metrics, among=np.array([True, False, True])) == 0
+    assert best_evaluation(metrics, "accuracy") == 1
+    assert best_evaluation(metrics, "accuracy", among=np.array([True, False, True])) == 0
     metrics["robust"] = np.full(3, nan)
     assert best_evaluation(metrics, "robust") == 0
-    assert best_evaluation({"accuracy": np.array([nan, 0.2])}) == 1
+    assert best_evaluation({"accuracy": np.array([nan, 0.2])}, "accuracy") == 1

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from fedjax_sec.core import ConfigError, files, plugins
+from fedjax_sec.core.registry import headline_in
 from fedjax_sec.runs import config as config_lib
 
 
@@ -141,8 +142,9 @@ def progress_bar() -> Progress:
 
 
 def status_of(rows) -> str:
-    accuracy = sum(row["accuracy"] for row in rows) / len(rows)
-    return f"accuracy {100 * accuracy:.1f}%"
+    headline = headline_in(rows[0])
+    mean = sum(row[headline] for row in rows) / len(rows)
+    return f"{headline.replace('_', ' ')} {100 * mean:.1f}%"
 
 
 def data_overrides(data_dir: Path | None, overrides: Sequence[str] = ()) -> dict:

@@ -24,6 +24,7 @@ from fedjax_sec.cli.common import (
     status_of,
 )
 from fedjax_sec.core import ConfigError, plugins
+from fedjax_sec.core.registry import headline_in
 
 
 @app.command()
@@ -80,7 +81,9 @@ def _print_summary(result, out) -> None:
         if name != "round":
             table.add_row(name, "" if value is None else f"{value:.4g}")
     best = summary["best"]
-    table.add_row(f"best accuracy (round {best['round']:.0f})", f"{best['accuracy']:.4g}")
+    headline = headline_in(best)
+    name = headline.replace("_", " ")
+    table.add_row(f"best {name} (round {best['round']:.0f})", f"{best[headline]:.4g}")
     table.add_row("rounds per second", f"{summary['rounds_per_second'] or float('nan'):.1f}")
     table.add_row("compile seconds", f"{summary['compile_seconds']:.1f}")
     at_once, devices = summary["layout"].values()

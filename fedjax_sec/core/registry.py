@@ -199,6 +199,21 @@ KINDS = {
 }
 
 
+def headlines() -> tuple[str, ...]:
+    """The metrics that tasks are judged by, each once."""
+    return tuple(sorted({tasks.get(name).headline for name in tasks.names()}))
+
+
+def headline_in(metrics: Iterable[str]) -> str:
+    """The metric of those given that a task is judged by.
+
+    >>> headline_in(["loss", "accuracy"])
+    'accuracy'
+    """
+    names = set(metrics)
+    return next(name for name in headlines() if name in names)
+
+
 def find(name: str, others: Iterable[str] = ()) -> tuple[Registry, type]:
     """The registry and class of `name`, whatever its kind.
 

@@ -115,7 +115,7 @@ def best_accuracy(results: Sequence[Result], rounds: float = np.inf) -> np.ndarr
     bests = [
         (
             one.metrics["accuracy"],
-            best_evaluation(one.metrics, among=one.metrics["round"] <= rounds),
+            best_evaluation(one.metrics, "accuracy", among=one.metrics["round"] <= rounds),
         )
         for one in results
     ]
@@ -124,7 +124,10 @@ def best_accuracy(results: Sequence[Result], rounds: float = np.inf) -> np.ndarr
 
 def success(results: Sequence[Result], item: str) -> np.ndarray:
     """Percent: over all rounds where it is a sample's, else at the maximal accuracy."""
-    runs = [(one.metrics["attack_success_rate"], best_evaluation(one.metrics)) for one in results]
+    runs = [
+        (one.metrics["attack_success_rate"], best_evaluation(one.metrics, "accuracy"))
+        for one in results
+    ]
     each = [values[1:].mean() if item == "table2" else values[best] for values, best in runs]
     return 100 * np.array(each)
 

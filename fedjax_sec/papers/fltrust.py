@@ -222,7 +222,7 @@ def measured(results: Sequence[Result], which: int | None = -1) -> dict[str, np.
     """
     values: dict[str, list] = {}
     for result in results:
-        at = best_evaluation(result.metrics) if which is None else which
+        at = best_evaluation(result.metrics, "accuracy") if which is None else which
         values.setdefault("error", []).append(1 - result.metrics["accuracy"][at])
         names = [stage.registered_name for stage in result.experiment.attack.stages]
         if "attack_success_rate" in result.metrics and names in ([], ["scaling"]):

@@ -11,6 +11,7 @@ import numpy as np
 
 from fedjax_sec.core import files
 from fedjax_sec.core.optional import require
+from fedjax_sec.core.registry import headline_in
 
 _STYLES = ("-", "--", "-.", ":")
 
@@ -68,10 +69,11 @@ def trigger_pictures(pictures, title: str, path: Path) -> list[Path]:
     return save(figure, path)
 
 
-def accuracy_curve(result, folder: Path) -> list[Path]:
-    """Test accuracy (and attack success rate) of one run over its rounds."""
+def headline_curve(result, folder: Path) -> list[Path]:
+    """The task's headline (and attack success rate) of one run over its rounds."""
     figure, axes = subplots(figsize=(6, 4), layout="constrained")
-    curves(axes, {"accuracy": [result]})
+    headline = headline_in(result.metrics)
+    curves(axes, {_words(headline): [result]}, headline)
     if "attack_success_rate" in result.metrics:
         curves(axes, {"attack success rate": [result]}, "attack_success_rate", style="--")
     if start := result.experiment.threat.start:
@@ -80,7 +82,11 @@ def accuracy_curve(result, folder: Path) -> list[Path]:
     axes.set_title(f"{result.summary['data']['label']}, seed {result.experiment.seed}", size=10)
     axes.grid(alpha=0.3)
     axes.legend()
-    return save(figure, folder / "accuracy")
+    return save(figure, folder / headline)
+
+
+def _words(metric: str) -> str:
+    return metric.replace("_", " ")
 
 
 def band_of(seeds: int) -> str:
@@ -97,13 +103,16 @@ DIVERGED = "diverged (loss or parameters not finite)"
 
 
 def curves(
-    axes, lines: Mapping[str, Sequence], metric: str = "accuracy", style: str | None = None
+    axes, lines: Mapping[str, Sequence], metric: str | None = None, style: str | None = None
 ) -> None:
     """One line a label: the mean over its results, in percent, and a band as wide as `band_of`.
+
+    Without a `metric` it is the headline of the first result's task.
 
     Lines with a diverged run are faded, with a cross where the loss is not finite any more.
     """
     axes.xaxis.get_major_locator().set_params(integer=True)
+    metric = metric or headline_in(next(iter(lines.values()))[0].metrics)
     for i, (label, results) in enumerate(lines.items()):
         rounds = results[0].metrics["round"]
         values = 100 * np.stack([result.metrics[metric] for result in results])
@@ -207,6 +216,7 @@ def grid_of_curves(
         squeeze=False,
         layout="constrained",
     )
+    first = next(iter(next(iter(groups.values())).values()))[0]
     for panel in panels.flat[len(groups) :]:
         panel.set_visible(False)
     for panel, (name, lines) in zip(panels.flat, groups.items(), strict=False):
@@ -214,7 +224,7 @@ def grid_of_curves(
         panel.set(title=name, xlabel="round", ylim=(0, 101))
         panel.grid(alpha=0.3)
     for row in panels:
-        row[0].set_ylabel("test accuracy (%)")
+        row[0].set_ylabel(f"test {_words(headline_in(first.metrics))} (%)")
     legend_below(figure)
     titled(figure, *title)
     return save(figure, path)

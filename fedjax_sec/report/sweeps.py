@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from fedjax_sec.core.registry import headline_in
 from fedjax_sec.report import plotting, tables
 from fedjax_sec.runs.experiment import Result
 from fedjax_sec.sweeps.grid import Cell
 
 
 def write(cells: Sequence[Cell], results: Sequence[Result], out: Path, title: str = "") -> Path:
-    """Writes `runs.csv`, `table.csv`, `table.md` and `accuracy.png` (and PDF) into `out`.
+    """Writes `runs.csv`, `table.csv`, `table.md` and the headline's figure (PNG, PDF) into `out`.
 
     `title` is the figure's; the data and the number of seeds stand below it. Returns: the figure.
     """
@@ -25,4 +26,5 @@ def write(cells: Sequence[Cell], results: Sequence[Result], out: Path, title: st
         groups.setdefault(first, {}).setdefault(" / ".join(rest) or "run", []).append(result)
     lines = [f"{tables.data_of(results)}; {plotting.band_of(frame['seed'].nunique())}"]
     lines = [title, *lines] if title else lines
-    return plotting.grid_of_curves(groups, lines, out / "accuracy")[0]
+    headline = headline_in(results[0].summary["final"])
+    return plotting.grid_of_curves(groups, lines, out / headline)[0]

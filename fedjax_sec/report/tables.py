@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from fedjax_sec.core.optional import require
+from fedjax_sec.core.registry import headline_in, headlines
 from fedjax_sec.runs.experiment import Result
 from fedjax_sec.sweeps.grid import Cell, named
 
@@ -14,24 +15,31 @@ if TYPE_CHECKING:
 _FACTS = (
     "seed",
     "rounds",
-    "best_accuracy",
     "best_round",
     "diverged",
     "excluded_updates",
     "malicious_clients",
 )
-#: What tables show, where it was measured, beside what begins with `robust_accuracy/`.
-_TABLES = {
-    "accuracy": "After the last round.",
-    "best_accuracy": "At each run's best evaluation (`best_round` in `runs.csv`).",
-    "attack_success_rate": "After the last round.",
-    "base_class_accuracy": "After the last round.",
-}
+#: What a table of a metric says of itself.
+_LAST, _BEST = (
+    "After the last round.",
+    "At each run's best evaluation (`best_round` in `runs.csv`).",
+)
+
+
+def _shown() -> dict[str, str]:
+    """What tables show where it was measured, beside what begins with `robust_HEADLINE/`."""
+    shown = {}
+    for name in headlines():
+        shown |= {name: _LAST, f"best_{name}": _BEST}
+    shown["attack_success_rate"] = _LAST
+    return shown | {f"base_class_{name}": _LAST for name in headlines()}
 
 
 def axes_of(cells: Sequence[Cell]) -> list[str]:
     """The columns of the axes: their names, but `grid.NAME` where a fact has that name."""
-    return [f"grid.{axis}" if axis in _FACTS else axis for axis in cells[0].labels]
+    facts = {*_FACTS, *(f"best_{name}" for name in headlines())}
+    return [f"grid.{axis}" if axis in facts else axis for axis in cells[0].labels]
 
 
 def to_frame(cells: Sequence[Cell], found: Sequence[Result]) -> "pd.DataFrame":
@@ -47,7 +55,8 @@ def to_frame(cells: Sequence[Cell], found: Sequence[Result]) -> "pd.DataFrame":
         row = dict(zip(axes, cell.labels.values(), strict=True)) | {"seed": cell.experiment.seed}
         row["rounds"] = cell.experiment.rounds
         row |= {name: value for name, value in final.items() if name != "round"}
-        row |= {"best_accuracy": best["accuracy"], "best_round": best.get("round")}
+        headline = headline_in(final)
+        row |= {f"best_{headline}": best[headline], "best_round": best.get("round")}
         row["diverged"] = summary.get("diverged", False)
         row["excluded_updates"] = summary.get("excluded_updates")
         clients = summary.get("malicious_clients", ())
@@ -64,8 +73,9 @@ def _data_frame(content) -> "pd.DataFrame":
 
 def metrics_of(frame: "pd.DataFrame") -> list[str]:
     """The metrics that have a table."""
-    robust = [name for name in frame if name.startswith("robust_accuracy/")]
-    return [name for name in (*_TABLES, *robust) if name in frame and frame[name].notna().any()]
+    starts = tuple(f"robust_{name}/" for name in headlines())
+    robust = [name for name in frame if name.startswith(starts)]
+    return [name for name in (*_shown(), *robust) if name in frame and frame[name].notna().any()]
 
 
 def summarized(frame: "pd.DataFrame", axes: Sequence[str]) -> "pd.DataFrame":
@@ -157,7 +167,7 @@ def tables(
     if seeds != "one seed":
         seeds = f"mean ± standard deviation {seeds}"
     for metric in metrics_of(frame):
-        said = _TABLES.get(metric, "After the last round.")
+        said = _shown().get(metric, _LAST)
         if metric == "attack_success_rate":
             said = f"{said} {about_backdoor(cells)}".strip()
         heading = f"{metric} (%), {data_of(found)}, {seeds}"

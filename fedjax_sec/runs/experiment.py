@@ -74,7 +74,7 @@ def stack_rows(rows: Sequence[Mapping]) -> dict[str, np.ndarray]:
     return found
 
 
-def best_evaluation(metrics: Mapping, name: str = "accuracy", among=True) -> int:
+def best_evaluation(metrics: Mapping, name: str, among=True) -> int:
     """The first evaluation with the highest value of a metric, where the loss is finite.
 
     `among` is a mask of evaluations. Where none is left, it is the first one.

@@ -17,18 +17,23 @@ import jax
 import numpy as np
 
 from fedjax_sec.core import ConfigError, files
+from fedjax_sec.core.registry import headlines
 from fedjax_sec.runs import config as config_lib
 from fedjax_sec.runs.checkpoints import Checkpoints
 
 CONFIG, METRICS, SUMMARY = "config.yaml", "metrics.jsonl", "summary.json"
 PARAMS, EXECUTION, CHECKPOINTS = "params.npy", "execution.json", "checkpoints"
-FIGURES = ("figures/accuracy.png", "figures/accuracy.pdf")
 #: The mark of a folder that is ours, written before anything else, and the lock of who runs in it.
 MARK, LOCK = ".fedjax_sec.json", ".fedjax_sec.lock"
 #: How the kind of a folder with a paper's tables and figures begins; the paper's name follows.
 PAPER = "paper "
 _VERSION = 1  # of the folder's layout
 _PACKAGES = ("fedjax_sec", "jax", "jaxlib", "flax", "optax", "numpy", "tensorflow-datasets")
+
+
+def figures() -> tuple[str, ...]:
+    """The figures that a run's folder may hold, one of each task's headline."""
+    return tuple(f"figures/{name}.{kind}" for name in headlines() for kind in ("png", "pdf"))
 
 
 class Mark(NamedTuple):
@@ -132,7 +137,8 @@ class RunFolder:
             rows, _ = self._parsed()
             return (
                 bool(rows)
-                and {"round", "accuracy", "loss"} <= rows[0].keys()
+                and {"round", "loss"} <= rows[0].keys()
+                and any(name in rows[0] for name in headlines())
                 and (experiment.rounds >= rows[-1]["round"])
             )
         except ConfigError:
@@ -206,7 +212,7 @@ class RunFolder:
         """Removes what we wrote, file by file, and names what stays."""
         files.remove_files([self.path / SUMMARY])  # a kill on the way leaves a run
         self._states.keep_only(())
-        files.remove_files(self.path / name for name in (PARAMS, METRICS, *FIGURES, EXECUTION))
+        files.remove_files(self.path / name for name in (PARAMS, METRICS, *figures(), EXECUTION))
         files.remove_files([self.path / CONFIG])
         files.remove_empty([self.path / "figures"])
         files.mention_rest(self.path, (self.path / MARK, self.path / LOCK))
@@ -219,7 +225,7 @@ class RunFolder:
         """Removes temporary files of processes that died here; nobody else may be writing."""
         names = "|".join(
             re.escape(Path(name).name)
-            for name in (MARK, files.PROBE, CONFIG, METRICS, SUMMARY, PARAMS, EXECUTION, *FIGURES)
+            for name in (MARK, files.PROBE, CONFIG, METRICS, SUMMARY, PARAMS, EXECUTION, *figures())
         )
         for part in (self.path, self.path / "figures"):
             files.remove_files(files.leftovers(part, names))
@@ -351,7 +357,7 @@ class RunFolder:
     @property
     def lacks_figures(self) -> bool:
         """Whether a kill came between the summary and the figures."""
-        return not all((self.path / name).exists() for name in FIGURES)
+        return sum((self.path / name).exists() for name in figures()) < 2
 
     def write_params(self, flat) -> None:
         """Keeps the final parameters [D]."""
@@ -386,7 +392,9 @@ class RunFolder:
             summary = files.read_json(path)
         except ConfigError as error:
             raise ConfigError(f"{error} {self.remedy}") from None
-        known = {"data": ("label",), "final": ("round", "accuracy"), "best": ("round", "accuracy")}
+        final = summary.get("final")
+        score = next((name for name in headlines() if name in (final or ())), headlines()[0])
+        known = {"data": ("label",), "final": ("round", score), "best": ("round", score)}
         for name, keys in known.items():
             part = summary.get(name)
             if not isinstance(part, dict) or not all(key in part for key in keys):
