@@ -1,6 +1,5 @@
 """A sweep's groups: planned without a device, worked anywhere, collected, surveyed."""
 
-import importlib
 import json
 import os
 import re
@@ -13,16 +12,17 @@ from pathlib import Path
 import filelock
 import numpy as np
 import pytest
-import typer
 from helpers import same_bits, small
 from typer.testing import CliRunner
 
 import fedjax_sec
 from fedjax_sec import cli, sweeps
+from fedjax_sec.cli import app
 from fedjax_sec.cli.common import data_overrides
 from fedjax_sec.core import ConfigError, files
 from fedjax_sec.runs import config, experiment, results, tuning
 from fedjax_sec.runs import program as program_lib
+from fedjax_sec.runs.prepare import prepare
 from fedjax_sec.sweeps import groups
 
 BASE = small(rounds=4, checkpoint={"every": 1, "keep_params": True})
@@ -285,7 +285,7 @@ def test_work_verifies_what_nobody_has_verified(tmp_path):
     base = BASE | {"evaluation": BASE["evaluation"] | too_many}
     (cell,) = sweeps.make_cells(base, {})
     with pytest.raises(ConfigError, match="evasion_images must be <= 360") as error:
-        experiment.verify(cell.experiment)
+        prepare(cell.experiment)
     (group,) = sweeps.plan([cell], tmp_path / "planned")
     for call in (
         lambda: sweeps.work(tmp_path / "planned", group),
@@ -317,7 +317,7 @@ def test_every_process_measures_for_itself_and_a_resumed_group_does_not(
     def measure(one):
         assert not running
         assert not files.is_locked(tmp_path / "locks" / "groups.lock")
-        measured.append(one.defense.stages[0].registered_name)
+        measured.append(one.experiment.defense.stages[0].registered_name)
         return next(choices)
 
     def training(*args, **kwargs):
@@ -339,9 +339,9 @@ def test_every_process_measures_for_itself_and_a_resumed_group_does_not(
     monkeypatch.setattr(
         groups,
         "compiled",
-        lambda cells, at_once, tuning: (
+        lambda group, at_once, tuning: (
             tunings.append(tuning.milliseconds["map"])
-            or groups.Program(cells[0].experiment, at_once, tuning)
+            or groups.Program(group.prepared[0], at_once, tuning)
         ),
     )
     sweeps.run_cells(cells, tmp_path)
@@ -629,13 +629,9 @@ def test_commands_refuse_two_places_of_the_data(command, tmp_path):
     [["alie", "all"], ["fat", "all"], ["fltrust", "all", "--dataset", "mnist-0.5"], ["rlr", "all"]],
     ids=lambda arguments: arguments[0],
 )
-def test_the_papers_scripts_refuse_two_places_of_the_data(arguments, tmp_path, monkeypatch):
-    name, *rest = arguments
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "scripts"))
-    app = typer.Typer()
-    app.command()(importlib.import_module(name).main)
+def test_the_papers_refuse_two_places_of_the_data(arguments, tmp_path):
     both = ["--data-dir", "here", "--set", "data.data_dir=there", "--out", str(tmp_path / "out")]
-    done = CliRunner().invoke(app, [*rest, *both])
+    done = CliRunner().invoke(app, ["paper", *arguments, *both])
     assert done.exit_code == 2 and "both say where the data lies" in done.output
     assert not (tmp_path / "out").exists()
 
