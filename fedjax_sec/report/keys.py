@@ -13,7 +13,6 @@ from fedjax_sec import core
 from fedjax_sec.core import optimizers, registry
 from fedjax_sec.data.local_test import LocalTest
 from fedjax_sec.data.root import Root
-from fedjax_sec.monitors.influence import Influence
 from fedjax_sec.runs import config
 from fedjax_sec.sweeps import Sweep
 
@@ -26,7 +25,6 @@ SECTIONS = {
     "root": Root,
     "threat": config.Threat,
     "evaluation": config.Evaluation,
-    "influence": Influence,
     "checkpoint": config.Checkpoint,
     "execution": config.Execution,
     "sweep": Sweep,
@@ -143,7 +141,6 @@ def _lines() -> Iterator[str]:
     places = {
         "local_test": "data.local_test",
         "root": "server.root",
-        "influence": "evaluation.influence",
     }
     for name, cls in SECTIONS.items():
         title = titles.get(name) or f"`{places.get(name, name)}`"
