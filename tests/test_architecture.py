@@ -92,12 +92,14 @@ def wrong_imports(name: str, imported: set[str]) -> list[str]:
     return wrong
 
 
+def folders_of_components() -> set[str]:
+    packages = {p for one in fedjax_sec.core.registry.KINDS.values() for p in one.packages}
+    return {package.removeprefix("fedjax_sec.") for package in packages}
+
+
 def components_import_each_other(name: str, imported: set[str]) -> list[str]:
     """The components that a component imports: what they share belongs in `ops` or a `_helper`."""
-    folders = {
-        package for one in fedjax_sec.core.registry.KINDS.values() for package in one.packages
-    }
-    folders = {folder.removeprefix("fedjax_sec.") for folder in folders}
+    folders = folders_of_components()
     if name.rpartition(".")[0] not in folders:
         return []
     return [
@@ -123,6 +125,14 @@ def test_every_module_has_a_layer_and_imports_run_one_way():
         name: components_import_each_other(name, imported) for name, imported in graph.items()
     }
     assert not {name: found for name, found in beside.items() if found}
+    deep = {
+        name
+        for name, path in MODULES.items()
+        if name.rpartition(".")[0] in folders_of_components()
+        and not name.rpartition(".")[2].startswith("_")
+        and "from fedjax_sec.core." in re.sub(r">>> .*", "", path.read_text())
+    }
+    assert not deep, f"{deep} import from elsewhere than fedjax_sec.core, the one public place"
     ours = {
         name: [o for o in imported if o in MODULES and o != name]
         for name, imported in graph.items()

@@ -1,6 +1,10 @@
 """Components of other people: files, modules, entry points, and where a run writes them down."""
 
+import doctest
 import importlib.metadata
+import re
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -163,6 +167,19 @@ def test_what_is_no_module_is_refused(given, words):
         config.from_mapping({"imports": given})
 
 
+def test_the_example_of_the_guide_is_one_file_and_keeps_the_contract(tmp_path):
+    """It has no base class, and nothing in the package knows it."""
+    guide = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text()
+    (block,) = re.findall(r"```py\n(.*?)```", guide, flags=re.DOTALL)
+    path = tmp_path / "norm_filter.py"
+    path.write_text(block)
+    plugins.import_all([str(path)], "imports")
+    check_component(registry.defenses.get("norm_filter"))
+    module = sys.modules[registry.defenses.get("norm_filter").__module__]
+    ran = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE)
+    assert ran.attempted and not ran.failed
+
+
 class Entry:
     """An entry point as `importlib.metadata` gives them."""
 
@@ -191,7 +208,5 @@ def test_installed_plug_ins_are_loaded_and_a_broken_one_is_named(tmp_path, monke
     with pytest.warns(UserWarning, match=r"plug-in 'broken' \(broken.rules\) .*broken.py, line 1"):
         names = registry.defenses.names()
     assert "installed_mean" in names and asked == ["fedjax_sec.components"]
-    with pytest.raises(
-        ConfigError, match="unknown defense 'installed'.* Note: the plug-in 'broken'"
-    ):
+    with pytest.raises(ConfigError, match="unknown defense 'inst'.* Note: the plug-in 'broken'"):
         registry.defenses.build("inst")

@@ -84,8 +84,8 @@ def joined(given, more: Iterable[str]) -> list[str]:
     >>> joined("a.py", ["b"])
     ['a.py', 'b']
     """
-    given = [given] if isinstance(given, str) else given or []
-    return [*given, *more] if isinstance(given, (list, tuple)) else given
+    given = [] if given is None else given
+    return [*(given if isinstance(given, (list, tuple)) else [given]), *more]
 
 
 def resolved(spec: str, at: str, folder: Path | None = None) -> str:

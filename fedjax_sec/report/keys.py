@@ -87,6 +87,8 @@ def _allowed(metadata) -> str:
 
 
 def _type_of(hint) -> str:
+    if typing.get_origin(hint) is tuple:
+        return f"a list of {_type_of(typing.get_args(hint)[0])}"
     parts = [part for part in typing.get_args(hint) or (hint,) if part is not type(None)]
     return " or ".join(_TYPES.get(part, str(part)) for part in parts)
 

@@ -137,6 +137,10 @@ def from_mapping(
             base = config_lib.read_yaml((path or Path()).parent / base)
         except ConfigError as error:
             raise ConfigError(f"experiment: {error}") from error
+    elif path is not None and base.get("imports"):  # relative to this file, as its own are
+        given = plugins.joined(base["imports"], ())
+        named = [plugins.resolved(one, "experiment.imports", path.parent) for one in given]
+        base = {**base, "imports": named}
     if sweep.imports:  # each cell's folder says what it needs
         base = {**base, "imports": plugins.joined(base.get("imports"), sweep.imports)}
     changes = {**sweep.overrides, **(cell_overrides or {})}
