@@ -479,16 +479,16 @@ def test_the_shipped_bucketing_is_refused_where_nothing_is_left():
 
 
 def test_the_shipped_zeno_equals_its_definition_in_numpy():
-    drawn = np.random.default_rng(1)
-    updates, params = drawn.normal(size=(7, 3)), 9 * drawn.normal(size=3)
-    updates[2] *= 50
+    drawn = np.random.default_rng(4)
+    updates, params = drawn.normal(size=(7, 3)), 3 * drawn.normal(size=3)
+    updates[2] *= 4
 
     def loss(w):
         return ((w - 1.0) ** 2).sum()
 
-    rule = {"name": "zeno", "num_removed": 2, "rho": 5.0}
+    rule = {"name": "zeno", "num_removed": 2, "rho": 1.0}
     got = fedjax_sec.aggregate(updates, rule, server_loss=loss, params=params)
-    scores = [loss(params) - loss(params + u) - 5.0 * u @ u for u in updates]
+    scores = [loss(params) - loss(params + u) - u @ u for u in updates]
     chosen = np.argsort(scores)[2:]
     close(got, updates[chosen].mean(axis=0).astype(np.float32))
     plain = {"name": "zeno", "num_removed": 2, "rho": 0.0}

@@ -1,6 +1,7 @@
 """A flax module of the user's own as a model."""
 
 import dataclasses
+import functools
 import inspect
 import re
 from typing import Any
@@ -46,11 +47,12 @@ class Module:
 
     Example:
         >>> import flax.linen as nn
-        >>> import fedjax_sec
+        >>> import jax
+        >>> from fedjax_sec.core import registry
         >>> net = nn.Sequential([lambda x: x.reshape(x.shape[0], -1), nn.Dense(10)])
-        >>> result = fedjax_sec.run({"rounds": 1}, model=net)
-        >>> result.experiment.model.registered_name
-        'module'
+        >>> model = registry.models.build({"name": "module", "module": net}).make((8, 8, 1), 10)
+        >>> sum(p.size for p in jax.tree.leaves(model.init(jax.random.key(0))))
+        650
     """
 
     module: Any = static(None, "The module; in a written configuration its class and fields.")
@@ -104,7 +106,8 @@ class Module:
                 f"__call__ must take 'train', true where they are to move."
             )
         inputs = jax.ShapeDtypeStruct((2, *input_shape), dtype)
-        _check_outputs(module, lambda: jax.eval_shape(apply, variables, inputs), num_classes)
+        outputs = functools.partial(jax.eval_shape, apply, variables, inputs)
+        _check_outputs(module, outputs, input_shape, num_classes, dtype == jnp.int32)
         return Model(
             init, apply, pools_batch="mask" in takes, observe=observe if statistics else None
         )
@@ -130,17 +133,18 @@ def _failed(module, error) -> ConfigError:
     )
 
 
-def _check_outputs(module, outputs, num_classes: int) -> None:
+def _check_outputs(module, outputs, input_shape, num_classes: int, tokens: bool) -> None:
     """Raises where the outputs for two inputs are no numbers for each class."""
     try:
         out = outputs()
     except Exception as error:  # the user's own module
         raise _failed(module, error) from error
     shape = getattr(out, "shape", None)  # None: a tree, which the task has to understand
-    if shape is not None and (len(shape) < 2 or shape[0] != 2 or shape[-1] != num_classes):
+    allowed = [(2, num_classes)] + ([(2, *input_shape, num_classes)] if tokens else [])
+    if shape is not None and shape not in allowed:
         raise ConfigError(
-            f"model: {type(module).__name__} gives outputs of shape {list(shape)} for two inputs; "
-            f"they must be [2, ..., {num_classes}], one number for each class."
+            f"model: {type(module).__name__} gives outputs of shape {list(shape)} for two inputs "
+            f"{[2, *input_shape]}; they must be {list(allowed[-1])}, one number for each class."
         )
 
 
