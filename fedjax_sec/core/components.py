@@ -520,10 +520,10 @@ def walk(part, path: str = "", setting=None) -> Iterator[tuple[str, Any, Any]]:
         if "kind" not in field.metadata:
             continue
         value, at = getattr(part, field.name), f"{path}.{field.name}" if path else field.name
-        items = value if isinstance(value, (tuple, list)) else (value,)
+        items: tuple[Any, ...] = value if isinstance(value, tuple) else (value,)
         running = below
         for i, item in enumerate(items):
-            if dataclasses.is_dataclass(item):
+            if dataclasses.is_dataclass(type(item)):
                 yield from walk(item, f"{at}[{i}]" if len(items) > 1 else at, running)
                 running = item.after(running) if running else running
 

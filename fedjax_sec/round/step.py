@@ -213,7 +213,7 @@ def _adversary_of(
     malicious = population.malicious
     if problem.redraw:
         malicious = jax.random.permutation(stream(key, Stream.REDRAW), malicious)
-    if population.start is not None:
+    if population.start is not None and population.every is not None:
         since = index - population.start
         attacked = (since >= 0) & (since % population.every == 0)
         malicious = malicious & attacked
