@@ -505,6 +505,7 @@ def walk(part, path: str = "", setting=None) -> Iterator[tuple[str, Any, Any]]:
     Needs, backdoors and checks are looked up by it, so no wrapper can forget one. A nested list
     threads `after`: each component is met with the setting that those before it leave.
 
+    >>> from fedjax_sec.core import component, numeric, pytree
     >>> @pytree
     ... class Inner(Component):
     ...     scale: float = numeric(1.0, "A factor.")
@@ -586,6 +587,7 @@ def fill_defaults(part, context: Mapping[str, Any]):
     `context` maps what a field may name to its value, None where it is unknown. Nested components
     take an outer's field of that name first.
 
+    >>> from fedjax_sec.core import component, numeric, pytree
     >>> @pytree
     ... class Rule(Component):
     ...     f: int | None = numeric(None, "A bound.", default_from="num_malicious")
