@@ -64,6 +64,7 @@ def objective(updates, sent, rule, own=OWN):
 # --- FLTrust's adaptive attack ------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
 def test_fltrust_adaptive_reports_the_objective_that_it_raises(seed):
     updates = stack(seed)
@@ -124,6 +125,7 @@ RULES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 def test_gradient_adaptive_never_lowers_the_objective(rule):
     updates, values = stack(), []
@@ -207,6 +209,7 @@ def attack(name, **kwargs):
     return fedjax_sec.attack(stack(), name, malicious=MASK, **kwargs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fltrust_adaptive", "gradient_adaptive"])
 @pytest.mark.parametrize("knowledge", ["omniscient", "corrupted"])
 def test_they_run_in_a_round_against_fltrust(name, knowledge):

@@ -101,6 +101,7 @@ def searched(name, mean, std, eps, step_size, seed):
     return x, attack.apply(key, functools.partial(logits, params), x, y)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SEARCHES)
 @hypothesis.given(**NORMALISATIONS)
 @hypothesis.settings(max_examples=100, deadline=None, derandomize=True, database=None)
@@ -182,6 +183,7 @@ def one_round(params, how, **changes):
     return map_clients(train, how, jnp.arange(4))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [1, 3])
 def test_all_layouts_train_alike(steps):
     params = 0.3 * jax.random.normal(jax.random.key(2), (tiny_task().dim,))

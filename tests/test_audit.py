@@ -95,6 +95,7 @@ def trained(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_robust_model_is_believed(trained):
     found = audit(trained / "robust", surrogate=trained / "plain", images=200)
     assert found.verdict.startswith("Believable"), found.to_markdown()

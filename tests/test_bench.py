@@ -254,6 +254,7 @@ def test_bench_refuses_what_it_does_not_know(arguments, message, tmp_path):
     assert message in " ".join(done.output.split())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axis", ["K", "seeds"])
 def test_scaling_has_a_row_for_each_size(axis, monkeypatch):
     monkeypatch.setattr(scaling, "CLIENTS", (8, 9))

@@ -40,6 +40,7 @@ def test_where_the_cache_is(monkeypatch):
     assert caching.cache_folder() == Path.home() / ".cache" / "fedjax_sec"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="counts the programs of a CPU run")
 def test_a_second_start_compiles_nothing(tmp_path):
     # 0: a fast machine compiles the smaller one sooner than what is kept by default.
@@ -78,6 +79,7 @@ def test_how_long_a_program_compiles_that_is_kept(tmp_path, chosen, used):
     assert start(setting, **variables) == [used]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="counts the programs of a CPU run")
 def test_the_users_own_choice_wins(tmp_path):
     ours, theirs = tmp_path / "ours", tmp_path / "theirs"

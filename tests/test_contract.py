@@ -38,6 +38,12 @@ UPDATE_ATTACKS = [
 @pytest.mark.parametrize(("cls", "name"), EVERYTHING)
 def test_contract(cls, name):
     assert cls.registered_name == name
+    check_component(cls, choices=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("cls", "name"), EVERYTHING)
+def test_contract_with_every_choice(cls, name):
     check_component(cls)
 
 
@@ -49,6 +55,7 @@ def test_ends_of_sections(cls):
 WRAPPERS = list(update_attacks.wrappers(registry.attacks))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", UPDATE_ATTACKS)
 @pytest.mark.parametrize(
     ("outer", "field"),
@@ -65,6 +72,7 @@ WRAPPED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("outer", WRAPPED)
 def test_update_attack_inside_another(outer):
     update_attacks.check_survives_bad_rows(outer)

@@ -50,6 +50,7 @@ def np_conv(x, kernel):
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lowering", LOWERINGS)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("stride", [2, 3])
@@ -75,6 +76,7 @@ def np_conv_gradients(x, kernel, cotangent):
     return dx, dk
 
 
+@pytest.mark.slow
 @ALL
 @pytest.mark.parametrize("shape", SHAPES)
 def test_convolution_and_its_gradients(shape, lowering):
@@ -167,6 +169,7 @@ def test_an_unknown_lowering_is_refused():
         conv2d(jnp.ones((1, 3, 3, 1)), jnp.ones((2, 2, 1, 1)), "fft")
 
 
+@pytest.mark.slow
 @POOLS
 @pytest.mark.parametrize(("height", "width", "size"), [(6, 6, 3), (7, 5, 2), (4, 9, 4), (3, 3, 1)])
 def test_max_pool_and_its_gradient(height, width, size, pool):
@@ -185,6 +188,7 @@ def test_max_pool_and_its_gradient(height, width, size, pool):
     np.testing.assert_array_equal(pullback(jnp.asarray(cotangent))[0], gradient)
 
 
+@pytest.mark.slow
 @POOLS
 def test_equal_maxima_share_the_gradient(pool):
     gradient = jax.grad(lambda x: pool(x, 2).sum())(jnp.ones((1, 2, 2, 1)))
@@ -194,6 +198,7 @@ def test_equal_maxima_share_the_gradient(pool):
     np.testing.assert_array_equal(uneven, same)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "shape"),
     [

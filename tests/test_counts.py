@@ -104,6 +104,7 @@ def test_the_second_backdoor_is_named():
     ]
 
 
+@pytest.mark.slow
 def test_counts_do_not_depend_on_when_the_model_is_evaluated():
     spec = federation(
         server={"clients_per_round": 5}, threat={"num_malicious": 4}, attack="sign_flip"

@@ -650,6 +650,7 @@ def test_a_folder_in_another_format_is_named(prepared):
 # --- Real data ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.data
 def test_real_mnist(real_data, capfd):
     source = real_data("mnist")

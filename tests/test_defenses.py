@@ -140,6 +140,7 @@ def random_updates(clients, seed, dim=5):
     return np.random.default_rng(seed).normal(size=(clients, dim)).astype(np.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("clients", "f"), [(11, 2), (8, 0)])
 @pytest.mark.parametrize("name", CASES)
 def test_against_numpy(name, clients, f):

@@ -269,6 +269,7 @@ def test_a_run_measures_robust_accuracy(tmp_path):
     assert m["robust_accuracy/pgd"][-1] < right.mean()
 
 
+@pytest.mark.slow
 def test_transfer_attacks_with_a_finished_run(tmp_path):
     learns = {
         "data": {"num_clients": 5, "max_train": 600},

@@ -314,6 +314,7 @@ def replicas():
     return found
 
 
+@pytest.mark.slow
 def test_one_program_serves_all_replicas_however_they_are_batched():
     cells = replicas()
     alone = [train([cell])[0] for cell in cells]
@@ -331,6 +332,7 @@ def test_one_program_serves_all_replicas_however_they_are_batched():
 CNN = {"name": "small_cnn", "channels": [4], "hidden": 8}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["mlp", CNN], ids=["mlp", "cnn"])
 def test_the_order_of_training_changes_only_rounding(model):
     changes = {"model": model, "client": {"name": "sgd", "steps": 2, "batch_size": 4}}
@@ -349,6 +351,7 @@ def test_the_order_of_training_changes_only_rounding(model):
     assert found == [5, 1, 2, 5, 1 if model is CNN and jax.default_backend() == "cpu" else 5]
 
 
+@pytest.mark.slow
 def test_lowerings_of_convolutions_change_only_rounding():
     results = [
         fedjax_sec.run(small(model=CNN | {"convolution": lowering}))
@@ -401,6 +404,7 @@ def test_nothing_moves_between_host_and_device_inside_a_stretch():
             state.server.params + np.ones((1, 1))  # the guard is on
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rounds", [1, 3])
 def test_a_profile_holds_one_stretch_of_rounds(rounds, tmp_path):
     fedjax_sec.run(small(rounds=rounds), out=tmp_path / "run", profile=tmp_path / "profile")

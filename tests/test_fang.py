@@ -78,6 +78,7 @@ def test_trim_attack_with_partial_knowledge_is_three_to_four_deviations_away():
     assert (away >= 3 - 1e-4).all() and (away <= 4 + 1e-4).all() and np.ptp(away) > 0.3
 
 
+@pytest.mark.slow
 def test_trim_attack_hurts_the_rules_it_is_meant_for():
     updates, bad = stack(50, 40, shift=0.5), 10
     mask = first_rows(50, bad)
@@ -265,6 +266,7 @@ def test_scaling_without_copies_poisons_the_examples_themselves():
     assert len(y) == own and abs(stamped.mean() - 0.25) < 0.12 and (y[stamped] == 0).all()
 
 
+@pytest.mark.slow
 def test_scaling_multiplies_by_the_number_of_clients():
     """One of six clients, times six, through the mean: its update takes part as a whole."""
     plain, large = (
@@ -275,6 +277,7 @@ def test_scaling_multiplies_by_the_number_of_clients():
     assert big == pytest.approx(6 * small, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_scaling_teaches_the_backdoor_through_the_mean():
     result = fedjax_sec.run(scaling_run(rounds=15))
     unscaled = fedjax_sec.run(

@@ -167,6 +167,7 @@ def test_the_seed_decides_the_root_and_the_root_leaves_the_malicious_alone():
     np.testing.assert_array_equal(one.malicious, without.malicious)
 
 
+@pytest.mark.slow
 def test_the_round_uses_the_servers_own_update():
     """With one client whose examples the rule trusts, the step has the server update's length."""
     from fedjax_sec.round.local import server_data

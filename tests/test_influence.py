@@ -284,6 +284,7 @@ def test_what_the_defence_turned_counts_as_minus():
     assert metrics["net_influence"][1] == pytest.approx(expected["net"], rel=1e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["noise, turn", "turn, noise", "turn, turn", "noise"])
 def test_only_turns_count_as_turned(order):
     mean, noise = Defense.build(["mean", {"name": "gaussian_noise", "std": 1.0}]).stages
@@ -318,6 +319,7 @@ class Stop(Exception):
     pass
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_to_the_same_sum(tmp_path):
     spec = small(
         threat={"num_malicious": 1},
@@ -360,6 +362,7 @@ def test_off_costs_nothing():
         assert ("360x8x8" in text) == needed  # the test images: what nobody reads is no argument
 
 
+@pytest.mark.slow
 def test_replicas_side_by_side_keep_their_own_sums():
     cells = [
         dataclasses.replace(attacked(base=base), seed=seed)

@@ -46,6 +46,7 @@ def np_centered_clip(x, v, steps, tau):
     return v, factor
 
 
+@pytest.mark.slow
 @CLIENTS
 @pytest.mark.parametrize("steps", [1, 4, 30])
 def test_geometric_median_equals_weiszfeld(num_clients, steps):
@@ -114,6 +115,7 @@ def test_centered_clipping_moves_at_most_its_radius_whatever_one_row_holds():
         np.testing.assert_allclose(found, [0.5, 0, 0, 0, 0, 0], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_centered_clipping_starts_from_the_last_aggregate():
     start = {"name": "centered_clipping", "radius": 0.05}
     client = {"name": "sgd", "steps": 1, "batch_size": 9}
@@ -134,6 +136,7 @@ def test_sign_votes(num_clients, dim):
     np.testing.assert_array_equal(votes, np.sign(x).sum(0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
 def test_dtypes_are_kept(dtype):
     x = jnp.asarray(stack(8), dtype)

@@ -50,6 +50,7 @@ def compare(got, expected, x, dtype, label):
         np.testing.assert_allclose(a, b, rtol=once, atol=sums * scale, err_msg=label)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "num_clients"),
     [(name, 129) for name in KERNELS]
@@ -66,6 +67,7 @@ def test_equals_the_plain_version(name, num_clients):
         compare(function(x, valid), plain(name, x, valid), x, jnp.float32, kind)
 
 
+@pytest.mark.slow
 @EVERY
 @pytest.mark.parametrize(
     ("num_clients", "dtypes"),
@@ -105,6 +107,7 @@ def in_blocks(monkeypatch, size):
     monkeypatch.setattr(distances, "GRAM_CHUNK", size)
 
 
+@pytest.mark.slow
 @STACKED
 @pytest.mark.parametrize(
     ("dim", "block"), [(1, None), (37, 15)], ids=["below one block", "two and a half"]
@@ -138,6 +141,7 @@ def functional(kernel, x, valid):
     return sum(term.sum() for term in terms)
 
 
+@pytest.mark.slow
 @SMOOTH
 def test_gradients(name, monkeypatch):
     """Against central differences; then within `vmap`, blocks and the path for many clients."""

@@ -114,6 +114,7 @@ def test_a_share_that_holds_out_nothing_is_refused():
         LocalTest("dealt").of_test_part(np.random.default_rng(0), None, None, 3, 5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("data", ["held_out", "dealt"])
 def test_metrics_of_each_client(data):
     pgd = {"name": "pgd", "eps": 0.05, "random_start": False, "steps": 5}

@@ -55,6 +55,7 @@ def one_path_a_logit(variables):
     return jax.tree_util.tree_map_with_path(chain, variables)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DROPOUTS)
 def test_every_dropout_layer_acts(name):
     layers, side = DROPOUTS[name]
@@ -104,6 +105,7 @@ def updates_of_two_equal_clients(name, dropout, steps):
     return np.asarray(train())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DROPOUTS)
 def test_masks_differ_between_clients_and_between_steps(name):
     def differences(dropout):

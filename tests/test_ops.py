@@ -164,6 +164,7 @@ def cases():
                 yield "reference", rule, num_clients
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("impl", "rule", "num_clients"), list(cases()))
 def test_coordinatewise_matches_numpy(impl, rule, num_clients):
     oracle, arguments = RULES[rule]
@@ -211,6 +212,7 @@ def test_vmap_is_a_loop(rule):
             np.testing.assert_allclose(a[s], b, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("num_clients", [6, 7])
 def test_blocks_of_columns_and_many_clients(rule, num_clients, monkeypatch):
@@ -260,6 +262,7 @@ def test_sort_clients(num_clients):
         np.testing.assert_array_equal(sorting.sort_clients(jnp.asarray(x)), np.sort(x, axis=0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("num_rows", [1, 2, 129, 1023, 1024, 1500])
 def test_order_statistic(num_rows, dtype):
@@ -284,6 +287,7 @@ def test_order_statistic_shares_its_gradient_among_ties():
     assert gradient[:, 0].tolist() == [0.5, 0.0, 0.5, 0.0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("num_drop", [0, 1, 40, 129])
 def test_many_clients_select_what_a_sort_would(kind, num_drop):

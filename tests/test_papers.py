@@ -109,6 +109,7 @@ def regenerated(tmp_path_factory):
     return out, engine.regenerate(RLR, plan, items, out, files=files)
 
 
+@pytest.mark.slow
 def test_tables_hold_published_and_measured_numbers(regenerated):
     out, _ = regenerated
     table = pd.read_csv(out / "table2-distributed.csv").set_index("aggregation")
@@ -138,6 +139,7 @@ def test_rlr_is_switched_on_half_way():
 # --- FLTrust ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dataset", "scale"),
     [
@@ -431,6 +433,7 @@ def fat_regenerated(tmp_path_factory):
     return out, regenerate(["table1", "table3", "curves", "figure2"]), regenerate
 
 
+@pytest.mark.slow
 def test_fats_tables_hold_published_and_measured_numbers(fat_regenerated):
     out, written, _ = fat_regenerated
     one = pd.read_csv(out / "table1.csv").iloc[0]
@@ -633,6 +636,7 @@ def written_by(paper, out, monkeypatch, overrides=(), seeds=1, diverged=()):
     return texts, [" ".join(title.split()) for title in titles]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("paper", PAPERS, ids=lambda paper: paper.name)
 def test_captions_say_what_was_set(paper, tmp_path, monkeypatch):
     texts, titles = written_by(paper, tmp_path, monkeypatch, ("defense=median",))
@@ -646,6 +650,7 @@ def test_captions_say_what_was_set(paper, tmp_path, monkeypatch):
     assert whose.count("every row's") == (1 if paper is FAT else len(whose))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("paper", PAPERS, ids=lambda paper: paper.name)
 def test_captions_tell_rows_from_what_all_share(paper, tmp_path, monkeypatch):
     texts, titles = written_by(paper, tmp_path, monkeypatch, ("checkpoint.every=3",))
@@ -654,6 +659,7 @@ def test_captions_tell_rows_from_what_all_share(paper, tmp_path, monkeypatch):
     assert all(said.format("") in title for title in titles)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("paper", PAPERS, ids=lambda paper: paper.name)
 @pytest.mark.parametrize("seeds", [1, 3])
 def test_captions_say_over_how_many_seeds(paper, seeds, tmp_path, monkeypatch):
@@ -670,6 +676,7 @@ def test_captions_say_over_how_many_seeds(paper, seeds, tmp_path, monkeypatch):
             assert "one seed" in title or "seed 0" in title
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("paper", PAPERS, ids=lambda paper: paper.name)
 def test_tables_and_figures_mark_what_diverged(paper, tmp_path, monkeypatch):
     legends = []

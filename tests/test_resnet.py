@@ -40,6 +40,7 @@ def options(model, mask):
     return {"mask": mask} if model.pools_batch else {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_padding_does_not_change_the_others_in_training(kind):
     model, variables = build(kind)
@@ -50,6 +51,7 @@ def test_padding_does_not_change_the_others_in_training(kind):
     np.testing.assert_allclose(found, model.apply(variables, x, train=True), atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "train", "alone"),
     [
@@ -98,6 +100,7 @@ def client_step(task, params, count=12, batch=8, **client):
     return lambda params: own.apply(jax.random.key(3), params, (), local, task)[0]
 
 
+@pytest.mark.slow
 def test_a_client_sends_what_its_batch_did_to_the_statistics():
     task, params, variables = task_of("aggregated")
     assert int(observed(task).sum()) == 2 * (16 + 2 * (16 + 32 + 64))
@@ -122,6 +125,7 @@ def test_a_client_sends_what_its_batch_did_to_the_statistics():
     np.testing.assert_array_equal((moved - params)[weights], 0.0)
 
 
+@pytest.mark.slow
 def test_a_client_without_examples_moves_nothing():
     task, params, _ = task_of("aggregated")
     np.testing.assert_array_equal(client_step(task, params, count=0)(params), 0.0)
@@ -151,6 +155,7 @@ def optimized():
     jax.config.update("jax_disable_most_optimizations", True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_learns_with_every_kind(kind, optimized):
     client = {

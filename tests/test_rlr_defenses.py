@@ -191,6 +191,7 @@ def alike_updates(seed, clients=8, dim=12):
     return updates
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("combine", ["weighted", "sum", "normalised"])
 @pytest.mark.parametrize("convention", ["paper", "author", "fedsecurity"])
 def test_foolsgold_against_numpy(convention, combine):
@@ -220,6 +221,7 @@ def test_conventions_differ_where_they_are_said_to():
     np.testing.assert_allclose([k.max() for k in kept], [1.0, 0.2038, 0.5726], rtol=2e-3)
 
 
+@pytest.mark.slow
 def test_identical_updates_lose_everything_and_zero_is_like_nothing():
     updates = [[2.0, 0.0], [2.0, 0.0], [0.0, 1.0], [0.0, 0.0]]
     out, metrics, _ = apply("foolsgold", updates)
@@ -233,11 +235,13 @@ def test_identical_updates_lose_everything_and_zero_is_like_nothing():
         np.testing.assert_allclose(out, same[0], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_single_client_is_kept():
     out, metrics, _ = apply("foolsgold", [[3.0, 4.0]])
     assert metrics["kept"].tolist() == [1] and out.tolist() == [3, 4]
 
 
+@pytest.mark.slow
 def test_histories_follow_the_client_not_the_row():
     """Sampled clients in changing order: similarity is that of the sums of what each one sent."""
     rng, clients, dim = np.random.default_rng(5), 9, 6
@@ -304,6 +308,7 @@ def test_every_row_is_a_configuration(name, threshold, noise):
         assert again == found and again.client.max_norm == (4.0 if noise else None)
 
 
+@pytest.mark.slow
 def test_the_longest_row_runs():
     clip = {"name": "clip_norm", "max_norm": 4.0}
     result = fedjax_sec.run(small(defense=[clip, "foolsgold", NOISE, rlr(4)]))

@@ -147,6 +147,7 @@ def test_local_training_equals_a_loop(fields):
     assert np.concatenate(full[:2]).tolist() != np.concatenate(full[2:]).tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fields", "bounds"),
     [

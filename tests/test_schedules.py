@@ -75,6 +75,7 @@ FIELDS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("key", "before", "after"), FIELDS)
 def test_a_scheduled_run_is_two_runs_in_a_row(key, before, after):
     """Two rounds with the first value and two with the second, carried over by hand."""
@@ -99,6 +100,7 @@ def test_a_scheduled_run_is_two_runs_in_a_row(key, before, after):
         assert np.abs(in_a_row(constant, constant) - flat(scheduled)).max() > 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attack", ["alie", "label_flip"])
 def test_an_attack_that_begins_later_leaves_the_rounds_before_as_they_were(attack):
     base = small(rounds=4, threat={"num_malicious": 2}, evaluation={"every": 1})

@@ -114,6 +114,7 @@ def on_four_devices(text, *arguments):
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_clients_on_four_devices_equal_clients_on_one():
     found = on_four_devices(RUNS)
     layouts = {name: tuple(run["layout"].values()) for name, run in found.items()}
@@ -127,10 +128,12 @@ def test_clients_on_four_devices_equal_clients_on_one():
         assert run["difference"] <= 1e-5 < run["moved"], name
 
 
+@pytest.mark.slow
 def test_a_run_on_four_devices_is_resumed_to_the_same_bits(tmp_path):
     assert on_four_devices(RESUMED, tmp_path) == [True, True]
 
 
+@pytest.mark.slow
 def test_kernels_take_stacks_that_are_spread_over_devices():
     found = on_four_devices(SPREAD)
     assert len(found) == 2 * len(KERNELS)

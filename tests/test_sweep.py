@@ -109,6 +109,7 @@ def test_file_with_an_experiment_beside_it(tmp_path):
     assert {(c.experiment.rounds, c.experiment.seed) for c in cells} == {(5, 7)}
 
 
+@pytest.mark.slow
 def test_groups_results_and_finished_cells(tmp_path, programs):
     cells = sweeps.make_cells(BASE, GRID, seeds=(0, 1))
     calls = []
@@ -183,6 +184,7 @@ def test_interrupted_group_resumes_to_the_same_bits(tmp_path, programs):
 # --- Several processes in one folder --------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_processes_share_a_folder(tmp_path):
     """Threads stand in for processes: a lock is held by who took it, in either case."""
     cells = sweeps.make_cells(BASE, GRID)
@@ -209,6 +211,7 @@ def test_processes_share_a_folder(tmp_path):
     assert not list((tmp_path / "shared" / "groups").iterdir())
 
 
+@pytest.mark.slow
 def test_a_group_whose_process_died_goes_on_in_another(tmp_path):
     base = BASE | {"rounds": 6, "checkpoint": {"every": 2}}
     cells = sweeps.make_cells(base, {"attack": {"flip": "sign_flip", "clean": None}})

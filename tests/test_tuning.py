@@ -113,6 +113,7 @@ def test_nothing_is_measured_when_switched_off_or_nothing_is_open(measuring, mon
     assert not list(measuring.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("client", [{"steps": 3}, {"epochs": 1, "keep_optimizer_state": True}])
 def test_an_experiment_is_measured_and_computes_the_same(measuring, client):
     spec = small(model=CNN, client={"name": "sgd", "batch_size": 3, **client}, rounds=2)

@@ -47,6 +47,7 @@ def natural(num_clients, **changes):
 # --- One client ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fields", [{"epochs": 3}, {"epochs": 3, "sampling": "uniform"}, {"steps": 5}]
 )
@@ -224,6 +225,7 @@ def sampled_malicious(experiment_, source, rounds):
     return drawn
 
 
+@pytest.mark.slow
 def test_the_papers_share_of_3383_users(monkeypatch):
     sizes = np.random.default_rng(0).integers(1, 4, 3383)
     source = by_user(monkeypatch, many(int(sizes.sum())), sizes)
@@ -243,6 +245,7 @@ def test_the_papers_share_of_3383_users(monkeypatch):
         assert np.isfinite(result.metrics[metric][1:]).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attack", ["alie", "sign_flip", {"name": "pattern", "size": 1}])
 def test_a_round_that_draws_no_malicious_client_is_clean(monkeypatch, attack):
     sizes = np.random.default_rng(1).integers(1, 12, 30)
@@ -276,6 +279,7 @@ def test_a_round_that_draws_no_malicious_client_is_clean(monkeypatch, attack):
 # --- Memory -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("clients", ["vmap", "map"])
 def test_data_of_clients_that_are_not_drawn_is_not_copied(monkeypatch, clients):
     """The working memory of a round with 5 clients is the same for 50 and for 400 of them."""

@@ -321,6 +321,7 @@ def real(tmp_path_factory):
     return found, dict(np.load(lzma.open(table)))
 
 
+@pytest.mark.slow
 @pytest.mark.data
 def test_real_mnist_by_writer(real):
     (source, mnist), table = real[0].values(), real[1]
@@ -404,6 +405,7 @@ def test_qmnists_labels_are_downloaded_and_read(qmnist, tmp_path):
     np.testing.assert_array_equal(again[0], writers[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["no gzip", "cut", "other"])
 def test_broken_labels_of_qmnist_say_how_to_get_them(qmnist, tmp_path, damage):
     folder = tmp_path / "data" / "mnist_by_writer"

@@ -5,6 +5,7 @@ import dataclasses
 import inspect
 import itertools
 import re
+from collections.abc import Sequence
 
 import chex
 import jax
@@ -33,10 +34,7 @@ def variants(base, setting, every_pair: bool = True) -> list:
         if choices:
             options[field.name] = choices
     if every_pair:
-        combinations = [
-            dict(zip(options, picked, strict=True))
-            for picked in itertools.product(*options.values())
-        ]
+        combinations = [{}, *pairs_of(options)]
     else:
         combinations = [{}] + [{n: c} for n, choices in options.items() for c in choices]
     kept = []
@@ -45,6 +43,27 @@ def variants(base, setting, every_pair: bool = True) -> list:
         if one not in kept and accepted(one, setting):
             kept.append(one)
     return kept
+
+
+def pairs_of(options: dict[str, Sequence]) -> list[dict]:
+    """Combinations in which every two values of different fields meet; few, found greedily.
+
+    >>> len(pairs_of({"a": (1, 2), "b": (1, 2), "c": (1, 2)}))
+    4
+    """
+    products = [dict(zip(options, p, strict=True)) for p in itertools.product(*options.values())]
+
+    def pairs(one: dict) -> set:
+        items = list(one.items())
+        return set(itertools.combinations(items, 2)) or set(items)
+
+    missing = set().union(*map(pairs, products)) if options else set()
+    chosen = []
+    while missing:
+        best = max(products, key=lambda one: len(pairs(one) & missing))
+        chosen.append(best)
+        missing -= pairs(best)
+    return chosen
 
 
 def fixed_counts(component, value: int = 4):
