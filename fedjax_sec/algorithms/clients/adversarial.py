@@ -43,6 +43,7 @@ class Adversarial(LocalSgd):
         (0.3, 40)
     """
 
+    inputs = frozenset({"pixels"})
     fraction: float = numeric(0.5, "Share of a batch that is replaced, K/N.", low=0, high=1)
     most: float | None = static(
         None,
