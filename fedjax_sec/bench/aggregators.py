@@ -81,9 +81,9 @@ def _row(name, rule, stack, updates, theirs, rates, repeats) -> dict:
     memory = function.memory_analysis()
     cases = [Case("ours", lambda: function(*args).block_until_ready())]
     cases += peers.byzfl_cases(theirs, updates) if theirs else []
-    found = take_turns(cases, repeats)
+    timings = take_turns(cases, repeats)
     limit = rates.seconds(rule.flops, 4 * (num_rows + 1) * dim)
-    ours = found.pop("ours")
+    ours = timings.pop("ours")
     row = {
         "rule": name,
         "K": num_rows,
@@ -96,7 +96,7 @@ def _row(name, rule, stack, updates, theirs, rates, repeats) -> dict:
         "compile s": compiling,
         "temporary / stack": memory.temp_size_in_bytes / stack.nbytes if memory else None,
     }
-    for peer, timing in found.items():
+    for peer, timing in timings.items():
         row[f"{peer} ms"] = 1e3 * timing.median
         row[f"faster than {peer}"] = timing.median / ours.median
     return row

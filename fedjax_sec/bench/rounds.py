@@ -43,11 +43,11 @@ def workloads(data_dir: str | None = None) -> dict[str, Workload]:
     data = {"data_dir": data_dir} if data_dir else {}
     threat = {"num_malicious": 12, "placement": "first"}
     momentum = {"name": "sgd", "learning_rate": 1.0, "momentum": 0.9}
-    found = {}
+    known = {}
     for attack_name, attack in (("no attack", None), ("ALIE", ALIE)):
         for name, defense in DEFENSES.items():
             needs_f = {} if name in ("mean", "median") else {"num_byzantine": 12}
-            found[f"ALIE MNIST, {attack_name}, {name}"] = Workload(
+            known[f"ALIE MNIST, {attack_name}, {name}"] = Workload(
                 {
                     "data": {"name": "mnist", "num_clients": 51, **data},
                     "model": "mlp",
@@ -62,7 +62,7 @@ def workloads(data_dir: str | None = None) -> dict[str, Workload]:
             )
     for name in ("mean", "median", "Krum"):
         needs_f = {"num_byzantine": 20} if name == "Krum" else {}
-        found[f"FLTrust CNN, {name}"] = Workload(
+        known[f"FLTrust CNN, {name}"] = Workload(
             {
                 "data": {"name": "fashion_mnist", "num_clients": 100, **data},
                 "model": "fltrust_cnn",
@@ -72,7 +72,7 @@ def workloads(data_dir: str | None = None) -> dict[str, Workload]:
             2,
             100 * 32,
         )
-    found["PGD-40 CNN, mean"] = Workload(
+    known["PGD-40 CNN, mean"] = Workload(
         {
             "data": {"name": "fashion_mnist", "num_clients": 51, **data},
             "model": "fltrust_cnn",
@@ -83,7 +83,7 @@ def workloads(data_dir: str | None = None) -> dict[str, Workload]:
         51 * 64,
         51 * 32 * PGD["pgd_steps"],
     )
-    found["RLR Fashion-MNIST, mean"] = Workload(
+    known["RLR Fashion-MNIST, mean"] = Workload(
         {
             "data": {"name": "fashion_mnist", "num_clients": 10, **data},
             "model": "rlr_cnn",
@@ -98,7 +98,7 @@ def workloads(data_dir: str | None = None) -> dict[str, Workload]:
         1,
         2 * 60_000,
     )
-    return found
+    return known
 
 
 def flops(name: str, workload: Workload) -> float:
@@ -144,16 +144,16 @@ def _row(name, workload, rates, repeats, with_peers, at_most) -> dict:
     cases = [Case("ours", ours)]
     if with_peers and (theirs := torch_round(experiment, program)) is not None:
         cases.append(Case("PyTorch loop", lambda: [theirs() for _ in range(rounds)]))
-    found = take_turns(cases, repeats, at_most)
-    seconds = found["ours"].median / rounds
+    timings = take_turns(cases, repeats, at_most)
+    seconds = timings["ours"].median / rounds
     limit = rates.seconds(flops(name, workload), 0.0)
     memory = program.compiled[f"advance {rounds}"]
     row = {
         "round": name,
         "ours rounds/s": 1 / seconds,
         "ours ms": 1e3 * seconds,
-        "fastest ms": 1e3 * found["ours"].fastest / rounds,
-        "slowest ms": 1e3 * found["ours"].slowest / rounds,
+        "fastest ms": 1e3 * timings["ours"].fastest / rounds,
+        "slowest ms": 1e3 * timings["ours"].slowest / rounds,
         "limit ms": 1e3 * limit,
         "times the limit": seconds / limit,
         "compile s": program.compile_seconds,
@@ -161,8 +161,8 @@ def _row(name, workload, rates, repeats, with_peers, at_most) -> dict:
         "arguments MiB": memory.get("argument_bytes", 0) / 2**20,
         "computed as": str(program.tuning.choice),
     }
-    if "PyTorch loop" in found:
-        theirs_seconds = found["PyTorch loop"].median / rounds
+    if "PyTorch loop" in timings:
+        theirs_seconds = timings["PyTorch loop"].median / rounds
         row["PyTorch loop ms"] = 1e3 * theirs_seconds
         row["faster than PyTorch loop"] = theirs_seconds / seconds
     return row

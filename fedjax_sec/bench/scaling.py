@@ -127,7 +127,7 @@ def _seeds(repeats) -> list[dict]:
                 seconds.setdefault("one after another s", []).append(_singly(some))
             seconds.setdefault("cached, one sweep s", []).append(_seconds(lambda s=some: train(s)))
             seconds.setdefault("cached, one after another s", []).append(_singly(some))
-        median = {name: float(np.median(found)) for name, found in seconds.items()}
+        median = {name: float(np.median(values)) for name, values in seconds.items()}
         rows.append(
             {
                 "over": "seeds",

@@ -46,8 +46,8 @@ def take_turns(cases: Sequence[Case], repeats: int, at_most: float = 60.0) -> di
             if turn < budget[case.name]:
                 seconds[case.name].append(_once(case))
     return {
-        name: Timing(statistics.median(found), min(found), max(found), len(found))
-        for name, found in seconds.items()
+        name: Timing(statistics.median(timings), min(timings), max(timings), len(timings))
+        for name, timings in seconds.items()
     }
 
 
@@ -98,11 +98,11 @@ def measure_machine(size: int = 2048, copied: int = 1 << 26, repeats: int = 7) -
     product = jax.jit(lambda a: jnp.dot(a, a, precision=jax.lax.Precision.HIGHEST))
     vector = jnp.zeros(copied)
     plus = jax.jit(lambda v: v + 1)
-    found = take_turns(
+    timings = take_turns(
         [
             Case("product", lambda: product(a).block_until_ready()),
             Case("copy", lambda: plus(vector).block_until_ready()),
         ],
         repeats,
     )
-    return Rates(2 * size**3 / found["product"].median, 8 * copied / found["copy"].median)
+    return Rates(2 * size**3 / timings["product"].median, 8 * copied / timings["copy"].median)

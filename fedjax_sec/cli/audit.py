@@ -29,10 +29,10 @@ def audit(
     with reported():
         if out is not None:
             files.check_writable(out.absolute().parent)
-        found = look(
+        report = look(
             run_dir, surrogate=surrogate, eps=eps, images=images, steps=steps, restarts=restarts
         )
-        text = found.to_markdown()
+        text = report.to_markdown()
         print(text, end="")
         if out is not None:
             files.write_atomically(out, f"# Audit of {run_dir.name}\n\n{text}")

@@ -19,18 +19,18 @@ def list_(
     ] = None,
 ) -> None:
     """List the components that a configuration can name."""
-    kinds = {f"{name}s": found for name, found in registry.KINDS.items()}
+    kinds = {f"{name}s": known for name, known in registry.KINDS.items()}
     with reported():
         if kind is not None and kind not in kinds:
             raise ConfigError(
                 f"Unknown kind {kind!r}.{core.suggestion(kind, kinds)} Known: {', '.join(kinds)}."
             )
-    for name, found in kinds.items():
+    for name, known in kinds.items():
         if kind in (None, name):
             table = Table(title=name, title_justify="left", show_header=False, box=None)
-            for entry in found.names():
-                table.add_row(f"[bold]{entry}[/]", escape(registry.summary(found.get(entry))))
-            if not found.names():
+            for entry in known.names():
+                table.add_row(f"[bold]{entry}[/]", escape(registry.summary(known.get(entry))))
+            if not known.names():
                 table.add_row("none yet; one of your own comes in by --import")
             console.print(table)
 
@@ -50,21 +50,21 @@ def show(
         _print_fields(f"[bold]{name}[/] (section)", keys.SECTIONS[name], keys)
         return
     if name in ("optimizer", "optimizers"):
-        for title, found in (
+        for title, known in (
             ("optimizers", optimizers.OPTIMIZERS),
             ("schedules of a learning rate", optimizers.SCHEDULES),
         ):
             table = Table(title=title, title_justify="left", show_header=False, box=None)
-            for entry in sorted(found):
+            for entry in sorted(known):
                 table.add_row(f"[bold]{entry}[/]", ", ".join(r.key for r in keys.arguments(entry)))
             console.print(table)
         return
     with reported():
         if name not in functions:
             registry.find(name, (*functions, *keys.SECTIONS, "optimizer"))
-    for found in registry.KINDS.values():
-        if name in found.names():
-            _print_fields(f"[bold]{name}[/] ({found.kind})", found.get(name), keys)
+    for known in registry.KINDS.values():
+        if name in known.names():
+            _print_fields(f"[bold]{name}[/] ({known.kind})", known.get(name), keys)
     if name in functions:
         kind = "optimizer" if name in optimizers.OPTIMIZERS else "schedule of a learning rate"
         console.print(f"[bold]{name}[/] ({kind}), optax.{name}\n")

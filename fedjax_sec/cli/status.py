@@ -25,16 +25,16 @@ def status(
     from fedjax_sec.sweeps import survey
 
     with reported():
-        found = survey(out)
+        folder = survey(out)
     if as_json:
-        print(json.dumps(found.to_dict(), indent=2))
+        print(json.dumps(folder.to_dict(), indent=2))
         return
-    lines = [f"{found.kind} {found.path}: {len(found.runs)} run{'s' * (len(found.runs) != 1)}"]
-    lines += [", ".join(f"{count} {name}" for name, count in found.counts.items() if count)]
-    lines += [f"estimated time left: {duration(found.seconds_left)}"]
+    lines = [f"{folder.kind} {folder.path}: {len(folder.runs)} run{'s' * (len(folder.runs) != 1)}"]
+    lines += [", ".join(f"{count} {name}" for name, count in folder.counts.items() if count)]
+    lines += [f"estimated time left: {duration(folder.seconds_left)}"]
     for line in filter(None, lines):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
-    if rows := _rows(found):
+    if rows := _rows(folder):
         if not console.is_terminal:
             print("\n".join("\t".join(row) for row in rows))
             return
@@ -44,17 +44,17 @@ def status(
         console.print(table)
 
 
-def _rows(found) -> list[tuple[str, str, str]]:
+def _rows(folder) -> list[tuple[str, str, str]]:
     """What is not simply finished or waiting: a group in one row, then diverged runs."""
     groups: dict = {}
-    for run in found.runs:
+    for run in folder.runs:
         if run.state in ("running", "interrupted"):
             groups.setdefault((run.state, run.group or run.name), []).append(run)
     rows = []
     for (state, _), runs in sorted(groups.items()):
         total = "?" if runs[0].rounds is None else runs[0].rounds
         rows.append((state, _named([run.name for run in runs]), f"{runs[0].done}/{total}"))
-    if diverged := [run.name for run in found.runs if run.diverged]:
+    if diverged := [run.name for run in folder.runs if run.diverged]:
         rows.append(("diverged", _named(diverged), ""))
     return rows
 

@@ -67,13 +67,13 @@ def run_sweep(
     out = out.absolute()
     data = data_overrides(data_dir, overrides)
     settings, cells = sweep_lib.load(config, overrides, data, imports)
-    found = run_with_progress(
+    results = run_with_progress(
         cells, out, at_once=settings.at_once, group_size=settings.group_size, again=again
     )
-    figure = files_lib.write(cells, found, out, settings.title)
-    heading, _, table = next(iter(tables_lib.tables(cells, found).values()))
+    figure = files_lib.write(cells, results, out, settings.title)
+    heading, _, table = next(iter(tables_lib.tables(cells, results).values()))
     print_table(table, heading)
-    for warning in tables_lib.warnings_of(cells, found):
+    for warning in tables_lib.warnings_of(cells, results):
         console.print(f"[bold yellow]Warning:[/] {escape(warning)}", soft_wrap=True)
     console.print(f"Tables: {out / 'table.md'}\nFigure: {figure}", soft_wrap=True)
 

@@ -191,5 +191,5 @@ def describe_range(metadata: Mapping) -> str:
 
 def choices(component, field: str) -> tuple:
     """The declared choices of a component's field; empty where any value will do."""
-    found = next(f.metadata for f in dataclasses.fields(component) if f.name == field)
-    return tuple(found.get("choices") or ())
+    metadata = next(f.metadata for f in dataclasses.fields(component) if f.name == field)
+    return tuple(metadata.get("choices") or ())

@@ -40,14 +40,14 @@ UNUSABLE = {
 
 
 def _functions(test) -> dict[str, Any]:
-    found = {}
+    functions = {}
     for name, function in vars(optax).items():
         usable = inspect.isfunction(function) or isinstance(function, functools.partial)
         if name.startswith(("_", "scale_by_")) or not usable:
             continue
         if test(name, inspect.signature(function).parameters):
-            found[name] = function
-    return found
+            functions[name] = function
+    return functions
 
 
 OPTIMIZERS = _functions(
@@ -236,7 +236,7 @@ def _build_schedule(spec, path):
         )
     name = _known(arguments.pop("name"), SCHEDULES, "schedule", path)
     parameters = _parameters(SCHEDULES[name], name, arguments, path)
-    found = []
+    pairs = []
     for key, value in arguments.items():
         at = f"{path}.{key}"
         value = admit(value, hint_of(name, parameters[key]), range_of(name, key), at)
@@ -244,8 +244,8 @@ def _build_schedule(spec, path):
             steps = [admit(step, int, _STEPS, f"{at}: a step") for step in value]
             factors = [admit(v, float, _SIZE, f"{at}.{k}") for k, v in value.items()]
             value = ("points", *zip(*sorted(zip(steps, factors, strict=True)), strict=True))
-        found.append((key, value))
-    return ("schedule", name, tuple(sorted(found)))
+        pairs.append((key, value))
+    return ("schedule", name, tuple(sorted(pairs)))
 
 
 def _is_schedule(value) -> bool:

@@ -94,7 +94,7 @@ def build_schedule(spec, hint, path: str, metadata: Mapping) -> Schedule:
             f"got {shown(points)}."
         )
     args = [a for a in typing.get_args(hint) or (hint,) if a is not type(None)]
-    found = {}
+    by_round = {}
     for key, value in points.items():
         number = plain(key)
         if isinstance(number, str) and number.isascii() and number.isdigit() and len(number) < 11:
@@ -104,18 +104,19 @@ def build_schedule(spec, hint, path: str, metadata: Mapping) -> Schedule:
             raise ConfigError(
                 f"{path}.values: a round must be an integer >= 0{most}, got {shown(key)}."
             )
-        if number in found:
+        if number in by_round:
             raise ConfigError(f"{path}.values: round {number} is given twice.")
-        found[number] = admit(value, args[0], metadata, f"{path}.values.{number}")
-    if kind == "steps" and 0 not in found:
+        by_round[number] = admit(value, args[0], metadata, f"{path}.values.{number}")
+    if kind == "steps" and 0 not in by_round:
         raise ConfigError(
-            f"{path}.values: steps need a value for round 0, the first is for round {min(found)}."
+            f"{path}.values: steps need a value for round 0, the first is for round "
+            f"{min(by_round)}."
         )
-    if kind == "linear" and len(found) < 2:
+    if kind == "linear" and len(by_round) < 2:
         raise ConfigError(f"{path}.values: a linear schedule needs at least two rounds.")
     if kind == "linear" and args[0] is int:
         raise ConfigError(f"{path} is an integer, which a linear schedule would leave; use steps.")
-    return Schedule(kind, tuple(sorted(found)), tuple(found[key] for key in sorted(found)))
+    return Schedule(kind, tuple(sorted(by_round)), tuple(by_round[key] for key in sorted(by_round)))
 
 
 def _is_schedule(node) -> bool:

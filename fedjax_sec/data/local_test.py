@@ -93,19 +93,19 @@ class LocalTest:
                 "data.local_test: 'users' needs data that names the user of every example, and the "
                 "partition 'natural'; use 'held_out' or 'dealt'."
             )
-        found = [np.flatnonzero(users == user) for user in owners]
-        if not any(map(len, found)):
+        by_owner = [np.flatnonzero(users == user) for user in owners]
+        if not any(map(len, by_owner)):
             raise ConfigError(
                 "data.local_test: the test part is by other users than the clients; use 'held_out'."
             )
-        return _padded(found)
+        return _padded(by_owner)
 
 
 def _padded(lists) -> np.ndarray:
-    found = np.full((len(lists), max(max(map(len, lists)), 1)), -1, np.int32)
-    for row, positions in zip(found, lists, strict=True):
+    padded = np.full((len(lists), max(max(map(len, lists)), 1)), -1, np.int32)
+    for row, positions in zip(padded, lists, strict=True):
         row[: len(positions)] = positions
-    return found
+    return padded
 
 
 def build_local_test(spec: Any, path: str) -> LocalTest | None:

@@ -92,7 +92,7 @@ class Root:
                 f"class {label}": (labels == label, count)
                 for label, count in zip(classes, counts, strict=True)
             }
-        found = []
+        positions = []
         for what, (members, count) in wanted.items():
             held = np.flatnonzero(members)
             if count > len(held):
@@ -100,8 +100,8 @@ class Root:
                     f"server.root: {count} examples of {what} are wanted, and the training set has "
                     f"{len(held)}; lower size or change sampling."
                 )
-            found.append(rng.choice(held, count, replace=False))
-        return np.sort(np.concatenate(found))
+            positions.append(rng.choice(held, count, replace=False))
+        return np.sort(np.concatenate(positions))
 
 
 def build_root(spec: Any, path: str) -> Root | None:

@@ -71,15 +71,15 @@ def judge(shares: Mapping[str, float], vanishing: float, images: int) -> tuple[l
             f"{what} {relation} white-box PGD: {percent(own)} withstand it, {percent(pgd)} PGD.",
         )
 
-    found = [
+    findings = [
         beside("noise", "A random search"),
         beside("one_step", "A single step (FGSM)"),
     ]
     if "transfer" in shares:
-        found.append(beside("transfer", "A black-box transfer attack"))
-    found.append(beside("scaled", "PGD on scaled logits"))
+        findings.append(beside("transfer", "A black-box transfer attack"))
+    findings.append(beside("scaled", "PGD on scaled logits"))
     hard, far = shares["stronger"], shares["unbounded"]
-    found += [
+    findings += [
         Finding(
             "stronger",
             hard >= pgd - max(apart, STRONGER),
@@ -98,7 +98,7 @@ def judge(shares: Mapping[str, float], vanishing: float, images: int) -> tuple[l
         ),
     ]
     bounded = [share for name, share in shares.items() if name not in ("clean", "unbounded")]
-    broken = [finding.check for finding in found if not finding.holds]
+    broken = [finding.check for finding in findings if not finding.holds]
     if broken == ["stronger"]:
         verdict = (
             f"Overstated: PGD shows {percent(pgd)}, Auto-PGD leaves {percent(hard)}. Plain PGD is "
@@ -114,4 +114,4 @@ def judge(shares: Mapping[str, float], vanishing: float, images: int) -> tuple[l
             f"Believable: no sign of masked gradients. At most {percent(min(bounded))} are robust; "
             f"PGD shows {percent(pgd)}."
         )
-    return found, verdict
+    return findings, verdict

@@ -43,17 +43,17 @@ def labels(attacks: Sequence) -> list[str]:
     >>> labels([registry.evasions.build(name) for name in ("pgd", "fgsm", "pgd")])
     ['pgd', 'fgsm', 'pgd_2']
     """
-    found: list[str] = []
+    names: list[str] = []
     for attack in attacks:
         name = attack.registered_name
-        same = sum(one.registered_name == name for one in attacks[: len(found)])
-        found.append(f"{name}_{same + 1}" if same else name)
-    return found
+        same = sum(one.registered_name == name for one in attacks[: len(names)])
+        names.append(f"{name}_{same + 1}" if same else name)
+    return names
 
 
 def surrogates_of(attacks: Sequence, path: str) -> dict[str, str]:
     """label -> folder of the surrogate that an attack needs; `ConfigError` where none is named."""
-    found = {}
+    folders = {}
     for label, attack in zip(labels(attacks), attacks, strict=True):
         if "surrogate" not in attack.needs:
             continue
@@ -62,5 +62,5 @@ def surrogates_of(attacks: Sequence, path: str) -> dict[str, str]:
                 f"{path}: {attack.registered_name!r} needs 'surrogate', the folder of a finished "
                 f"run that kept its parameters."
             )
-        found[label] = attack.surrogate
-    return found
+        folders[label] = attack.surrogate
+    return folders

@@ -124,12 +124,12 @@ class Lora:
 
 def _kernels(params) -> dict[str, tuple[int, int]]:
     """layer -> the shape of its kernel, of all layers whose kernel has two axes."""
-    found = {}
+    shapes = {}
     for path, leaf in jax.tree.leaves_with_path(params):
         layer, _, leaf_name = jax.tree_util.keystr(path, simple=True, separator="/").rpartition("/")
         if leaf_name == "kernel" and len(leaf.shape) == 2:
-            found[layer] = leaf.shape
-    return found
+            shapes[layer] = leaf.shape
+    return shapes
 
 
 def _read(path: str, base) -> Any:

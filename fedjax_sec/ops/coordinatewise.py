@@ -413,14 +413,14 @@ def kmeans_mean(
             score = jnp.sqrt(s.astype(dtype)) * jnp.sqrt(rest) * (right - left)
             apart = right - left > threshold
             keep_left, keep_right = apart & (2 * s > n), apart & (2 * s < n)
-            found = {
+            results = {
                 "score": score,
                 "value": jnp.where(keep_left, left, jnp.where(keep_right, right, everything)),
                 "lowest": jnp.where(keep_right, above, ordered[0]),
                 "highest": jnp.where(keep_left, below, top),
             }
             better = (s < n) & (score > best["score"])
-            chosen = {name: jnp.where(better, found[name], best[name]) for name in found}
+            chosen = {name: jnp.where(better, results[name], best[name]) for name in results}
             return chosen | {"left_sum": left_sum}, None
 
         best = {

@@ -77,12 +77,12 @@ def checkpoints(num_steps: int) -> list[int]:
     """
     length, least = (max(int(share * num_steps), 1) for share in (0.22, 0.06))
     shorter = max(int(0.03 * num_steps), 1)
-    found, at = [], 0
+    steps, at = [], 0
     while at + length <= num_steps:
         at += length
-        found.append(at)
+        steps.append(at)
         length = max(length - shorter, least)
-    return found
+    return steps
 
 
 def linf_apgd(

@@ -26,11 +26,11 @@ def layer_sizes(tree) -> dict[str, int]:
     >>> layer_sizes({"params": {"a": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}}})
     {'a': 9}
     """
-    found: dict[str, int] = {}
+    sizes: dict[str, int] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if (name := _layer(path)) is not None:
-            found[name] = found.get(name, 0) + leaf.size
-    return found
+            sizes[name] = sizes.get(name, 0) + leaf.size
+    return sizes
 
 
 def layer_mask(tree, layer: str | None = None):

@@ -102,9 +102,9 @@ def kmeans_mean(updates, valid, threshold, *, with_kept=True):
         highest = jnp.where(keep_left, v[s - 1], v[n - 1])
         return jnp.where(s < n, score, -jnp.inf), value, lowest, highest
 
-    score, *found = jax.vmap(split)(jnp.arange(1, max(len(v), 2)))
+    score, *bounds = jax.vmap(split)(jnp.arange(1, max(len(v), 2)))
     best = jnp.argmax(score, axis=0)[None, :]
-    value, lowest, highest = (jnp.take_along_axis(a, best, axis=0)[0] for a in found)
+    value, lowest, highest = (jnp.take_along_axis(a, best, axis=0)[0] for a in bounds)
     return _finish(center + value, n), _share(filled, valid, lowest, highest, with_kept)
 
 

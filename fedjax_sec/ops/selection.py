@@ -46,19 +46,19 @@ def order_statistic(
     width = 10  # bits of a packed count
     step_bits = 2 if block.shape[0] < 1 << width else 1
 
-    def refine(i, found):
+    def refine(i, bits):
         step = jnp.left_shift(jnp.ones((), dtype), (info.bits - (i + 1) * step_bits).astype(dtype))
-        below = [(keys < found + c * step).astype(dtype) for c in range(1, 1 << step_bits)]
+        below = [(keys < bits + c * step).astype(dtype) for c in range(1, 1 << step_bits)]
         each = functools.reduce(jnp.add, [b << (width * c) for c, b in enumerate(below)])
         packed = each.sum(0, keepdims=True, dtype=dtype)
         if step_bits == 1:
-            return jnp.where(packed <= rank, found + step, found)
+            return jnp.where(packed <= rank, bits + step, bits)
         counts = [(packed >> (width * c)) & ((1 << width) - 1) for c in range(3)]
-        return found + step * sum((count <= rank).astype(dtype) for count in counts)
+        return bits + step * sum((count <= rank).astype(dtype) for count in counts)
 
-    found = jnp.full((1, block.shape[1]), info.min, dtype)
-    found = lax.fori_loop(0, info.bits // step_bits, refine, found)
-    return lax.bitcast_convert_type(_flip(found), block.dtype)
+    bits = jnp.full((1, block.shape[1]), info.min, dtype)
+    bits = lax.fori_loop(0, info.bits // step_bits, refine, bits)
+    return lax.bitcast_convert_type(_flip(bits), block.dtype)
 
 
 @order_statistic.defjvp

@@ -168,8 +168,8 @@ def _own(experiment, field: str, given):
     """What is given, else the field of the run's adversarial training, else None."""
     if given is not None:
         return given
-    found = value_of(experiment.client, field)
-    return float(found) if isinstance(found, (int, float)) else None
+    value = value_of(experiment.client, field)
+    return float(value) if isinstance(value, (int, float)) else None
 
 
 def kept(run: Path, *, surrogate: Path | None = None, **arguments) -> Audit:

@@ -42,14 +42,14 @@ def axes_of(cells: Sequence[Cell]) -> list[str]:
     return [f"grid.{axis}" if axis in facts else axis for axis in cells[0].labels]
 
 
-def to_frame(cells: Sequence[Cell], found: Sequence[Result]) -> "pd.DataFrame":
+def to_frame(cells: Sequence[Cell], results: Sequence[Result]) -> "pd.DataFrame":
     """One row a run: the axes' labels, the seed, the last evaluation's metrics, and other facts.
 
     Metrics have the names and units that they have in `metrics.jsonl`: shares are in [0, 1].
     `malicious_clients` are numbers separated by blanks, or `redrawn` in every round.
     """
     rows, axes = [], axes_of(cells)
-    for cell, result in zip(cells, found, strict=True):
+    for cell, result in zip(cells, results, strict=True):
         summary = result.summary
         final, best = dict(summary["final"]), summary["best"]
         row = dict(zip(axes, cell.labels.values(), strict=True)) | {"seed": cell.experiment.seed}
@@ -114,7 +114,7 @@ def pivot(frame: "pd.DataFrame", axes: Sequence[str], metric: str) -> "pd.DataFr
     A cell says how many of its runs diverged, and of how many it is where others have more.
     """
     most = max(group[metric].notna().sum() for _, group in _by_cell(frame, axes))
-    found: dict = {}
+    columns: dict = {}
     for labels, group in _by_cell(frame, axes):
         text, notes = mean_and_spread(100 * group[metric].astype(float)), []
         if 0 < (count := group[metric].notna().sum()) < most:
@@ -124,8 +124,8 @@ def pivot(frame: "pd.DataFrame", axes: Sequence[str], metric: str) -> "pd.DataFr
         text += f" ({', '.join(notes)})" if text and notes else ""
         across = [named(axis, label) for axis, label in zip(axes[1:], labels[1:], strict=True)]
         column = " / ".join(across) or metric
-        found.setdefault(column, {})[labels[0] if axes else "run"] = text
-    table = _data_frame(found)
+        columns.setdefault(column, {})[labels[0] if axes else "run"] = text
+    table = _data_frame(columns)
     table.index.name = axes[0] if axes else None
     return table
 
@@ -139,9 +139,9 @@ def over_seeds(frame: "pd.DataFrame", axes: Sequence[str]) -> str:
     return f"over {high} seeds" if low == high else f"over {low} to {high} seeds"
 
 
-def data_of(found: Sequence[Result]) -> str:
+def data_of(results: Sequence[Result]) -> str:
     """The data sets, and which part of them, of all runs."""
-    return " / ".join(dict.fromkeys(result.summary["data"]["label"] for result in found))
+    return " / ".join(dict.fromkeys(result.summary["data"]["label"] for result in results))
 
 
 def about_backdoor(cells: Sequence[Cell]) -> str:
@@ -159,10 +159,10 @@ def about_backdoor(cells: Sequence[Cell]) -> str:
 
 
 def tables(
-    cells: Sequence[Cell], found: Sequence[Result]
+    cells: Sequence[Cell], results: Sequence[Result]
 ) -> dict[str, tuple[str, str, "pd.DataFrame"]]:
     """metric -> (heading, what it is, table) of a sweep."""
-    frame, axes = to_frame(cells, found), axes_of(cells)
+    frame, axes = to_frame(cells, results), axes_of(cells)
     seeds, written = over_seeds(frame, axes), {}
     if seeds != "one seed":
         seeds = f"mean ± standard deviation {seeds}"
@@ -170,15 +170,15 @@ def tables(
         said = _shown().get(metric, _LAST)
         if metric == "attack_success_rate":
             said = f"{said} {about_backdoor(cells)}".strip()
-        heading = f"{metric} (%), {data_of(found)}, {seeds}"
+        heading = f"{metric} (%), {data_of(results)}, {seeds}"
         written[metric] = heading, said, pivot(frame, axes, metric)
     return written
 
 
-def warnings_of(cells: Sequence[Cell], found: Sequence[Result]) -> list[str]:
+def warnings_of(cells: Sequence[Cell], results: Sequence[Result]) -> list[str]:
     """Every warning once, with the runs that have it."""
     having: dict[str, list[Cell]] = {}
-    for cell, result in zip(cells, found, strict=True):
+    for cell, result in zip(cells, results, strict=True):
         for text in result.summary.get("warnings", ()):
             having.setdefault(text, []).append(cell)
     return [f"{_named_runs(some, len(cells))}: {text}" for text, some in having.items()]

@@ -65,13 +65,13 @@ def stack_rows(rows: Sequence[Mapping]) -> dict[str, np.ndarray]:
     [nan, 0.5]
     """
     names = list(dict.fromkeys(name for row in rows for name in row))
-    found = {}
+    arrays = {}
     for name in names:
         values = [np.asarray(row[name], dtype=float) for row in rows if name in row]
         nothing = np.full(values[0].shape, np.nan)
         given = iter(values)
-        found[name] = np.stack([next(given) if name in row else nothing for row in rows])
-    return found
+        arrays[name] = np.stack([next(given) if name in row else nothing for row in rows])
+    return arrays
 
 
 def best_evaluation(metrics: Mapping, name: str, among=True) -> int:

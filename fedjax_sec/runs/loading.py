@@ -122,7 +122,7 @@ def load_surrogates(experiment: Experiment) -> dict[str, tuple[Callable, Any]]:
 
     Raises `ConfigError` for a folder without a finished run, or whose data has another shape.
     """
-    at, found = "evaluation.evasions", {}
+    at, surrogates = "evaluation.evasions", {}
     for label, folder in surrogates_of(experiment.evaluation.evasions, at).items():
         if not results.RunFolder(folder).finished:
             raise ConfigError(f"{at}.surrogate: {folder!r} holds no finished run.")
@@ -133,5 +133,5 @@ def load_surrogates(experiment: Experiment) -> dict[str, tuple[Callable, Any]]:
                 f"{at}.surrogate: {folder!r} takes inputs of shape {shapes[1]}, this experiment's "
                 f"are {shapes[0]}."
             )
-        found[label] = logits_of(other), final_params(folder)
-    return found
+        surrogates[label] = logits_of(other), final_params(folder)
+    return surrogates

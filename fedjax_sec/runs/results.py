@@ -371,13 +371,13 @@ class RunFolder:
             return None
         summary = self.summary()
         try:
-            digest, found = files.file_digest(path), np.load(path)
+            digest, params = files.file_digest(path), np.load(path)
         except (OSError, ValueError, EOFError) as error:
             raise ConfigError(f"{str(path)!r} is damaged: {error}. {self.remedy}") from None
         known = summary.get("files", {}).get(PARAMS, digest)  # older runs have none
-        if digest != known or found.shape != (summary.get("parameters"),):
+        if digest != known or params.shape != (summary.get("parameters"),):
             raise ConfigError(f"{str(path)!r} is not as the run wrote it. {self.remedy}")
-        return found
+        return params
 
     def write_summary(self, summary: dict) -> None:
         """Marks the run as finished; the summary holds digests of the files beside it."""

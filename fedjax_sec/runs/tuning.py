@@ -55,15 +55,15 @@ class Tuning(NamedTuple):
         return {**self.choice._asdict(), "milliseconds": self.milliseconds}
 
     @classmethod
-    def from_dict(cls, found: Mapping) -> "Tuning":
+    def from_dict(cls, content: Mapping) -> "Tuning":
         """The inverse of `to_dict`.
 
         >>> one = Tuning(Choice("map", None, "patches"), {"map, patches": 3.0})
         >>> Tuning.from_dict(one.to_dict()) == one
         True
         """
-        choice = Choice(*(found[name] for name in Choice._fields))
-        return cls(choice, dict(found["milliseconds"]))
+        choice = Choice(*(content[name] for name in Choice._fields))
+        return cls(choice, dict(content["milliseconds"]))
 
 
 def candidates(
@@ -96,10 +96,10 @@ def candidates(
     else:
         lowerings = [convolution]
     layouts = (("vmap", None), ("map", None)) if clients == "auto" else ((clients, chunk),)
-    found = [Choice(*how, lowering) for lowering in lowerings for how in layouts]
+    options = [Choice(*how, lowering) for lowering in lowerings for how in layouts]
     if clients == "auto" and num_clients > CHUNK:
-        found.append(Choice("chunked", CHUNK, by_rule.convolution))
-    return sorted(found, key=lambda choice: choice != by_rule)
+        options.append(Choice("chunked", CHUNK, by_rule.convolution))
+    return sorted(options, key=lambda choice: choice != by_rule)
 
 
 _found: dict[str, Tuning] = {}  # a cache: for folders that cannot be written

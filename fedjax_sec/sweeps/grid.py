@@ -276,16 +276,16 @@ def _labelled(axis, values) -> dict:
         raise ConfigError(f"grid: an axis is a dotted key such as client.l2, got {shown(axis)}.")
     values = core.plain(values)
     if isinstance(values, Mapping):
-        found = {str(label): value for label, value in values.items()}
+        labelled = {str(label): value for label, value in values.items()}
     elif isinstance(values, (list, tuple)):
-        found = {_label(value): value for value in values}
-        if len(found) < len(values):
+        labelled = {_label(value): value for value in values}
+        if len(labelled) < len(values):
             raise ConfigError(f"grid.{axis}: values look alike; give labels, {{label: value}}.")
     else:
         raise ConfigError(f"grid.{axis}: expected a list or {{label: value}}, got {shown(values)}.")
-    if not found:
+    if not labelled:
         raise ConfigError(f"grid.{axis} is empty.")
-    return found
+    return labelled
 
 
 def _label(value) -> str:

@@ -56,9 +56,9 @@ class Status:
 
     def to_dict(self) -> dict:
         """Everything as plain values, for JSON."""
-        found = dataclasses.asdict(self)
-        runs = [dict(run) for run in found.pop("runs")]
-        return found | self.counts | {"total": len(runs), "runs": runs}
+        content = dataclasses.asdict(self)
+        runs = [dict(run) for run in content.pop("runs")]
+        return content | self.counts | {"total": len(runs), "runs": runs}
 
 
 def survey(out: str | Path) -> Status:
@@ -79,12 +79,12 @@ def survey(out: str | Path) -> Status:
         raise ConfigError(f"Folder {str(out)!r} does not exist or is empty: nothing was run in it.")
     if kind == "other":
         raise ConfigError(f"Folder {str(out)!r} holds neither a run nor a sweep.")
-    found = list(_of_sweep(out) if kind == "sweep" else _of_run(out))
+    runs = list(_of_sweep(out) if kind == "sweep" else _of_run(out))
     return Status(
         str(out),
         "sweep" if kind == "sweep" else "run",
-        tuple(run for run, _ in found),
-        _seconds_left(found),
+        tuple(run for run, _ in runs),
+        _seconds_left(runs),
     )
 
 
@@ -155,17 +155,17 @@ def _spent(process, state, folder, done, checkpoints, size) -> _Spent | None:
     return None
 
 
-def _seconds_left(found) -> float | None:
-    left = sum(max((run.rounds or 0) - run.done, 0) for run, _ in found if run.state != "finished")
-    if all(run.state == "finished" for run, _ in found):
+def _seconds_left(runs) -> float | None:
+    left = sum(max((run.rounds or 0) - run.done, 0) for run, _ in runs if run.state != "finished")
+    if all(run.state == "finished" for run, _ in runs):
         return 0.0
-    known = [spent for run, spent in found if run.state == "finished" and spent.rounds > 0]
+    known = [spent for run, spent in runs if run.state == "finished" and spent.rounds > 0]
     if not known:  # one of a group says all of it
-        known = list({spent.process: spent for _, spent in found if spent is not None}.values())
+        known = list({spent.process: spent for _, spent in runs if spent is not None}.values())
     rounds = sum(spent.rounds for spent in known)
-    if not rounds or any(run.rounds is None for run, _ in found):
+    if not rounds or any(run.rounds is None for run, _ in runs):
         return None
-    workers = {run.group for run, _ in found if run.state == "running"}
+    workers = {run.group for run, _ in runs if run.state == "running"}
     return left * sum(spent.seconds for spent in known) / rounds / max(len(workers), 1)
 
 

@@ -189,10 +189,10 @@ class Trojan(Trigger):
     def marks(self, height, width) -> np.ndarray:
         """How strongly each part covers each pixel, in [0, 1]: [split, H, W]."""
         pieces = self._pieces(height, width)
-        found = np.zeros((len(pieces), height, width), np.float32)
-        for mark, piece in zip(found, pieces, strict=True):
+        covers = np.zeros((len(pieces), height, width), np.float32)
+        for mark, piece in zip(covers, pieces, strict=True):
             mark[tuple(np.array(piece).T)] = 1.0
-        return found * draw(self.pattern, height, width) if self.pattern in DRAWN else found
+        return covers * draw(self.pattern, height, width) if self.pattern in DRAWN else covers
 
     def trigger(self, state, x, rank=None, task=None):
         """The images with the whole pattern, or with the part of malicious client `rank`."""

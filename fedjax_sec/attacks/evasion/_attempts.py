@@ -14,10 +14,10 @@ def worst_of(count: int, find, logits, x, y):
 
     def attempt(number, carry):
         kept, lowest = carry
-        found = find(number)
-        own = margin(logits(found), y)
+        result = find(number)
+        own = margin(logits(result), y)
         better = (own < lowest).reshape(-1, *(1,) * (x.ndim - 1))
-        return jnp.where(better, found, kept), jnp.minimum(own, lowest)
+        return jnp.where(better, result, kept), jnp.minimum(own, lowest)
 
     return jax.lax.fori_loop(0, count, attempt, (x, margin(logits(x), y)))[0]
 

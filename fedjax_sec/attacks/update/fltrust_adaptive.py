@@ -147,8 +147,8 @@ class FLTrustAdaptive(UpdateAttack):
                 moved = one + self.step_size * slope * trial
                 return moved / jnp.maximum(jnp.linalg.norm(moved), 1e-30)
 
-            found = jax.lax.fori_loop(0, self.steps, one_step, crafted[i])
-            return crafted.at[i].set(jnp.where(view.malicious[i], found, crafted[i]))
+            searched = jax.lax.fori_loop(0, self.steps, one_step, crafted[i])
+            return crafted.at[i].set(jnp.where(view.malicious[i], searched, crafted[i]))
 
         # Only the adversary's rows, first in this order, are searched.
         order = jnp.argsort(~view.malicious, stable=True)

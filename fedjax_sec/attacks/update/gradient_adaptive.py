@@ -105,10 +105,10 @@ class GradientAdaptive(UpdateAttack):
             gradient = jnp.where(bad, jax.grad(worth)(rows), 0.0)
             gradient = jnp.where(jnp.isfinite(gradient), gradient, 0.0)
             moved = project(rows + size * longest * unit_rows(gradient, row_norms(gradient)))
-            found = worth(moved)
-            better = found > best
+            value = worth(moved)
+            better = value > best
             rows = jnp.where(better, moved, rows)
-            return rows, jnp.maximum(found, best), jnp.where(better, size, size / 2)
+            return rows, jnp.maximum(value, best), jnp.where(better, size, size / 2)
 
         def ascend(start):
             start = jnp.where(bad, project(start), 0.0)

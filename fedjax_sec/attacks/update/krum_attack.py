@@ -112,22 +112,22 @@ class KrumAttack(UpdateAttack):
             return crafted < jnp.min(jnp.where(honest, others, jnp.inf))
 
         def searching(carry):
-            size, copies, found = carry
-            return ~found & ((size >= self.threshold) | (copies < bad))
+            size, copies, selects = carry
+            return ~selects & ((size >= self.threshold) | (copies < bad))
 
         def search(carry):
             size, copies, _ = carry
-            found = selected(size, copies)
+            selects = selected(size, copies)
             smaller = size / 2
-            exhausted = ~found & (smaller < self.threshold) & (copies < bad)
+            exhausted = ~selects & (smaller < self.threshold) & (copies < bad)
             copies = jnp.where(exhausted, copies + 1, copies)
             smaller = jnp.where(exhausted, start, smaller)
-            return jnp.where(found, size, smaller), copies, found
+            return jnp.where(selects, size, smaller), copies, selects
 
         begin = (start, jnp.where(full, bad, jnp.minimum(bad, 1)), jnp.array(False))
-        size, _, found = lax.while_loop(searching, search, begin)
+        size, _, selects = lax.while_loop(searching, search, begin)
         crafted = jnp.broadcast_to((-size * sign).astype(updates.dtype), updates.shape)
-        return crafted, state, {"lambda": size, "selected": found.astype(jnp.float32)}
+        return crafted, state, {"lambda": size, "selected": selects.astype(jnp.float32)}
 
 
 def _smallest(distances, count):

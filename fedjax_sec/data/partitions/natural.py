@@ -44,15 +44,15 @@ class Natural(Partitioner):
                 "as 'mnist_by_writer' or 'femnist_digits'; this one has no users."
             )
         users = np.asarray(users)
-        found = np.unique(users)
-        if not 1 <= num_clients <= len(found):
+        known_users = np.unique(users)
+        if not 1 <= num_clients <= len(known_users):
             raise ConfigError(
-                f"data.num_clients must be between 1 and {len(found)}, the number of users with "
-                f"training examples, for the partition 'natural', got {num_clients}."
+                f"data.num_clients must be between 1 and {len(known_users)}, the number of users "
+                f"with training examples, for the partition 'natural', got {num_clients}."
             )
-        chosen = found[:num_clients]
+        chosen = known_users[:num_clients]
         if self.users == "drawn":
-            chosen = np.sort(rng.choice(found, num_clients, replace=False))
+            chosen = np.sort(rng.choice(known_users, num_clients, replace=False))
         # Stable: a user's examples stay in the order of the data set.
         order = np.argsort(users, kind="stable")
         start, stop = (np.searchsorted(users[order], chosen, side) for side in ("left", "right"))

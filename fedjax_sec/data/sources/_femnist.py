@@ -63,8 +63,8 @@ def load_femnist(
     root = data_root(data_dir)
     folders = list(dict.fromkeys((root / name, root / "femnist")))
     prefixes = (archive.prefix, *others)
-    found = _find(folders, prefixes)
-    if found is None:
+    files = _find(folders, prefixes)
+    if files is None:
         if not download:
             raise MissingDataError(_how_to_get(name, archive, root, "downloading is switched off"))
         try:
@@ -73,11 +73,11 @@ def load_femnist(
         except (OSError, tarfile.TarError, EOFError, MissingDataError) as error:
             reason = f"downloading it failed ({type(error).__name__}: {first_line(error)})"
             raise MissingDataError(_how_to_get(name, archive, root, reason)) from error
-        found = _find(folders, prefixes)
-    path = cache_file(name, (*found.train, *found.test))
+        files = _find(folders, prefixes)
+    path = cache_file(name, (*files.train, *files.test))
     arrays = load_cache(path, _KEYS)
     if arrays is None:
-        arrays = _decode(name, found, archive.num_classes)
+        arrays = _decode(name, files, archive.num_classes)
         store_cache(path, arrays)
     return Source(
         name=name,
@@ -87,7 +87,7 @@ def load_femnist(
         mean=(0.0,),
         std=(1.0,),
         official_sizes=archive.official_sizes,
-        origin=found.layout,
+        origin=files.layout,
         **arrays,
     )
 
@@ -151,9 +151,9 @@ def _download(archive: Archive, folder: Path) -> None:
 # --- Decoding ---------------------------------------------------------------------------------
 
 
-def _decode(name: str, found: Found, num_classes: int) -> dict[str, np.ndarray]:
+def _decode(name: str, archive: Found, num_classes: int) -> dict[str, np.ndarray]:
     """The arrays of both splits, user by user; users are numbered as they first appear."""
-    splits = dict(zip(_SPLITS, (found.train, found.test), strict=True))
+    splits = dict(zip(_SPLITS, (archive.train, archive.test), strict=True))
     numbers: dict[str, int] = {}
     arrays = {}
     with progress_bar() as bar:
@@ -162,12 +162,12 @@ def _decode(name: str, found: Found, num_classes: int) -> dict[str, np.ndarray]:
             split: _read(files, num_classes, lambda: bar.advance(task))
             for split, files in splits.items()
         }
-    if not found.test:
+    if not archive.test:
         read = _split(read["train"])
     for split, users in read.items():
         if not any(len(y) for _, y in users.values()):
             raise MissingDataError(
-                f"The files of {name} in {found.train[0].parent} hold no {split} examples."
+                f"The files of {name} in {archive.train[0].parent} hold no {split} examples."
             )
         x, y, who = [], [], []
         for user, (pixels, labels) in users.items():

@@ -46,8 +46,8 @@ def by_user(name: str, x: np.ndarray, y: np.ndarray, users: np.ndarray, origin: 
 
 def uci_folder(root: Path) -> Path | None:
     """UCI's folder in the data folder or in its `har/`, if it is there."""
-    found = (place / FOLDER for place in (root, root / "har"))
-    return next((folder for folder in found if folder.is_dir()), None)
+    places = (place / FOLDER for place in (root, root / "har"))
+    return next((folder for folder in places if folder.is_dir()), None)
 
 
 def how_to_get(name: str, root: Path, error: Exception) -> str:

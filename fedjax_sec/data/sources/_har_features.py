@@ -54,16 +54,16 @@ def _features(body, gyro, total):
     jerk, gyro_jerk = np.gradient(body, axis=1), np.gradient(gyro, axis=1)
     triads = (body, gravity, jerk, gyro, gyro_jerk)
     norms = [np.linalg.norm(triad, axis=2, keepdims=True) for triad in triads]
-    found = [_in_time(triad) for triad in triads] + [_in_time(norm) for norm in norms]
+    columns = [_in_time(triad) for triad in triads] + [_in_time(norm) for norm in norms]
     spectra = [_spectrum(triad) for triad in (body, jerk, gyro)]
     of_norms = [_spectrum(norms[i]) for i in (0, 2, 3, 4)]
-    found += [np.concatenate([_in_frequency(s), _bands(s)], axis=1) for s in spectra]
-    found += [_in_frequency(s) for s in of_norms]
+    columns += [np.concatenate([_in_frequency(s), _bands(s)], axis=1) for s in spectra]
+    columns += [_in_frequency(s) for s in of_norms]
     means = [triad.mean(1) for triad in (body, jerk, gyro, gyro_jerk)]
     down = gravity.mean(1)
     angles = [_cosine(mean, down) for mean in means]
     angles += [_cosine(np.broadcast_to(axis, down.shape), down) for axis in np.eye(3)]
-    return np.concatenate([*found, np.stack(angles, axis=1)], axis=1)
+    return np.concatenate([*columns, np.stack(angles, axis=1)], axis=1)
 
 
 def _ratio(a, b):
@@ -102,16 +102,16 @@ def _common(x):
 
 def _in_time(x):
     """40 features of three axes, 13 of one."""
-    found = _common(x)
+    columns = _common(x)
     coefficients = burg(x)  # [n, axes, order]
-    found.append(coefficients.reshape(len(x), -1))
+    columns.append(coefficients.reshape(len(x), -1))
     if x.shape[2] == 3:
         centred = x - x.mean(1, keepdims=True)
         pairs = ((0, 1), (0, 2), (1, 2))
-        found.append(
+        columns.append(
             np.stack([_cosine(centred[..., a], centred[..., b]) for a, b in pairs], axis=1)
         )
-    return np.concatenate(found, axis=1)
+    return np.concatenate(columns, axis=1)
 
 
 def _in_frequency(x):
@@ -126,13 +126,13 @@ def _in_frequency(x):
         ],
         axis=2,
     )
-    found = [
+    columns = [
         *_common(x),
         x.argmax(1).astype(float),
         _ratio((x * bins).sum(1), x.sum(1)),
         shape.reshape(len(x), -1),
     ]
-    return np.concatenate(found, axis=1)
+    return np.concatenate(columns, axis=1)
 
 
 def _bands(x):
@@ -152,10 +152,10 @@ def burg(x: np.ndarray, order: int = BURG_ORDER) -> np.ndarray:
     """
     x = np.moveaxis(x, 1, 2)
     forward, backward = x[..., 1:], x[..., :-1]
-    found = np.zeros((*x.shape[:2], 0))
+    columns = np.zeros((*x.shape[:2], 0))
     for _ in range(order):
         power = (forward**2 + backward**2).sum(-1, keepdims=True)
         k = -2 * _ratio((forward * backward).sum(-1, keepdims=True), power)
-        found = np.concatenate([found + k * found[..., ::-1], k], axis=-1)
+        columns = np.concatenate([columns + k * columns[..., ::-1], k], axis=-1)
         forward, backward = (forward + k * backward)[..., 1:], (backward + k * forward)[..., :-1]
-    return found
+    return columns

@@ -76,12 +76,12 @@ def data_root(data_dir: str | None) -> Path:
 
 def _prepared_folder(root: Path, name: str) -> Path | None:
     """The newest complete version folder; tfds's unfinished ones do not match `1.2.3` exactly."""
-    found = [
+    versions = [
         path
         for path in (root / name).glob("*")
         if re.fullmatch(r"\d+\.\d+\.\d+", path.name) and (path / "dataset_info.json").is_file()
     ]
-    return max(found, key=lambda p: tuple(map(int, p.name.split("."))), default=None)
+    return max(versions, key=lambda p: tuple(map(int, p.name.split("."))), default=None)
 
 
 def _how_to_get(name: str, root: Path, reason: str) -> str:

@@ -66,8 +66,8 @@ class Shakespeare:
         """Reads both parts and cuts them."""
         root = data_root(data_dir)
         folder = root / "shakespeare"
-        found = _find(folder)
-        if found is None:
+        archive = _find(folder)
+        if archive is None:
             if not download:
                 raise MissingDataError(_how_to_get(root, "downloading is switched off"))
             try:
@@ -76,8 +76,8 @@ class Shakespeare:
             except (OSError, tarfile.TarError, EOFError, MissingDataError) as error:
                 reason = f"downloading it failed ({type(error).__name__}: {first_line(error)})"
                 raise MissingDataError(_how_to_get(root, reason)) from error
-            found = _find(folder)
-        read, paths = found
+            archive = _find(folder)
+        read, paths = archive
         try:
             train, test = (read(path) for path in paths)
             if not any(train.values()):
