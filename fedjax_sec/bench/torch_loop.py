@@ -202,7 +202,7 @@ def alie(num_malicious: int, z: float) -> Callable:
     """A Little Is Enough on the first rows: z std off the malicious updates' mean, as ours."""
 
     def attack(stack):
-        own = stack[:num_malicious]
-        stack[:num_malicious] = own.mean(0) + z * own.std(0, correction=0)
+        rows = stack[:num_malicious]
+        stack[:num_malicious] = rows.mean(0) + z * rows.std(0, correction=0)
 
     return attack

@@ -49,25 +49,25 @@ class LocalTest:
     def hold_out(self, rng: np.random.Generator, index: np.ndarray, counts: np.ndarray):
         """What is left of each client's row, how many, and what was taken away, padded with -1."""
         share = 0.1 if self.share is None else self.share
-        own = []
+        held_out = []
         index = index.copy()
         counts = counts.copy()
         for row, held in enumerate(counts):
             # A product such as 0.7 * 10 must not fall below 7 by rounding.
             taken = rng.permutation(held)[: int(np.floor(share * held * (1 + 1e-12)))]
-            own.append(index[row, np.sort(taken)])
+            held_out.append(index[row, np.sort(taken)])
             left = np.delete(index[row, :held], taken)
             index[row] = 0
             index[row, : len(left)] = left
             counts[row] = len(left)
-        if not any(map(len, own)):
+        if not any(map(len, held_out)):
             most = counts.max(initial=0)
             raise ConfigError(
                 f"data.local_test.share = {share:g} holds out no example, since the largest client "
                 f"has {most}; "
                 + (f"raise it to {-(-100 // most) / 100:g}." if most > 1 else "use 'dealt'.")
             )
-        return index[:, : max(counts.max(), 1)], counts, _padded(own)
+        return index[:, : max(counts.max(), 1)], counts, _padded(held_out)
 
     def of_test_part(
         self,

@@ -38,12 +38,12 @@ class FLTrust(Stage):
     needs = frozenset({"root"})
 
     def apply(self, key, updates, state, view):
-        own = view.root.update()
-        norms = row_norms(updates).astype(own.dtype)
+        server = view.root.update()
+        norms = row_norms(updates).astype(server.dtype)
         trusted = view.valid & (norms > 0)
-        score = jax.nn.relu(cosines_to(updates, own, trusted))
+        score = jax.nn.relu(cosines_to(updates, server, trusted))
         total = score.sum()
-        weight = score * jnp.linalg.norm(own) / jnp.where(trusted, norms, 1.0)
+        weight = score * jnp.linalg.norm(server) / jnp.where(trusted, norms, 1.0)
         mean = weighted_mean(updates, weight)
         aggregate = mean * (weight.sum() / jnp.where(total > 0, total, 1.0)).astype(mean.dtype)
         return aggregate, state, {"kept": score, "no_trust": (total == 0).astype(jnp.float32)}

@@ -62,13 +62,13 @@ def judge(shares: Mapping[str, float], vanishing: float, images: int) -> tuple[l
     percent = lambda share: f"{100 * share:.1f}%"  # noqa: E731
 
     def beside(name, what):
-        own = shares[name]
-        holds = own >= pgd - apart
+        rate = shares[name]
+        holds = rate >= pgd - apart
         relation = "is no stronger than" if holds else "is stronger than"
         return Finding(
             name,
             holds,
-            f"{what} {relation} white-box PGD: {percent(own)} withstand it, {percent(pgd)} PGD.",
+            f"{what} {relation} white-box PGD: {percent(rate)} withstand it, {percent(pgd)} PGD.",
         )
 
     findings = [

@@ -29,8 +29,8 @@ def withstood(
     """
 
     def one(x, y, number):
-        own = jax.random.fold_in(key, number[0])
-        moved = attack.apply(own, outputs, x, y, surrogate)
+        batch_key = jax.random.fold_in(key, number[0])
+        moved = attack.apply(batch_key, outputs, x, y, surrogate)
         return right(outputs(moved), y)
 
     return in_batches(one, batch_size, x, y, jnp.arange(y.shape[0]))

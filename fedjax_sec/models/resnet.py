@@ -58,8 +58,8 @@ class _Network(nn.Module):
         def normed(x, name):
             if self.norm == "group":
                 return nn.GroupNorm(self.groups, epsilon=1e-5, name=f"norm_{name}")(x)
-            own = _BatchNorm(self.keeps_statistics, self.momentum, name=f"norm_{name}")
-            return own(x, mask, train)
+            layer = _BatchNorm(self.keeps_statistics, self.momentum, name=f"norm_{name}")
+            return layer(x, mask, train)
 
         x = nn.relu(normed(images.same_conv(16, 3, x, "conv_0"), "0"))
         for stage, width in enumerate((16, 32, 64)):

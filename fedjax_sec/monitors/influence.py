@@ -200,11 +200,12 @@ def influence(
     move = after - before
     minus = jnp.zeros(move.shape, bool) if flipped is None else flipped
 
-    def norms(own, others):
-        shared = jnp.zeros(move.shape, bool).at[others].set(True)[own]
-        squares = jnp.where(shared, 0.0, jnp.square(move[own]))
+    def norms(positions, others):
+        shared = jnp.zeros(move.shape, bool).at[others].set(True)[positions]
+        squares = jnp.where(shared, 0.0, jnp.square(move[positions]))
         return tuple(
-            jnp.sqrt(jnp.sum(jnp.where(side, squares, 0.0))) for side in (~minus[own], minus[own])
+            jnp.sqrt(jnp.sum(jnp.where(side, squares, 0.0)))
+            for side in (~minus[positions], minus[positions])
         )
 
     honest_plus, honest_minus = norms(top_honest, top_adversary)

@@ -148,8 +148,8 @@ def linf_apgd(
     }
 
     def step(number, c):
-        own = c["size"].reshape(shape)
-        z = jnp.clip(c["x"] + own * jnp.sign(c["gradient"]), low, high)
+        reach = c["size"].reshape(shape)
+        z = jnp.clip(c["x"] + reach * jnp.sign(c["gradient"]), low, high)
         share = jnp.where(number == 0, 1.0, 0.75).astype(x.dtype)
         moved = c["x"] + share * (z - c["x"]) + (1 - share) * (c["x"] - c["before"])
         moved = jnp.clip(moved, low, high)

@@ -68,8 +68,8 @@ def backdoor_pictures(experiment: Experiment, count: int = 4) -> Pictures:
     clean, labels, stamped = x[origin], y[origin], np.asarray(stamped[rows])
     parts: dict[tuple[int, ...], np.ndarray] = {}
     for rank in range(experiment.threat.num_malicious):
-        key, own = jax.random.key(experiment.seed), jnp.int32(rank)
-        part = np.asarray(backdoor.poison(key, state, clean, labels, own, task)[0])
+        key, number = jax.random.key(experiment.seed), jnp.int32(rank)
+        part = np.asarray(backdoor.poison(key, state, clean, labels, number, task)[0])
         alike = [ranks for ranks, known in parts.items() if np.array_equal(known, part)]
         parts[(*alike[0], rank) if alike else (rank,)] = parts.pop(alike[0]) if alike else part
     if len(parts) == 1 and np.array_equal(next(iter(parts.values())), stamped):

@@ -238,14 +238,14 @@ def class_table(holdings, title: str, path: Path) -> list[Path]:
     """
     clients, classes = holdings.clients.shape
     width = min(max(3.5, 0.12 * clients), 12)
-    own = holdings.root is not None
+    has_root = holdings.root is not None
     figure, panels = subplots(
         1,
-        1 + own,
-        figsize=(width + own, 0.25 * classes + 1.6),
+        1 + has_root,
+        figsize=(width + has_root, 0.25 * classes + 1.6),
         squeeze=False,
         layout="constrained",
-        width_ratios=[width, 0.6][: 1 + own],
+        width_ratios=[width, 0.6][: 1 + has_root],
     )
     panel = panels[0, 0]
     drawn = panel.imshow(holdings.clients.T, aspect="auto", cmap="Blues", vmin=0)
@@ -256,7 +256,7 @@ def class_table(holdings, title: str, path: Path) -> list[Path]:
         panel.plot(marked, np.full(len(marked), -0.9), "rv", markersize=4, clip_on=False)
         panel.set_xlabel("client (red: malicious)")
     figure.colorbar(drawn, ax=panel, label="examples")
-    if own:
+    if has_root:
         side = panels[0, 1]
         root = side.imshow(holdings.root[:, None], aspect="auto", cmap="Greens", vmin=0)
         side.set(xticks=[], yticks=range(classes))

@@ -240,7 +240,7 @@ class Attack:
         pairs = list(zip(self.backdoors, state.data, strict=True)) if state.data else []
 
         def of(attack):
-            return next((own for one, own in pairs if one is attack), ())
+            return next((memory for one, memory in pairs if one is attack), ())
 
         return of
 
@@ -249,8 +249,8 @@ class Attack:
         if not jax.tree.leaves(state.data):
             return state
         data = [
-            attack.prepare(jax.random.fold_in(key, i), own, view)
-            for i, (attack, own) in enumerate(zip(self.backdoors, state.data, strict=True))
+            attack.prepare(jax.random.fold_in(key, i), memory, view)
+            for i, (attack, memory) in enumerate(zip(self.backdoors, state.data, strict=True))
         ]
         return state._replace(data=tuple(data))
 

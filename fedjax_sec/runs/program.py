@@ -284,8 +284,8 @@ class Program:
             return by_client(right(params, x, y), positions)
 
         def of_client(args):
-            own, row = args
-            personal = algorithm.personal(state.server, own, task)
+            local_state, row = args
+            personal = algorithm.personal(state.server, local_state, task)
             return right(personal, task.inputs.decode(data.x[row]), data.y[row])
 
         masks = jax.lax.map(of_client, (state.client, rows))

@@ -96,13 +96,15 @@ def load(
     if not isinstance(overrides, Mapping):
         overrides = dict(config_lib.parse_override(text) for text in overrides)
     prefix = "overrides."
-    own = {key: value for key, value in overrides.items() if not str(key).startswith(prefix)}
-    dotted = {key.removeprefix(prefix): value for key, value in overrides.items() if key not in own}
+    settings = {key: value for key, value in overrides.items() if not str(key).startswith(prefix)}
+    dotted = {
+        key.removeprefix(prefix): value for key, value in overrides.items() if key not in settings
+    }
     if not isinstance(config, (str, os.PathLike, Mapping)):
         raise ConfigError(f"A sweep is a YAML file or a mapping, got {shown(config)}.")
     path = None if isinstance(config, Mapping) else Path(config)
     spec = config if path is None else config_lib.read_yaml(path)
-    spec = config_lib.apply_overrides(spec, own)
+    spec = config_lib.apply_overrides(spec, settings)
     if imports:
         spec["imports"] = plugins.joined(spec.get("imports"), imports)
     return from_mapping(spec, dotted | dict(cell_overrides or {}), path)
@@ -200,8 +202,10 @@ def make_cells(
     if (backdoor := _common_backdoor(base, overrides or {}, axes, cells)) is not None:
         measured = {"evaluation.backdoor": backdoor}
         cells = [
-            cell._replace(experiment=config_lib.from_mapping(base, own | measured)) if own else cell
-            for cell, own in zip(cells, clean, strict=True)
+            cell._replace(experiment=config_lib.from_mapping(base, settings | measured))
+            if settings
+            else cell
+            for cell, settings in zip(cells, clean, strict=True)
         ]
     names = [cell.name for cell in cells]
     if twice := {name for name in names if names.count(name) > 1}:

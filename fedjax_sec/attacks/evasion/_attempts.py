@@ -15,9 +15,9 @@ def worst_of(count: int, find, logits, x, y):
     def attempt(number, carry):
         kept, lowest = carry
         result = find(number)
-        own = margin(logits(result), y)
-        better = (own < lowest).reshape(-1, *(1,) * (x.ndim - 1))
-        return jnp.where(better, result, kept), jnp.minimum(own, lowest)
+        margins = margin(logits(result), y)
+        better = (margins < lowest).reshape(-1, *(1,) * (x.ndim - 1))
+        return jnp.where(better, result, kept), jnp.minimum(margins, lowest)
 
     return jax.lax.fori_loop(0, count, attempt, (x, margin(logits(x), y)))[0]
 

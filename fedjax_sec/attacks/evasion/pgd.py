@@ -48,9 +48,9 @@ class Pgd(Attempts):
         slope = jax.grad(lambda inputs: value(inputs).sum())
 
         def direction(moved, memory):
-            own = slope(moved)
-            size = jnp.abs(own).sum(axis=tuple(range(1, x.ndim)), keepdims=True)
-            memory = self.momentum * memory + own / jnp.maximum(size, 1e-30)
+            slopes = slope(moved)
+            size = jnp.abs(slopes).sum(axis=tuple(range(1, x.ndim)), keepdims=True)
+            memory = self.momentum * memory + slopes / jnp.maximum(size, 1e-30)
             return memory, memory
 
         recalls = self.momentum is not None

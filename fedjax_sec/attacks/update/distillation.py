@@ -78,13 +78,13 @@ class Distillation(UpdateAttack):
             logits = task.outputs(params, x, train=True, key=train_key)
             return jax.nn.log_softmax(logits / self.temperature)
 
-        def descend(own, loss, steps, mask):
+        def descend(own_key, loss, steps, mask):
             """`steps` steps from the global parameters along the gradient's entries in `mask`."""
             optimizer = self.optimizer.transformation()
 
             def step(number, carry):
                 params, held = carry
-                draw, dropout = jax.random.split(jax.random.fold_in(own, number))
+                draw, dropout = jax.random.split(jax.random.fold_in(own_key, number))
                 x, y = view.sample(draw, self.batch_size)
                 slope = jax.grad(loss)(params, x, y, dropout)
                 change, held = optimizer.update(jnp.where(mask, slope, 0.0), held, params)

@@ -97,17 +97,17 @@ class FLTrustAdaptive(UpdateAttack):
                 beyond(updates, view, sign, chance, self.b, "paper"),
                 away(updates, view, sign, chance, 3.0, 4.0),
             )
-        own = _mean(updates, view.own)
+        server = _mean(updates, view.own)
         if view.server_update is not None:
-            own = view.server_update().astype(updates.dtype)
-        length = jnp.linalg.norm(own)
+            server = view.server_update().astype(updates.dtype)
+        length = jnp.linalg.norm(server)
         unit = unit_rows(updates, row_norms(updates))
-        goal = unit_rows(own[None], length[None])[0]
+        goal = unit_rows(server[None], length[None])[0]
 
         # What the rule adds up over clients that are not the adversary's: with partial knowledge
         # the stand-ins are counted as if they were there beside it.
-        trust = jax.nn.relu(cosines_to(updates, own, known))
-        everyone = jax.nn.relu(cosines_to(updates, own, known | view.own))
+        trust = jax.nn.relu(cosines_to(updates, server, known))
+        everyone = jax.nn.relu(cosines_to(updates, server, known | view.own))
         clean = _share(everyone @ unit, everyone.sum())
         target = jnp.where(clean < 0, -1.0, 1.0).astype(updates.dtype)
 

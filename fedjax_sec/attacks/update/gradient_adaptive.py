@@ -64,9 +64,9 @@ class GradientAdaptive(UpdateAttack):
     def apply(self, key, updates, state, view):
         bad, known = view.malicious[:, None], stand_ins(view)
         count = jnp.maximum(view.own.sum(), 1)
-        own = jnp.argsort(~view.own, stable=True)  # the adversary's rows, one after another
+        order = jnp.argsort(~view.own, stable=True)  # the adversary's rows, one after another
         turn = (jnp.cumsum(~view.visible) - 1) % count
-        stack = jnp.where(view.visible[:, None], updates, updates[own[turn]])
+        stack = jnp.where(view.visible[:, None], updates, updates[order[turn]])
         guess = None
         if view.server_update is None:
             guess = jnp.sum(jnp.where(view.own[:, None], updates, 0.0), axis=0) / count

@@ -79,8 +79,8 @@ class KrumAttack(UpdateAttack):
         bad = view.malicious.sum()
         neighbours = jnp.where(full, clients - bad - 2, honest.sum() - 2)
         neighbours = jnp.maximum(neighbours, 1)
-        own = jnp.where(honest[:, None], updates, 0.0)
-        squares, scale = squared_distances(own, honest)
+        honest_rows = jnp.where(honest[:, None], updates, 0.0)
+        squares, scale = squared_distances(honest_rows, honest)
         pairs = honest[:, None] & honest[None, :] & ~jnp.eye(clients, dtype=bool)
         squares = jnp.where(pairs, squares / scale**2, jnp.inf)
         sign = direction(updates, view)
@@ -91,7 +91,7 @@ class KrumAttack(UpdateAttack):
             sign = jnp.where(chosen < 0, -1.0, 1.0).astype(updates.dtype)
 
         # |-lambda s - u|^2 = lambda^2 D + 2 lambda <s, u> + |u|^2: no further pass over the stack.
-        norms, along = jnp.sum(own * own, axis=1), own @ sign
+        norms, along = jnp.sum(honest_rows * honest_rows, axis=1), honest_rows @ sign
         nearest = _smallest(squares, neighbours)
         spread = jnp.min(jnp.where(honest, nearest, jnp.inf))
         spread = jnp.where(jnp.any(honest), spread, 0.0)

@@ -68,5 +68,5 @@ class LabelGroups(Partitioner):
                 f"{', or '.join([*remedies, 'another seed'])}."
             )
         # In the order of the data set.
-        own = np.split(np.argsort(owner, kind="stable"), np.cumsum(counts)[:-1])
-        return pack_lists(own, len(labels))
+        parts = np.split(np.argsort(owner, kind="stable"), np.cumsum(counts)[:-1])
+        return pack_lists(parts, len(labels))

@@ -56,5 +56,5 @@ class Natural(Partitioner):
         # Stable: a user's examples stay in the order of the data set.
         order = np.argsort(users, kind="stable")
         start, stop = (np.searchsorted(users[order], chosen, side) for side in ("left", "right"))
-        own = [order[a:b] for a, b in zip(start, stop, strict=True)]
-        return pack_lists(own, len(labels))
+        parts = [order[a:b] for a, b in zip(start, stop, strict=True)]
+        return pack_lists(parts, len(labels))

@@ -109,9 +109,9 @@ def tfds_order(split: str, count: int) -> np.ndarray:
     salt = hashlib.md5(split.encode(), usedforsecurity=False)
 
     def position(key):
-        own = salt.copy()
-        own.update(str(key).encode())
-        return own.digest()
+        digest = salt.copy()
+        digest.update(str(key).encode())
+        return digest.digest()
 
     return np.array(sorted(range(count), key=position))
 
