@@ -4,7 +4,7 @@
     python benchmarks/evasion_reference.py tests/golden/evasion.npz
 
 The file holds the weights of a perceptron 64-32-10 that was trained on digits moved by FGSM, its
-test digits, how many of them withstood each attack of `ATTACKS`, and the inputs that those without
+test digits, how many of them robust_mask each attack of `ATTACKS`, and the inputs that those without
 randomness found. All are L-infinity with radius 0.1 and pixels in [0, 1].
 """
 
@@ -53,9 +53,9 @@ def main(path: str) -> None:
         moved = make(model)(x, y).detach()
         if name in FIXED:
             found[name] = moved.numpy()[:, 0, :, :, None].astype(np.float16)
-        withstood = (model(moved).argmax(1) == y).sum().item()
-        found[f"{name}: withstood"] = np.int32(withstood)
-        print(f"{name}: {withstood} of {len(y)}")
+        robust_mask = (model(moved).argmax(1) == y).sum().item()
+        found[f"{name}: robust_mask"] = np.int32(robust_mask)
+        print(f"{name}: {robust_mask} of {len(y)}")
     np.savez_compressed(path, **found)
 
 

@@ -31,7 +31,7 @@ class Finding(NamedTuple):
 
 
 def judge(shares: Mapping[str, float], vanishing: float, images: int) -> tuple[list[Finding], str]:
-    """Checks on the shares of examples that withstood each attack, and the verdict in a sentence.
+    """Checks on the shares of examples that robust_mask each attack, and the verdict in a sentence.
 
     `shares` maps names of `ROLES` to shares in [0, 1]; `transfer` may be missing. `vanishing` is
     the share of inputs where the loss's gradient is exactly zero. Two shares of n = `images`

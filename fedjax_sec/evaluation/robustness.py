@@ -11,7 +11,7 @@ from fedjax_sec.core import ConfigError
 from fedjax_sec.evaluation.batches import in_batches
 
 
-def withstood(
+def robust_mask(
     attack: Any,
     key: PRNGKeyArray,
     outputs: Callable,

@@ -23,7 +23,7 @@ class Layout(NamedTuple):
         """The devices that share the work."""
         return Mesh(jax.local_devices()[: self.devices], ("clients",))
 
-    def everywhere(self) -> NamedSharding | None:
+    def replicated(self) -> NamedSharding | None:
         """Where values lie that every device needs; None when there is one device only."""
         return NamedSharding(self.mesh(), PartitionSpec()) if self.devices > 1 else None
 
@@ -85,5 +85,5 @@ def _over_devices(fn, how, size, stacked):
         out_specs=split,
         check_vma=False,
     )(filled)
-    trained = jax.lax.with_sharding_constraint(trained, how.everywhere())
+    trained = jax.lax.with_sharding_constraint(trained, how.replicated())
     return jax.tree.map(lambda leaf: leaf[:size], trained)

@@ -14,7 +14,7 @@ from fedjax_sec.core import ConfigError, files, registry, value_of
 from fedjax_sec.core.host import undisturbed
 from fedjax_sec.core.optional import require
 from fedjax_sec.evaluation.masking import ROLES, Finding, judge
-from fedjax_sec.evaluation.robustness import withstood
+from fedjax_sec.evaluation.robustness import robust_mask
 from fedjax_sec.ops.evasion import objective
 from fedjax_sec.runs import config as config_lib
 from fedjax_sec.runs import results
@@ -128,9 +128,9 @@ def audit(
                     return other[0](others, inputs)
 
                 if surrogate is None:
-                    return withstood(attack, key, logits, task.right, x, y, batch_size)
+                    return robust_mask(attack, key, logits, task.right, x, y, batch_size)
                 moved = registry.evasions.get("transfer")(surrogate="-", attack=attack)
-                return withstood(moved, key, logits, task.right, x, y, batch_size, beside)
+                return robust_mask(moved, key, logits, task.right, x, y, batch_size, beside)
 
             held &= np.asarray(run_attack(params, surrogate, jax.random.key(seed)))
         return float(held.mean())

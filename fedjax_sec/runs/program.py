@@ -18,7 +18,7 @@ from fedjax_sec.core.random import Stream, stream
 from fedjax_sec.core.types import TestSet
 from fedjax_sec.evaluation.batches import in_batches
 from fedjax_sec.evaluation.local import by_client
-from fedjax_sec.evaluation.robustness import labels, withstood
+from fedjax_sec.evaluation.robustness import labels, robust_mask
 from fedjax_sec.round import (
     Pool,
     Replica,
@@ -61,7 +61,7 @@ class Program:
         self.problem = make_problem(prepared, self.tuning.choice, per_round)
         self.evaluators = self.experiment.evaluators
         self.surrogates = prepared.surrogates
-        self.everywhere = self.problem.layout.everywhere()
+        self.replicated = self.problem.layout.replicated()
         self.traces = 0
         self.compiled: dict[str, dict] = {}
         self._functions: dict = {}
@@ -84,9 +84,9 @@ class Program:
         key = (name, structure, tuple((leaf.shape, leaf.dtype.name) for leaf in leaves))
         if key not in self._functions:
             start = time.perf_counter()
-            shardings = {"in_shardings": self.everywhere, "out_shardings": self.everywhere}
+            shardings = {"in_shardings": self.replicated, "out_shardings": self.replicated}
             jitted = jax.jit(
-                function, donate_argnums=donate, **(shardings if self.everywhere else {})
+                function, donate_argnums=donate, **(shardings if self.replicated else {})
             )
             self._functions[key] = jitted.lower(*args).compile()
             self._record(name, time.perf_counter() - start, self._functions[key])
@@ -224,7 +224,7 @@ class Program:
 
     def _placed(self, *args):
         """The arguments on all devices that share the work; untouched where there is one."""
-        return jax.device_put(args, self.everywhere) if self.everywhere else args
+        return jax.device_put(args, self.replicated) if self.replicated else args
 
     def _evaluator(self, state, replicas):
         self._plan(state, replicas)
@@ -302,7 +302,7 @@ class Program:
             surrogate = None
             if label in others:
                 surrogate = functools.partial(self.surrogates[label][0], others[label])
-            masks[f"robust_{task.task.headline}/{label}"] = withstood(
+            masks[f"robust_{task.task.headline}/{label}"] = robust_mask(
                 core.resolve(attack, last),
                 key,
                 outputs,

@@ -105,9 +105,9 @@ def plan(cells: Sequence[Cell], out: str | Path, *, group_size: int | None = Non
     """Claims the folder for these cells and groups those that are not finished.
 
     Uses no device and computes nothing with JAX: cells are grouped by `Experiment.structure()`, and
-    `groups/NAME/members.json` names each group's. Groups that were begun, or that another process
+    `groups/NAME/members.json` names each group's. Groups that were started, or that another process
     runs, keep their members, whatever the limit was then, since their checkpoints hold the state of
-    exactly these cells. Groups that nobody has begun are taken apart and planned anew.
+    exactly these cells. Groups that nobody has started are taken apart and planned anew.
 
     Args:
       cells: of one sweep, in the order of its results.
@@ -183,12 +183,12 @@ def _group(cells: Sequence[Cell], out: Path, most: int) -> list[Group]:
 def _existing(
     cells: Sequence[Cell], left: Sequence[Cell], out: Path
 ) -> tuple[list[Group], list[str]]:
-    """Groups that were begun, and the names of those that were planned only.
+    """Groups that were started, and the names of those that were planned only.
 
     Removes groups that are done, and what a kill left of one.
     """
     by_name, open_names = {cell.name: cell for cell in cells}, {cell.name for cell in left}
-    begun, planned = [], []
+    started, planned = [], []
     for folder in sorted((out / GROUPS).glob("*/")):
         lock = take(out, folder.name)
         try:
@@ -207,17 +207,17 @@ def _existing(
                 if lock is not None and (named or not _states(folder).rounds()):
                     remove(out, folder.name)
             elif lock is None or _is_begun(folder):
-                begun.append(Group(folder.name, tuple(by_name[name] for name in names)))
+                started.append(Group(folder.name, tuple(by_name[name] for name in names)))
             else:
                 planned.append(folder.name)
         finally:
             if lock is not None:
                 lock.release()
-    return begun, planned
+    return started, planned
 
 
 def _dissolve(out: Path, name: str) -> bool:
-    """Removes a group that was planned only; False where a process has begun it meanwhile."""
+    """Removes a group that was planned only; False where a process has started it meanwhile."""
     lock = take(out, name)
     if lock is None:
         return False
@@ -236,7 +236,7 @@ def is_planned(out: Path, name: str) -> bool:
 
 
 def _is_begun(folder: Path) -> bool:
-    """Whether a process has begun to work on a group."""
+    """Whether a process has started to work on a group."""
     return (folder / results.EXECUTION).exists() or bool(_states(folder).rounds())
 
 
@@ -413,8 +413,8 @@ def tuning_ahead(out: Path, group: Group) -> Tuning | None:
         folder = out / GROUPS / group.name
         if not is_planned(out, group.name):
             return None
-        begun = (folder / results.EXECUTION).exists()
-        return resolve_layout(group.prepared[0], folder / "state" if begun else None)
+        started = (folder / results.EXECUTION).exists()
+        return resolve_layout(group.prepared[0], folder / "state" if started else None)
     finally:
         lock.release()
 

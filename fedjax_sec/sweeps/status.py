@@ -134,8 +134,8 @@ def _status(folder, name, locked, group, state, checkpoints, size):
         run = RunStatus(name, "finished", done, done, diverged)
         return run, _Spent(name, seconds / replicas, done)
     row, rounds = _last_round(folder / results.METRICS), _rounds(folder / results.CONFIG)
-    done, begun = row or 0, row is not None or (state / results.EXECUTION).exists()
-    kind = "running" if locked else "interrupted" if begun else "waiting"
+    done, started = row or 0, row is not None or (state / results.EXECUTION).exists()
+    kind = "running" if locked else "interrupted" if started else "waiting"
     spent = _spent(group or name, state, folder, done, checkpoints, size or 1)
     return RunStatus(name, kind, done, rounds, group=group), spent
 
