@@ -4,7 +4,7 @@
     python benchmarks/evasion_reference.py tests/golden/evasion.npz
 
 The file holds the weights of a perceptron 64-32-10 that was trained on digits moved by FGSM, its
-test digits, how many of them robust_mask each attack of `ATTACKS`, and the inputs that those without
+test digits, how many of them withstand each attack of `ATTACKS`, and the inputs that those without
 randomness found. All are L-infinity with radius 0.1 and pixels in [0, 1].
 """
 

@@ -160,7 +160,7 @@ def influence(
     same images to their true label. Let A and H be the `top` parameters most important to each at
     the parameters `before` the round (`importances`; among equals the first), :math:`A' = A
     \setminus H`, :math:`H' = H \setminus A`, :math:`\Delta` = `after` - `before`, and let + and -
-    be the parameters whose aggregate the defence kept and those where it now the sign. Then
+    be the parameters whose aggregate the defence kept and those where it flipped the sign. Then
 
     .. math:: net = (\|\Delta_{H'+}\| - \|\Delta_{H'-}\|) - (\|\Delta_{A'+}\| - \|\Delta_{A'-}\|)
 
@@ -169,7 +169,7 @@ def influence(
     Args:
         task: the network on flat parameters.
         before, after: global parameters around the server's step.
-        flipped: where the defence now the aggregate's sign; None: nowhere, so all is +, as
+        flipped: where the defence flipped the aggregate's sign; None: nowhere, so all is +, as
             with every rule but the robust learning rate.
         probes: the images; those with `include` false count nowhere.
         top: parameters taken for each mapping.

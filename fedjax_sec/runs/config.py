@@ -448,6 +448,7 @@ class Experiment:
         if self.data.local_test is not None:
             self.data.local_test.check("data.local_test")
         setting = self.setting(**known)
+        check_components((self.model,), "model", setting)
         check_components((self.client,), "client", setting)
         check_components((self.algorithm,), "algorithm", setting)
         check_components((self.data.partition,), "data.partition", setting)
