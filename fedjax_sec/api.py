@@ -266,7 +266,7 @@ def _known_rule(pipeline, defense, setting):
     return _defense(defense, setting)
 
 
-def _named(key: str, given: Any) -> Any:
+def _named(key: Any, given: Any) -> Any:
     """A value of a configuration with the component that stands for an object of Python's own.
 
     A flax module as `model`, and functions in `defense`; everything else is as it was.
