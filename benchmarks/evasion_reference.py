@@ -54,7 +54,7 @@ def main(path: str) -> None:
         if name in FIXED:
             found[name] = moved.numpy()[:, 0, :, :, None].astype(np.float16)
         robust_mask = (model(moved).argmax(1) == y).sum().item()
-        found[f"{name}: robust_mask"] = np.int32(robust_mask)
+        found[f"{name}: withstood"] = np.int32(robust_mask)
         print(f"{name}: {robust_mask} of {len(y)}")
     np.savez_compressed(path, **found)
 

@@ -6,9 +6,12 @@ import jax
 import pytest
 from jaxtyping import install_import_hook
 
+#: Components of other people's: loaded by `--import`, never collected.
+collect_ignore = ["proofs"]
+
 # Shapes and types are checked at run time wherever arrays are annotated. Modules that define
 # components are left out: their fields say `float` and hold tracers inside a compiled function.
-CHECKED = ("ops", "core.types", "round", "api", "evaluation")
+CHECKED = ("ops", "core.types", "round", "evaluation", "monitors.influence")
 install_import_hook([f"fedjax_sec.{name}" for name in CHECKED], "beartype.beartype")
 
 # The rule decides how local training is computed; tests of the measuring switch it on.

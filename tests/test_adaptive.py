@@ -7,7 +7,7 @@ import pytest
 
 import fedjax_sec
 from fedjax_sec.core import ConfigError
-from fedjax_sec.core.types import AttackerView, ServerData, ServerView
+from fedjax_sec.core.types import AttackerView, Message, ServerData, ServerView
 from fedjax_sec.round import known_defense
 from fedjax_sec.round.pipeline import Attack, Defense
 from fedjax_sec.runs import config
@@ -33,7 +33,6 @@ def assail(attack, updates, rule="mean", full=True, own=OWN, seed=0):
         jnp.arange(CLIENTS),
         jnp.ones(CLIENTS, bool),
         jnp.array(0),
-        False,
         ServerData(lambda: jnp.asarray(own), None),
     )
     state = defense.init(CLIENTS, DIM)
@@ -50,8 +49,9 @@ def assail(attack, updates, rule="mean", full=True, own=OWN, seed=0):
         *known,
     )
     init = pipeline.init(CLIENTS, DIM)
-    sent, _, metrics = pipeline.apply(jax.random.key(seed), jnp.asarray(updates), init, seen)
-    return np.asarray(sent), {name.split("/")[1]: float(v) for name, v in metrics.items()}
+    message = Message(jnp.asarray(updates), jnp.ones(CLIENTS))
+    sent, _, metrics = pipeline.apply(jax.random.key(seed), message, init, seen)
+    return np.asarray(sent.vector), {name.split("/")[1]: float(v) for name, v in metrics.items()}
 
 
 def objective(updates, sent, rule, own=OWN):

@@ -84,13 +84,10 @@ def searched(name, mean, std, eps, step_size, seed):
     """Inputs, and what the attack makes of them where the network sees (x - mean) / std."""
     plain, pool, key = tiny_task(), tiny_pool(), jax.random.key(seed)
 
-    def logits(params, x, **options):
-        return plain.logits(params, (x - mean) / std, **options)
+    def outputs(params, x, **options):
+        return plain.outputs(params, (x - mean) / std, **options)
 
-    def loss(params, x, y, mask, **options):
-        return plain.loss(params, (x - mean) / std, y, mask, **options)
-
-    task = plain._replace(logits=logits, loss=loss)
+    task = plain._replace(outputs=outputs)
     fields = {"eps": eps, "step_size": step_size}
     attack = SEARCHES[name]
     attack = dataclasses.replace(attack, **{n: v for n, v in fields.items() if hasattr(attack, n)})
@@ -98,7 +95,7 @@ def searched(name, mean, std, eps, step_size, seed):
     params = 0.3 * jax.random.normal(jax.random.key(2), (task.dim,))
     if hasattr(attack, "examples"):
         return x, attack.examples(key, params, x, y, jnp.ones(8, bool), task)[0]
-    return x, attack.apply(key, functools.partial(logits, params), x, y)
+    return x, attack.apply(key, functools.partial(outputs, params), x, y)
 
 
 @pytest.mark.slow

@@ -559,10 +559,10 @@ class Bucketing:
 
 @pytest.mark.parametrize("rule", ["mean", "median", "geometric_median", "sign", "krum"])
 def test_a_stage_may_change_the_number_of_rows(register, rule):
-    register(registry.defenses, "bucketing", Bucketing)
+    register(registry.defenses, "tested_bucketing", Bucketing)
     rule = {"name": rule, "num_byzantine": 1} if rule == "krum" else rule
     stack = np.random.default_rng(0).normal(size=(12, 3)).astype(np.float32)
-    got = aggregate(stack, ["bucketing", rule])
+    got = aggregate(stack, ["tested_bucketing", rule])
     expected = aggregate(stack.reshape(6, 2, 3).mean(axis=1), rule)
     np.testing.assert_allclose(got, expected, rtol=1e-6)
 

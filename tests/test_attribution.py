@@ -20,6 +20,7 @@ from fedjax_sec.report import plotting
 from fedjax_sec.runs import config
 from fedjax_sec.runs.experiment import train
 from fedjax_sec.runs.loading import final_params, logits_of
+from fedjax_sec.runs.prepare import prepare
 from fedjax_sec.runs.source import load_source
 from fedjax_sec.sweeps import make_cells, run_cells
 
@@ -33,7 +34,7 @@ def images():
 
 
 def relu(x):
-    return tiny_task().logits(images()[2], x)
+    return tiny_task().outputs(images()[2], x)
 
 
 def smooth(x):
@@ -240,7 +241,7 @@ def test_cells_of_a_sweep_keep_their_parameters_if_told_to(tmp_path):
         base = small(rounds=1) | {"checkpoint": {"keep_params": keep}}
         cells = make_cells(base, {"defense": ["mean"]}, seeds=(0, 1))
         run_cells(cells, tmp_path / str(keep))
-        found = train([cell.experiment for cell in cells])
+        found = train([prepare(cell.experiment) for cell in cells])
         for cell, result in zip(cells, found, strict=True):
             folder = tmp_path / str(keep) / "cells" / cell.name
             if keep:

@@ -20,7 +20,7 @@ from fedjax_sec.bench import aggregators, fixed, memory, peers, rounds, scaling,
 from fedjax_sec.core import registry
 from fedjax_sec.core.types import LocalData
 from fedjax_sec.ops.client_axis import Layout
-from fedjax_sec.round import Pool, make_task, to_pixels
+from fedjax_sec.round import Pool, make_task
 from fedjax_sec.runs import config as config_lib
 
 
@@ -188,7 +188,7 @@ def test_the_pytorch_loop_computes_our_updates(name, kind):
     def train(number):
         def fetch(position):
             row = 8 * number + position
-            return to_pixels(jnp.asarray(x)[row], 255.0), jnp.asarray(y)[row]
+            return task.inputs.decode(jnp.asarray(x)[row]), jnp.asarray(y)[row]
 
         local = LocalData(jnp.asarray(8), 8, jnp.asarray(0), fetch)
         return client.apply(jax.random.key(number), params, client.init(task.dim), local, task)[0]

@@ -72,7 +72,7 @@ def test_how_long_a_program_compiles_that_is_kept(tmp_path, chosen, used):
     if chosen:
         variables["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = chosen
     setting = (
-        "import jax; from fedjax_sec import caching\n"
+        "import jax; from fedjax_sec.core import caching\n"
         "with caching.compiled_programs_kept():\n"
         "    print(jax.config.jax_persistent_cache_min_compile_time_secs)"
     )

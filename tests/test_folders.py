@@ -383,7 +383,9 @@ def test_damage_to_any_file_of_a_state_is_named(damage, half_finished, tmp_path)
     shutil.copytree(half_finished / "checkpoints", tmp_path / "checkpoints")
     found = Checkpoints(tmp_path / "checkpoints", [config.from_mapping(RUN).to_dict()])
     program = program_of(config.from_mapping(RUN))
-    state = program.init(replicas_of([config.from_mapping(RUN)]))
+    replicas = replicas_of([config.from_mapping(RUN)])
+    first = program.init(replicas)
+    state = {"params": program.params(first, replicas), "state": first}
     newest, _ = states(tmp_path)
     assert len(parts(newest)) > 6 and found.restore(state).done == 4
     for path in parts(newest):
@@ -397,7 +399,7 @@ def test_damage_to_any_file_of_a_state_is_named(damage, half_finished, tmp_path)
             assert "\n" not in str(error.value)
             assert found.restore(state).done == 2
         path.write_bytes(before)
-    assert found.restore(state).done == 4 and found.params(4).shape == state.server.params.shape
+    assert found.restore(state).done == 4 and found.params(4).shape == state["params"].shape
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

@@ -11,7 +11,7 @@ from programs import averaging, classification, problem_of
 
 from fedjax_sec.core import registry
 from fedjax_sec.core.types import Model
-from fedjax_sec.evaluation.metrics import TestSet, evaluate
+from fedjax_sec.evaluation.metrics import task_metrics
 from fedjax_sec.ops.client_axis import Layout, map_clients
 from fedjax_sec.round import (
     Components,
@@ -181,8 +181,10 @@ def test_the_mask_is_of_examples_however_many_labels_each_has(steps):
     logits = x[mask] @ np.asarray(task.unravel(params)["w"])
     log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     expected = -np.take_along_axis(log_probs, y[mask][..., None], axis=-1).mean()
-    np.testing.assert_allclose(task.loss(params, x, jnp.asarray(y), mask), expected, rtol=1e-5)
-    metrics = evaluate(params, TestSet(jnp.asarray(x), jnp.asarray(y)), task, 1.0, None, 3, True)
+    np.testing.assert_allclose(
+        task.loss(params, x, jnp.asarray(y), jnp.asarray(mask)), expected, rtol=1e-5
+    )
+    metrics = task_metrics(params, jnp.asarray(x), jnp.asarray(y), task, 3)
     predicted = (x @ np.asarray(task.unravel(params)["w"])).argmax(-1)
     np.testing.assert_allclose(metrics["accuracy"], (predicted == y).mean(), rtol=1e-6)
     shares = [(predicted == y)[y == label].mean() for label in range(3)]

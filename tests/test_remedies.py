@@ -8,7 +8,7 @@ from fedjax_sec import sweeps
 from fedjax_sec.core import ConfigError, Setting, registry
 from fedjax_sec.data.local_test import LocalTest
 from fedjax_sec.runs import config, memory
-from fedjax_sec.runs.prepare import _away_from_edges
+from fedjax_sec.runs.checks import _away_from_edges
 
 
 def test_a_rule_that_no_bound_would_satisfy_asks_for_clients():

@@ -11,9 +11,9 @@ from helpers import small
 from programs import program_of
 
 import fedjax_sec
-from fedjax_sec.runs import program as program_lib
-from fedjax_sec.runs import tuning
+from fedjax_sec.runs import execution, tuning
 from fedjax_sec.runs.config import from_mapping
+from fedjax_sec.runs.prepare import prepare
 from fedjax_sec.runs.tuning import Choice, Tuning, candidates, tune
 
 CNN = {"name": "small_cnn", "channels": [4], "hidden": 8}
@@ -138,7 +138,7 @@ def test_an_experiment_is_measured_and_computes_the_same(measuring, client):
 def test_a_resumed_run_computes_as_it_began(measuring, monkeypatch, tmp_path):
     spec = small(model=CNN, rounds=4)
     out = tmp_path / "run"
-    monkeypatch.setattr(program_lib, "tune", lambda *_: Tuning(Choice("map", None, "rows"), {}))
+    monkeypatch.setattr(execution, "tune", lambda *_: Tuning(Choice("map", None, "rows"), {}))
 
     def stop(done, rows):
         if done == 2:
@@ -146,7 +146,7 @@ def test_a_resumed_run_computes_as_it_began(measuring, monkeypatch, tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         fedjax_sec.run(spec, out=out, on_evaluation=stop)
-    monkeypatch.setattr(program_lib, "tune", None)  # calling it would fail
+    monkeypatch.setattr(execution, "tune", None)  # calling it would fail
     resumed = fedjax_sec.run(spec, out=out, resume=True)
     assert resumed.summary["tuning"]["convolution"] == "rows"
     assert resumed.summary["layout"]["at_once"] == 1
@@ -173,10 +173,10 @@ def test_large_batches_are_compared_on_fewer_clients(measuring, monkeypatch):
         shapes.append(shape)
         return Tuning(found[0], {})
 
-    monkeypatch.setattr(program_lib, "tune", note)
+    monkeypatch.setattr(execution, "tune", note)
     for batch_size in (2, 32):
         client = {"name": "sgd", "steps": 3, "batch_size": batch_size}
         data = {"name": "digits", "num_clients": 12, "max_train": 1200}
-        monkeypatch.setattr(program_lib, "TUNING_IMAGES", 4 * 2 * 32)
-        program_lib.tuned(from_mapping(small(model=CNN, client=client, data=data)))
+        monkeypatch.setattr(execution, "TUNING_IMAGES", 4 * 2 * 32)
+        execution.choose_layout(prepare(from_mapping(small(model=CNN, client=client, data=data))))
     assert [shape["clients"] for shape in shapes] == [8, 4]

@@ -4,7 +4,7 @@ from fedjax_sec.core import (
     optimizers,  # enters the builder of optimizers
     registry,
 )
-from fedjax_sec.core.advice import suggestion
+from fedjax_sec.core.advice import one_line, shown, suggestion
 from fedjax_sec.core.builder import UnknownKey, build, default_spec, rebuild
 from fedjax_sec.core.components import (
     NO_HOOKS,
@@ -61,6 +61,7 @@ from fedjax_sec.core.schedule import (
     has_schedules,
     resolve,
 )
+from fedjax_sec.core.space import make_space
 from fedjax_sec.core.types import (
     AttackerView,
     BoundTask,
@@ -138,8 +139,10 @@ __all__ = [
     "given",
     "has_schedules",
     "is_list",
+    "make_space",
     "needing",
     "numeric",
+    "one_line",
     "optimizers",
     "paths_of",
     "plain",
@@ -148,6 +151,7 @@ __all__ = [
     "registry",
     "resolve",
     "section",
+    "shown",
     "static",
     "suggestion",
     "uniform_by_position",

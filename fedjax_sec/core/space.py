@@ -37,12 +37,8 @@ def make_space(model: Model) -> Space:
         start += size
     observed = sum(int(np.prod(leaves[i][1].shape)) for i in order if kinds[i] == "observed")
     whole = order == list(range(len(leaves)))  # nothing is frozen, and observed leaves come first
-    zeros = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes)
-    unravel = ravel_pytree(zeros)[1] if whole else None
 
     def join(vector, frozen=()):
-        if unravel is not None:
-            return unravel(vector)
         rest, parts = iter(frozen), []
         for name, kind, (_, leaf) in zip(names, kinds, leaves, strict=True):
             if kind == "frozen":

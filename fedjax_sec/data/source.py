@@ -151,7 +151,7 @@ def checked(source: Any, name: str) -> Source:
     >>> checked(toy, "toy")
     Traceback (most recent call last):
         ...
-    fedjax_sec.core.ConfigError: Data set 'toy': y_train holds labels from 1 to 2, and
+    fedjax_sec.core.fields.ConfigError: Data set 'toy': y_train holds labels from 1 to 2, and
     num_classes is 2; relabel 0 to 1, such as by numpy.unique(y, return_inverse=True)[1].
     """
     at = f"Data set {name!r}"

@@ -7,8 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fedjax_sec.core import ConfigError, registry, static
-from fedjax_sec.core.advice import one_line, shown
+from fedjax_sec.core import ConfigError, one_line, registry, shown, static
 from fedjax_sec.ops.moments import weighted_mean
 
 

@@ -8,9 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from fedjax_sec.core import COUNT, ConfigError, component, registry, static
-from fedjax_sec.core.advice import one_line
-from fedjax_sec.core.space import make_space
+from fedjax_sec.core import COUNT, ConfigError, component, make_space, one_line, registry, static
 
 _PAIRS = "lora"
 
@@ -43,8 +41,7 @@ class Lora:
 
     Example:
         >>> from fedjax_sec.core import registry
-        >>> from fedjax_sec.core.space import make_space
-        >>> model = registry.models.build({"name": "lora", "rank": 2}).make((28, 28, 1), 10)
+        >>>         >>> model = registry.models.build({"name": "lora", "rank": 2}).make((28, 28, 1), 10)
         >>> make_space(model).dim  # of 79,510
         1988
     """

@@ -10,9 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from fedjax_sec.core import ConfigError, registry, static
-from fedjax_sec.core.advice import one_line
-from fedjax_sec.core.types import Model
+from fedjax_sec.core import ConfigError, Model, one_line, registry, static
 
 
 class _Held:

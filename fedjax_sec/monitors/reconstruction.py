@@ -6,8 +6,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_sec.core import COUNT, ConfigError, Monitor, component, registry, static, value_of
-from fedjax_sec.core.types import Known
+from fedjax_sec.core import (
+    COUNT,
+    ConfigError,
+    Known,
+    Monitor,
+    component,
+    registry,
+    static,
+    value_of,
+)
 
 
 @registry.monitors.register("reconstruction")

@@ -35,7 +35,7 @@ class Models:
         chosen = np.flatnonzero(source.y_test == self.backdoor.base)[:most]
         labels = source.y_test[chosen]
         clean = source.x_test[chosen] / np.float32(source.scale)
-        images, _, _ = self.backdoor.probes(jax.numpy.asarray(clean), labels, None)
+        images, _, _ = self.backdoor.probes((), jax.numpy.asarray(clean), labels, None)
         read = {
             name: np.argmax(self._logits(tree, images), axis=-1)
             for name, tree in self._params.items()

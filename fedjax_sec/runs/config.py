@@ -357,8 +357,11 @@ class Experiment:
         """
         spec = self.to_dict()
         for key in _WHEREABOUTS:
-            section, name = key.split(".")
-            del spec[section][name]
+            *path, name = key.split(".")
+            part = spec
+            for one in path:
+                part = part[one]
+            part.pop(name, None)
         return hashlib.sha256(json.dumps(spec).encode()).hexdigest()
 
     def structure(self):

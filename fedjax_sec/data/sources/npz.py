@@ -5,8 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedjax_sec.core import ConfigError, registry, static, suggestion
-from fedjax_sec.core.advice import one_line
+from fedjax_sec.core import ConfigError, one_line, registry, static, suggestion
 from fedjax_sec.data.arrays import USERS, of_arrays
 from fedjax_sec.data.source import MissingDataError, Source
 
