@@ -11,7 +11,18 @@ collect_ignore = ["proofs"]
 
 # Shapes and types are checked at run time wherever arrays are annotated. Modules that define
 # components are left out: their fields say `float` and hold tracers inside a compiled function.
-CHECKED = ("ops", "core.types", "round", "evaluation", "monitors.influence")
+CHECKED = (
+    "ops",
+    "core.types",
+    "round",
+    "evaluation.attribution",
+    "evaluation.batches",
+    "evaluation.local",
+    "evaluation.masking",
+    "evaluation.metrics",
+    "evaluation.robustness",
+    "monitors.influence",
+)
 install_import_hook([f"fedjax_sec.{name}" for name in CHECKED], "beartype.beartype")
 
 # The rule decides how local training is computed; tests of the measuring switch it on.

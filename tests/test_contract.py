@@ -29,6 +29,7 @@ EVERYTHING = [
     pytest.param(known.get(name), name, id=f"{known.kind}-{name}")
     for known in registry.KINDS.values()
     for name in known.names()
+    if known.get(name).stands_alone  # others are checked where their objects are made
 ]
 UPDATE_ATTACKS = [
     name for name in registry.attacks.names() if registry.attacks.get(name).stage == "update"

@@ -120,6 +120,9 @@ def problem(line: str, complete: bool) -> str:
         return f"no command {name!r}"
     if "..." in arguments:
         arguments.remove("...")
+    while "--import" in arguments:  # the file would be executed
+        at = arguments.index("--import")
+        del arguments[at : at + 2]
     try:
         command.make_context(name, arguments)
     except Exception as error:

@@ -70,6 +70,7 @@ class Component:
     inputs: ClassVar[frozenset[str]] = INPUTS
     accepts: ClassVar[frozenset[str]] = SENDS
     needs_labels: ClassVar[bool] = False
+    stands_alone: ClassVar[bool] = True  # False: it needs an object or a file of the user's
 
     def check(self, path: str, setting: Setting) -> None:
         """Raises `ConfigError` for a combination that the fields' ranges cannot express."""

@@ -3,11 +3,11 @@
 import jax
 import jax.numpy as jnp
 
-from fedjax_sec.core import COUNT, ConfigError, registry, static
+from fedjax_sec.core import COUNT, ConfigError, Stage, registry, static
 
 
 @registry.defenses.register("bucketing")
-class Bucketing:
+class Bucketing(Stage):
     r"""Means of `size` updates drawn at random stand for them: a stage before aggregation.
 
     With a permutation :math:`\pi` of the K clients, drawn anew in every round, row i is

@@ -7,12 +7,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fedjax_sec.core import ConfigError, one_line, registry, shown, static
+from fedjax_sec.core import ConfigError, Stage, one_line, registry, shown, static
 from fedjax_sec.ops.moments import weighted_mean
 
 
 @registry.defenses.register("function")
-class Function:
+class Function(Stage):
     r"""A function of the stack, given from Python: `defense=lambda updates: ...`.
 
     `f(updates [K, D]) -> [D]`, made of `jax.numpy`. Rows cannot be taken out of a stack whose shape
@@ -38,6 +38,8 @@ class Function:
         >>> print(fedjax_sec.aggregate([[1.0], [2.0], [9.0]], rule))
         [2.]
     """
+
+    stands_alone = False
 
     stage = "aggregate"
     function: Any = static(None, "The function; in a written configuration its qualified name.")

@@ -3,12 +3,12 @@
 import jax
 import jax.numpy as jnp
 
-from fedjax_sec.core import COUNT, ConfigError, numeric, registry, static
+from fedjax_sec.core import COUNT, ConfigError, Stage, numeric, registry, static
 from fedjax_sec.ops.moments import row_norms, weighted_mean
 
 
 @registry.defenses.register("zeno")
-class Zeno:
+class Zeno(Stage):
     r"""The mean of the n - b updates whose scores on the server's examples are highest.
 
     With f the loss on the server's root data set, w the global parameters and update :math:`u_i`,

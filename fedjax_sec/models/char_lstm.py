@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from flax import linen as nn
 
-from fedjax_sec.core import COUNT, registry, static
+from fedjax_sec.core import COUNT, Network, registry, static
 from fedjax_sec.models._common import flax_model
 
 
@@ -21,7 +21,7 @@ class _Network(nn.Module):
 
 
 @registry.models.register("char_lstm")
-class CharLstm:
+class CharLstm(Network):
     """Reads a sequence character by character and predicts the next one at every place.
 
     Tokens `x [B, L] -> logits [B, L, V]`: an embedding of 8 numbers, two LSTM layers of 256, a

@@ -8,13 +8,22 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from fedjax_sec.core import COUNT, ConfigError, component, make_space, one_line, registry, static
+from fedjax_sec.core import (
+    COUNT,
+    ConfigError,
+    Network,
+    component,
+    make_space,
+    one_line,
+    registry,
+    static,
+)
 
 _PAIRS = "lora"
 
 
 @registry.models.register("lora")
-class Lora:
+class Lora(Network):
     r"""Freezes the network `base` and trains a pair of thin matrices beside each of its layers.
 
     A layer with kernel :math:`W` [in, out] computes, with A [in, r] and B [r, out],
@@ -40,8 +49,8 @@ class Lora:
     weights only.
 
     Example:
-        >>> from fedjax_sec.core import registry
-        >>>         >>> model = registry.models.build({"name": "lora", "rank": 2}).make((28, 28, 1), 10)
+        >>> from fedjax_sec.core import make_space, registry
+        >>> model = registry.models.build({"name": "lora", "rank": 2}).make((28, 28, 1), 10)
         >>> make_space(model).dim  # of 79,510
         1988
     """

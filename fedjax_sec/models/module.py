@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from fedjax_sec.core import ConfigError, Model, one_line, registry, static
+from fedjax_sec.core import ConfigError, Model, Network, one_line, registry, static
 
 
 class _Held:
@@ -27,7 +27,7 @@ class _Held:
 
 
 @registry.models.register("module")
-class Module:
+class Module(Network):
     """An instance of a `flax.linen.Module`, given from Python: `model=Net(...)`.
 
     `x [B, ...] -> logits [B, C]`, with C classes, or for tokens [B, L] logits [B, L, V]. A module
@@ -52,6 +52,8 @@ class Module:
         >>> sum(p.size for p in jax.tree.leaves(model.init(jax.random.key(0))))
         650
     """
+
+    stands_alone = False
 
     module: Any = static(None, "The module; in a written configuration its class and fields.")
 

@@ -165,6 +165,8 @@ def check_bad_rows_are_left_out(part) -> None:
     for row, bad in ((0, np.nan), (5, np.inf), (CLIENTS - 1, -np.inf)):
         aggregate = defend(part, updates.at[row, row % DIM].set(bad))[0]
         finite(aggregate, f"the aggregate beside a row of {bad}")
+        if part.stage == "before" and draws(part):
+            continue  # with fewer clients it draws other groups of them
         rest = np.delete(np.arange(CLIENTS), row)
         close(aggregate, defend(part, updates[rest], ids=rest)[0])
 

@@ -88,14 +88,15 @@ def check_monitor(monitor, kind: str) -> None:
     Two rounds with it give the parameters of two rounds without it, to the bit. Its metrics are
     finite in a sound round, and their shapes are always the same.
     """
-    place = world(kind)
+    linear = any(isinstance(one, core.PrivacyAttack) for _, one, _ in core.walk(monitor))
+    place = world(kind, linear)
     if not accepted(monitor, place.setting):
         return
     rounds = make_rounds(place, monitors=(monitor,))
     with no_concrete_values("an array"):
         state, (first, metrics) = run_rounds(rounds)
     same_form(rounds.state, state, "the monitor's state")
-    plain, (_, without) = plain_rounds(kind)
+    plain, (_, without) = plain_rounds(kind, linear)
     same_bits(state[:4], plain[:4])
     seen = {name: value for name, value in metrics.items() if name not in without}
     same_bits({name: metrics[name] for name in without}, without)
@@ -142,9 +143,9 @@ def check_evaluator(evaluator, kind: str) -> None:
 def check_privacy_attack(attack, kind: str) -> None:
     """As many inputs and targets as the batch has, finite and in range; the same for the same key.
 
-    With and without jit.
+    With and without jit, on a linear model, from whose gradient an example can be read.
     """
-    place = world(kind)
+    place = world(kind, linear=True)
     known = Known(jnp.float32(0.1), 1, 4, place.classes)
     message, spec = message_of(place), place.task.inputs
 

@@ -138,12 +138,15 @@ class World(NamedTuple):
 
 
 @functools.cache
-def world(kind: str = "pixels") -> World:
-    """The tiny world of a kind of input, made as an experiment makes its task."""
+def world(kind: str = "pixels", linear: bool = False) -> World:
+    """The tiny world of a kind of input, made as an experiment makes its task.
+
+    With a perceptron on what has labels, or a `linear` model.
+    """
     pool, inputs = tiny_pool(kind=kind), inputs_of(kind)
     labelled = kind != "tokens"
     if labelled:
-        spec = {"name": "mlp", "hidden": [HIDDEN]}
+        spec = "logistic_regression" if linear else {"name": "mlp", "hidden": [HIDDEN]}
         model, classes = registry.models.build(spec).make(inputs.shape, CLASSES), CLASSES
     else:
         model, classes = _next_token(VOCABULARY), VOCABULARY
@@ -283,9 +286,9 @@ def run_rounds(rounds: Rounds, count: int = 2) -> tuple[RoundState, list]:
 
 
 @functools.cache
-def plain_rounds(kind: str) -> tuple[RoundState, list]:
+def plain_rounds(kind: str, linear: bool = False) -> tuple[RoundState, list]:
     """Two rounds of a tiny world at which nobody looks."""
-    return run_rounds(make_rounds(world(kind)))
+    return run_rounds(make_rounds(world(kind, linear)))
 
 
 def message_of(place: World) -> Message:

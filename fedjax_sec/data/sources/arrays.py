@@ -1,12 +1,12 @@
 """NumPy arrays that were given from Python."""
 
-from fedjax_sec.core import registry, static
+from fedjax_sec.core import Dataset, registry, static
 from fedjax_sec.data.arrays import NAME, given_by
 from fedjax_sec.data.source import MissingDataError, Source
 
 
 @registry.datasets.register(NAME)
-class Arrays:
+class Arrays(Dataset):
     """Arrays given from Python: `fedjax_sec.run(config, data=fedjax_sec.data.arrays(...))`.
 
     A configuration holds a digest of their content, not the arrays: they are there in the process
@@ -25,6 +25,8 @@ class Arrays:
         >>> fedjax_sec.run(config, data=data).experiment.data.name
         'arrays'
     """
+
+    stands_alone = False
 
     digest: str = static("", "Digest of the arrays' content, as `run` writes it.")
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedjax_sec.core import ConfigError, one_line, registry, static, suggestion
+from fedjax_sec.core import ConfigError, Dataset, one_line, registry, static, suggestion
 from fedjax_sec.data.arrays import USERS, of_arrays
 from fedjax_sec.data.source import MissingDataError, Source
 
@@ -14,7 +14,7 @@ NUMBERS = ("num_classes", "scale", "mean", "std", "kind", "task")
 
 
 @registry.datasets.register("npz")
-class Npz:
+class Npz(Dataset):
     """Arrays in a file that `numpy.savez` has written: `data: {name: npz, path: my.npz}`.
 
     It holds `x_train`, `y_train`, `x_test` and `y_test`, and may hold `users_train`, `users_test`,
@@ -33,6 +33,8 @@ class Npz:
         >>> registry.datasets.build({"name": "npz", "path": "my.npz"}).path
         'my.npz'
     """
+
+    stands_alone = False
 
     path: str = static("", "The file.")
     digest: str | None = static(

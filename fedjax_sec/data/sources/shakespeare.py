@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedjax_sec.core import COUNT, registry, static
+from fedjax_sec.core import COUNT, Dataset, registry, static
 from fedjax_sec.data.source import MissingDataError, Source
 from fedjax_sec.data.sources._femnist import URL, Archive, _download, _import_h5py
 from fedjax_sec.data.sources._files import first_line
@@ -27,7 +27,7 @@ SIZE = len(CHARACTERS) + 4  # 90
 
 
 @registry.datasets.register("shakespeare")
-class Shakespeare:
+class Shakespeare(Dataset):
     """All of Shakespeare by role, cut into sequences of `length` characters: 715 users, 90 tokens.
 
     Every text of a role is a beginning, its characters and an end, cut into pieces of `length`
