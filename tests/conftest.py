@@ -21,7 +21,6 @@ CHECKED = (
     "evaluation.masking",
     "evaluation.metrics",
     "evaluation.robustness",
-    "monitors.influence",
 )
 install_import_hook([f"fedjax_sec.{name}" for name in CHECKED], "beartype.beartype")
 

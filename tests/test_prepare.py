@@ -9,7 +9,7 @@ from programs import program_of, replicas_of
 import fedjax_sec
 from fedjax_sec import core, sweeps
 from fedjax_sec.core import Monitor
-from fedjax_sec.runs import config, experiment, prepare
+from fedjax_sec.runs import checkpoints, config, experiment, prepare
 from fedjax_sec.sweeps import groups
 
 COUNTED = ("load_source", "make_population", "check_on_data", "check_bases", "trigger_pixels")
@@ -49,6 +49,23 @@ def test_a_sweep_prepares_each_run_once(calls, tmp_path):
     cells = sweeps.make_cells(small(**ATTACKED), {"defense": ["mean", "median"]}, seeds=(0, 1))
     sweeps.run_cells(cells, tmp_path)
     assert set(calls.values()) == {4}, calls
+
+
+def test_a_state_of_another_version_says_so(tmp_path, monkeypatch):
+    class Stop(Exception):
+        pass
+
+    def stop(done, rows):
+        if done == 2:
+            raise Stop
+
+    spec = small(rounds=3) | {"checkpoint": {"every": 1}}
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "_FORMAT", "fedjax_sec checkpoint 2")
+        with pytest.raises(Stop):
+            fedjax_sec.run(spec, out=tmp_path, on_evaluation=stop)
+    with pytest.raises(core.ConfigError, match="another version of fedjax_sec wrote"):
+        fedjax_sec.run(spec, out=tmp_path, resume=True)
 
 
 @core.pytree

@@ -22,7 +22,7 @@ class LinearInversion(PrivacyAttack):
     the rate cancels. With one example and one step this is exact up to rounding. Of a batch each
     class gives one guess, of the classes whose bias rises most: the mean of its examples weighted
     by :math:`p - e_y`, in which those of other classes enter as well. `x [B, ...]` in the units in
-    which components see inputs, `y [B]`.
+    which components see inputs, kept in their range, `y [B]`.
 
     Raises: `ConfigError` for a model whose last layer, a kernel and a bias, does not take the input
     itself.
@@ -37,6 +37,8 @@ class LinearInversion(PrivacyAttack):
         'linear_inversion'
     """
 
+    inputs = frozenset({"pixels", "features"})
+
     def reconstruct(self, key, message, params, task, known):
         kernel, bias = self._layer(message.vector, task)
         count = min(known.batch, bias.shape[0])
@@ -47,7 +49,8 @@ class LinearInversion(PrivacyAttack):
         x = (kernel[:, labels] / safe[None]).T.reshape(known.batch, *task.inputs.shape)
         shape = (1,) * (x.ndim - 1) + (-1,)
         mean, std = (np.array(v, np.float32) for v in (task.inputs.mean, task.inputs.std))
-        return x * std.reshape(shape) + mean.reshape(shape), labels
+        x = x * std.reshape(shape) + mean.reshape(shape)
+        return jnp.clip(x, task.inputs.low, task.inputs.high), labels
 
     def _layer(self, vector, task):
         """The update of the only layer: (kernel [F, C], bias [C])."""
