@@ -104,11 +104,11 @@ def assert_round_keeps_its_shapes(experiment):
     program = program_of(experiment)
     replicas = replicas_of([experiment])
     before = jax.eval_shape(program.init, replicas)
-    args = (before, replicas, program.pool, jnp.array(0), program.watched)
+    args = (before, replicas, program.pool, jnp.array(0), program.test)
     after, metrics = jax.eval_shape(program._advance(1), *args)
     shapes = [jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), part) for part in (before, after)]
     assert shapes[0] == shapes[1]
     variables = jax.eval_shape(program.problem.model.init, jax.random.key(0))
     dim = sum(leaf.size for leaf in jax.tree.leaves(variables))
-    assert before.params.shape == (1, dim)
+    assert before.server.params.shape == (1, dim)
     assert metrics["train_loss"].shape == (1,)
