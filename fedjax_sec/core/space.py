@@ -38,13 +38,19 @@ def make_space(model: Model) -> Space:
     observed = sum(int(np.prod(leaves[i][1].shape)) for i in order if kinds[i] == "observed")
     whole = order == list(range(len(leaves)))  # nothing is frozen, and observed leaves come first
 
+    ends = [slices[names[i]].stop for i in order][:-1]
+
     def join(vector, frozen=()):
+        # One split, whose gradient is one concatenation: that of slices would pad and add [D] for
+        # every variable of every client.
+        pieces = dict(zip(order, jnp.split(vector, ends), strict=True)) if order else {}
         rest, parts = iter(frozen), []
-        for name, kind, (_, leaf) in zip(names, kinds, leaves, strict=True):
-            if kind == "frozen":
+        for i, (_, leaf) in enumerate(leaves):
+            piece = pieces.get(i)
+            if piece is None:
                 parts.append(next(rest))
             else:
-                parts.append(vector[slices[name]].reshape(leaf.shape).astype(leaf.dtype))
+                parts.append(piece.reshape(leaf.shape).astype(leaf.dtype))
         return jax.tree.unflatten(tree, parts)
 
     def split(variables):
