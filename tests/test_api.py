@@ -388,6 +388,9 @@ def test_checks_are_told_what_the_adversary_sees(register):
         def check(self, path, setting):
             raise ConfigError(f"{path} is told {setting.knowledge}, {setting.num_malicious}")
 
+        def apply(self, key, updates, state, view):
+            raise AssertionError("it is refused before")
+
     register(registry.attacks, "asks", Asks)
     for knowledge in ("corrupted", "omniscient"):
         refused(

@@ -12,6 +12,7 @@ import pytest
 from fedjax_sec import core
 from fedjax_sec.algorithms import Averaging
 from fedjax_sec.core import numeric, registry
+from fedjax_sec.core.components import BASES, with_defaults
 from fedjax_sec.data import Source
 from fedjax_sec.round import monitors as observing
 from fedjax_sec.round import pipeline, step
@@ -781,6 +782,48 @@ def test_a_class_of_a_notebook_is_checked():
         check_component(cell(NOTEBOOK.replace("Source", "From")))
     with pytest.raises(AssertionError, match="mymean, check_fixed_point"):
         check_component(cell(NOTEBOOK.replace("return valid", "return 2 * valid")))
+
+
+def method(*args):
+    """Any method: whether it is there is asked, nothing calls it."""
+
+
+@pytest.mark.parametrize("base", [True, False], ids=["derived", "without a base"])
+@pytest.mark.parametrize(
+    ("kind", "members", "words"),
+    [
+        ("defense", {"stage": "after"}, "a defense must define apply"),
+        ("defense", {"stage": "after", "aply": method}, "apply.* Did you mean 'aply'"),
+        ("defense", {"stage": "last", "apply": method}, "`stage` must be one of before, .*'last'"),
+        ("attack", {"stage": "update", "tamper": method}, "an attack must define apply"),
+        (
+            "attack",
+            {"stage": "update", "rewrites": "message", "apply": method},
+            "an attack must define tamper",
+        ),
+        (
+            "attack",
+            {"stage": "update", "rewrites": "messages", "tamper": method},
+            "`rewrites` must be one of vector, message, got 'messages'. Did you mean 'message'",
+        ),
+        ("attack", {"stage": "data", "choose": method, "poison": method}, "must define examples"),
+        ("algorithm", {"init": method, "train": method, "step": method}, "must define params"),
+        ("monitor", {"look": method}, "a monitor must define observe"),
+    ],
+)
+def test_a_class_without_a_method_of_its_kind_is_refused(kind, members, words, base):
+    known = registry.KINDS[kind]
+    names, bases = known.names(), BASES[kind]
+    bases = bases[members["stage"]] if isinstance(bases, dict) else bases
+    with pytest.raises(TypeError, match=f"Mine: .*{words}"):
+        known.register("mine")(type("Mine", (bases,) if base else (), members))
+    assert known.names() == names
+
+
+@pytest.mark.parametrize("members", [{"apply": method}, {"rewrites": "message", "tamper": method}])
+def test_an_attack_defines_the_method_that_is_called_of_it(members):
+    with_defaults(type("Mine", (), {"stage": "update"} | members), "attack")
+    with_defaults(type("Mine", (core.UpdateAttack,), members), "attack")
 
 
 def test_a_class_whose_kind_cannot_be_seen():

@@ -366,7 +366,7 @@ def test_names_of_ours_are_taken_before_they_are_imported(tmp_path, monkeypatch)
     folder = tmp_path / "ours_for_a_test"
     folder.mkdir()
     (folder / "__init__.py").write_text("")
-    text = "import {0}\n\n\n@{0}.known.register('one')\nclass One:\n    pass\n"
+    text = "import {0}\n\n\n@{0}.known.register('one')\nclass One:\n    load = None\n"
     (folder / "one.py").write_text(text.format(folder.name))
     monkeypatch.syspath_prepend(tmp_path)
     ours = importlib.import_module(folder.name)

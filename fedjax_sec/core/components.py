@@ -2,15 +2,19 @@
 
 A component is a frozen dataclass whose class a registry knows. Its base class holds the defaults of
 its kind; methods of a base are either defaults that say "nothing" or abstract, so a component never
-overrides working code. A class that is registered without a base gets its kind's from `register`.
+overrides working code. A class that is registered without a base gets its kind's defaults from
+`register`, which refuses a class that leaves an abstract method undefined.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import inspect
+from abc import abstractmethod
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import jax.numpy as jnp
 
+from fedjax_sec.core.advice import shown, suggestion
 from fedjax_sec.core.fields import ConfigError
 from fedjax_sec.core.random import exact_share
 from fedjax_sec.core.schedule import every_value
@@ -116,10 +120,12 @@ class UpdateAttack(Component):
         """field -> mask of the malicious clients (by rank) that run the attack nested in it."""
         return {}
 
+    @abstractmethod
     def apply(self, key, updates, state: State, view) -> tuple[Any, State, Metrics]:
         """(updates [K, D], state, metrics); `view` is an `AttackerView`."""
         raise NotImplementedError
 
+    @abstractmethod
     def tamper(self, key, message: Message, state: State, view) -> tuple[Message, State, Metrics]:
         """(stacked messages, state, metrics); only malicious rows of each leaf are kept."""
         raise NotImplementedError
@@ -151,18 +157,22 @@ class DataAttack(Component):
         """The state of this round; `view` is an `AttackerView` without updates."""
         return state
 
+    @abstractmethod
     def choose(self, key, labels, held):
         """Which of the examples [M] are poisoned."""
         raise NotImplementedError
 
+    @abstractmethod
     def poison(self, key, state: State, x, y, rank, task: BoundTask) -> tuple[Any, Any]:
         """The batch poisoned: (x [B, ...], y [B])."""
         raise NotImplementedError
 
+    @abstractmethod
     def examples(self, key, state: State, view) -> tuple[Any, Any]:
         """What an attacker trains the backdoor on: (x [n, ...], the attacker's labels [n])."""
         raise NotImplementedError
 
+    @abstractmethod
     def probes(self, state: State, x, y, task: BoundTask) -> tuple[Any, Any, Any]:
         """(x [P, ...], the attacker's labels [P], which count [P])."""
         raise NotImplementedError
@@ -181,6 +191,7 @@ class Trigger(DataAttack):
     fraction: Any = 1.0
     num_images: int = 1000
 
+    @abstractmethod
     def trigger(self, state: State, x, rank=None, task=None):
         """The inputs with the trigger; with `rank`, that malicious client's part of it."""
         raise NotImplementedError
@@ -212,6 +223,7 @@ class Evasion(Component):
 
     inputs: ClassVar[frozenset[str]] = frozenset({"pixels", "features"})
 
+    @abstractmethod
     def apply(self, key, outputs: Callable, x, y, surrogate: Callable | None = None):
         """The inputs moved [B, ...]; `outputs(x) -> [B, C]`."""
         raise NotImplementedError
@@ -225,6 +237,7 @@ class PrivacyAttack(Component):
 
     accepts: ClassVar[frozenset[str]] = _UPDATES
 
+    @abstractmethod
     def reconstruct(self, key, message: Message, params, task: BoundTask, known) -> tuple[Any, Any]:
         """(x [B, ...], y [B]) as guessed."""
         raise NotImplementedError
@@ -249,6 +262,7 @@ class Stage(Component):
         """The state before round 0: histories have one row a registered client."""
         return ()
 
+    @abstractmethod
     def apply(self, key, *args) -> tuple:
         """`before`: (updates, state, view) -> (updates, view, state, metrics).
 
@@ -319,6 +333,7 @@ class Client(Component):
         """The state before round 0."""
         return ()
 
+    @abstractmethod
     def apply(self, key, params, state: State, data, task, hooks: Hooks = NO_HOOKS) -> Trained:
         """Trains from `params` [D] on `data`, a `LocalData`."""
         raise NotImplementedError
@@ -337,6 +352,7 @@ class Algorithm(Component):
     optimizer: Any = None
     personalizes: ClassVar[bool] = False
 
+    @abstractmethod
     def init(self, key, params, setting: Setting, task: BoundTask) -> State:
         """The server's state before round 0, with these initial parameters [D]."""
         raise NotImplementedError
@@ -358,14 +374,17 @@ class Algorithm(Component):
         """What client number `client` gets; leaves that ignore `client` stay unbatched."""
         return server
 
+    @abstractmethod
     def train(self, key, download, own, data, task: BoundTask) -> tuple[Message, State, Metrics]:
         """One client's round: (its message, what it keeps, metrics with `train_loss`)."""
         raise NotImplementedError
 
+    @abstractmethod
     def step(self, key, server, aggregate, messages, view, task) -> tuple[State, Metrics]:
         """The server's step; `view` is the one behind the defence, with `included() [K]`."""
         raise NotImplementedError
 
+    @abstractmethod
     def params(self, server: State):
         """The global parameters [D], which are evaluated."""
         raise NotImplementedError
@@ -383,14 +402,17 @@ class Task(Component):
 
     headline: ClassVar[str]
 
+    @abstractmethod
     def losses(self, outputs, y) -> tuple[Any, Any]:
         """(total [B], units [B]): a batch's loss is sum(total) / sum(units)."""
         raise NotImplementedError
 
+    @abstractmethod
     def sums(self, outputs, y, mask) -> dict[str, tuple[Any, Any]]:
         """metric -> (numerator, denominator), over the examples of `mask` [B]."""
         raise NotImplementedError
 
+    @abstractmethod
     def right(self, outputs, y):
         """Whether each target is what the model answers: booleans of the shape of `y`."""
         raise NotImplementedError
@@ -403,6 +425,7 @@ class Task(Component):
 class Network(Component):
     """A network: `make(input_shape, num_classes)` returns a `fedjax_sec.core.types.Model`."""
 
+    @abstractmethod
     def make(self, input_shape: tuple[int, ...], num_classes: int):
         """The network as pure functions for such inputs and outputs."""
         raise NotImplementedError
@@ -411,6 +434,7 @@ class Network(Component):
 class Dataset(Component):
     """A data set: `load(data_dir, download)` returns a `fedjax_sec.data.Source`."""
 
+    @abstractmethod
     def load(self, data_dir: str | None = None, download: bool = True):
         """The arrays on the host."""
         raise NotImplementedError
@@ -419,6 +443,7 @@ class Dataset(Component):
 class Partitioner(Component):
     """Who holds which training example: `split(rng, labels, num_clients, users)`."""
 
+    @abstractmethod
     def split(self, rng, labels, num_clients: int, users=None):
         """A `fedjax_sec.data.packing.Partition`."""
         raise NotImplementedError
@@ -449,6 +474,7 @@ class Monitor(Component):
         """The state before round 0; `message` holds the shapes of one client's."""
         return ()
 
+    @abstractmethod
     def observe(self, key, state: State, trace, task: BoundTask) -> tuple[State, Metrics]:
         """(state, metrics); `trace` is a `fedjax_sec.core.types.RoundTrace`."""
         raise NotImplementedError
@@ -459,6 +485,7 @@ class Evaluator(Component):
 
     prefix: ClassVar[str | None] = None
 
+    @abstractmethod
     def measure(self, key, params, x, y, task: BoundTask, adversary) -> Metrics:
         """Metrics of the parameters [D] on the test examples (x as stored, y).
 
@@ -484,17 +511,55 @@ BASES: dict[str, Any] = {
 }
 
 
+#: kind -> the stages that its components name.
+STAGES = {"attack": ("update", "data"), "defense": ("before", "aggregate", "after")}
+#: The method of an attack on updates that nothing calls, by what it `rewrites`.
+_NOT_CALLED = {"vector": "tamper", "message": "apply"}
+
+
 def with_defaults(cls: type, kind: str) -> type:
-    """The class with every default of its kind that it does not define itself."""
+    """The class with every default of its kind that it does not define itself.
+
+    Raises `TypeError` where the class leaves a method undefined that is abstract in its kind, or
+    names a `stage` that the kind does not have.
+
+    >>> with_defaults(type("Mine", (), {"stage": "after", "aply": None}), "defense")
+    Traceback (most recent call last):
+    TypeError: Mine: a defense must define apply(self, key, *args) -> tuple. Did you mean 'aply'?
+    """
     base = BASES.get(kind, Component)
+    if kind in STAGES:
+        _check_one_of(cls, "stage", STAGES[kind])
     if isinstance(base, Mapping):
-        base = base.get(getattr(cls, "stage", None), Component)
+        base = base[cls.stage]  # pyright: ignore[reportAttributeAccessIssue]
+    written = [name for name in vars(cls) if not name.startswith("__")]
     if not issubclass(cls, base):
         for one in base.__mro__[:-1]:  # the most derived first
             for name, value in vars(one).items():
                 if not name.startswith("__") and not hasattr(cls, name):
                     setattr(cls, name, value)
+    not_called = None
+    if issubclass(base, UpdateAttack):
+        _check_one_of(cls, "rewrites", tuple(_NOT_CALLED))
+        not_called = _NOT_CALLED[cls.rewrites]  # pyright: ignore[reportAttributeAccessIssue]
+    for name in dir(cls):
+        method = inspect.getattr_static(cls, name)
+        if getattr(method, "__isabstractmethod__", False) and name != not_called:
+            article = "an" if kind[0] in "aeiou" else "a"
+            raise TypeError(
+                f"{cls.__name__}: {article} {kind} must define {name}{inspect.signature(method)}."
+                f"{suggestion(name, [other for other in written if not hasattr(base, other)])}"
+            )
     return cls
+
+
+def _check_one_of(cls: type, name: str, allowed: Collection[str]) -> None:
+    value = getattr(cls, name, None)
+    if value not in allowed:
+        raise TypeError(
+            f"{cls.__name__}: `{name}` must be one of {', '.join(allowed)}, got {shown(value)}."
+            f"{suggestion(value, allowed)}"
+        )
 
 
 # --- Nested components ----------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from fedjax_sec import core
 from fedjax_sec.core import ConfigError, Setting, fill_defaults, paths_of, registry
+from fedjax_sec.core.components import STAGES
 from fedjax_sec.core.types import AttackerView, Message, Metrics, ServerView
 from fedjax_sec.ops.moments import finite_rows, usable_rows
 
@@ -71,7 +72,7 @@ class Defense:
                 f"{path}: a pipeline needs exactly one aggregator, got {order.count('aggregate')} "
                 f"in {[part.registered_name for part in parts]}."
             )
-        ranks = [("before", "aggregate", "after").index(stage) for stage in order]
+        ranks = [STAGES["defense"].index(stage) for stage in order]
         if ranks != sorted(ranks):
             named = [f"{part.registered_name} ({part.stage})" for part in parts]
             raise ConfigError(

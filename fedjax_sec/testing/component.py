@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from fedjax_sec.core import ConfigError, Setting, fill_defaults, pytree, registry
-from fedjax_sec.core.components import BASES, with_defaults
+from fedjax_sec.core.components import BASES, STAGES, with_defaults
 from fedjax_sec.testing import (
     clients,
     data_attacks,
@@ -18,8 +18,6 @@ from fedjax_sec.testing import (
 )
 from fedjax_sec.testing.worlds import kinds_of
 
-#: The least that a class needs to be called a stage of a defence without a base.
-_STAGES = ("before", "aggregate", "after")
 #: Checks of how a component is compiled, on which the kind of input has no influence.
 _ONCE = (
     clients.check_client_over_clients,
@@ -37,11 +35,9 @@ def kind_of(cls: type) -> str:
         bases = tuple(base.values()) if isinstance(base, dict) else (base,)
         if issubclass(cls, bases):
             return kind
-    stage = vars(cls).get("stage")
-    if stage in _STAGES:
-        return "defense"
-    if stage in BASES["attack"]:
-        return "attack"
+    for kind, stages in STAGES.items():
+        if vars(cls).get("stage") in stages:
+            return kind
     raise ConfigError(
         f"{cls.__name__}: of what kind it is cannot be seen; derive it from a base class of "
         f"fedjax_sec.core, such as Stage or UpdateAttack, or say kind: {', '.join(registry.KINDS)}."
