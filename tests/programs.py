@@ -19,6 +19,19 @@ def program_of(experiment, *args, **options) -> Program:
     return Program(prepare(experiment), *args, **options)
 
 
+def share_programs(monkeypatch, programs: dict, *modules) -> None:
+    """Lets the modules keep a program of each structure in `programs` instead of making another."""
+
+    def program(first, at_once=None, tuning=None):
+        key = first.experiment.structure()
+        if key not in programs:
+            programs[key] = Program(first, at_once, tuning)
+        return programs[key]
+
+    for module in modules:
+        monkeypatch.setattr(module, "Program", program)
+
+
 def replicas_of(experiments: Sequence):
     """The experiments as replicas of one program."""
     return make_replicas([prepare(one) for one in experiments])

@@ -22,7 +22,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from helpers import same_bits, small
-from programs import program_of, replicas_of
+from programs import program_of, replicas_of, share_programs
 from typer.testing import CliRunner
 
 import fedjax_sec
@@ -40,21 +40,13 @@ GRID = {"client.l2": [0.0, 0.1]}
 
 
 FIGURES = ("figures/accuracy.png", "figures/accuracy.pdf")
-PROGRAM, PROGRAMS = experiment.Program, {}
+PROGRAMS = {}
 
 
 @pytest.fixture(autouse=True)
 def compile_once(monkeypatch):
     """Runs of one structure share a program in this file."""
-
-    def program(first, at_once=None, tuning=None):
-        key = first.experiment.structure()
-        if key not in PROGRAMS:
-            PROGRAMS[key] = PROGRAM(first, at_once, tuning)
-        return PROGRAMS[key]
-
-    monkeypatch.setattr(experiment, "Program", program)
-    monkeypatch.setattr(groups, "Program", program)
+    share_programs(monkeypatch, PROGRAMS, experiment, groups)
 
 
 def states(folder):

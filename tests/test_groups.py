@@ -13,6 +13,7 @@ import filelock
 import numpy as np
 import pytest
 from helpers import same_bits, small
+from programs import share_programs
 from typer.testing import CliRunner
 
 import fedjax_sec
@@ -21,26 +22,18 @@ from fedjax_sec.cli import app
 from fedjax_sec.cli.common import data_overrides
 from fedjax_sec.core import ConfigError, files
 from fedjax_sec.runs import config, experiment, results, tuning
-from fedjax_sec.runs import program as program_lib
 from fedjax_sec.runs.prepare import prepare
 from fedjax_sec.sweeps import groups
 
 BASE = small(rounds=4, checkpoint={"every": 1, "keep_params": True})
 L2 = {"client.l2": [0.0, 0.1]}
-PROGRAM, PROGRAMS = program_lib.Program, {}
+PROGRAMS = {}
 
 
 @pytest.fixture(autouse=True)
 def compile_once(monkeypatch):
     """Runs of one structure share a program in this file."""
-
-    def program(first, at_once=None, tuning=None):
-        key = first.experiment.structure()
-        if key not in PROGRAMS:
-            PROGRAMS[key] = PROGRAM(first, at_once, tuning)
-        return PROGRAMS[key]
-
-    monkeypatch.setattr(groups, "Program", program)
+    share_programs(monkeypatch, PROGRAMS, groups)
 
 
 @pytest.fixture
