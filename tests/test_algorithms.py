@@ -41,7 +41,7 @@ def flat(result):
 def by_hand(local, **changes):
     """(parameters at the end, the variates) of a loop over rounds and clients in NumPy.
 
-    `local(gradient, params, start, own, mean)` is what a local step descends.
+    `local(gradient, params, start, state, mean)` is what a local step descends.
     """
     experiment = config.from_mapping(small(**(LOCAL | changes)))
     prepared = prepare(experiment)
@@ -70,12 +70,12 @@ def by_hand(local, **changes):
     return params, mean
 
 
-def fedprox_step(gradient, params, start, own, mean):
+def fedprox_step(gradient, params, start, state, mean):
     return gradient + 0.5 * (params - start)
 
 
-def scaffold_step(gradient, params, start, own, mean):
-    return gradient - own + mean
+def scaffold_step(gradient, params, start, state, mean):
+    return gradient - state + mean
 
 
 def test_fedprox_equals_a_loop_by_hand():
@@ -184,12 +184,12 @@ class Apart(Averaging):
     def init_client(self, params, setting, task):
         return params
 
-    def train(self, key, download, own, data, task):
-        done = self.local(key, own, (), data, task)
-        return Message(jnp.zeros_like(own), data.reported), own + done.delta, done.metrics
+    def train(self, key, download, state, data, task):
+        done = self.local(key, state, (), data, task)
+        return Message(jnp.zeros_like(state), data.reported), state + done.delta, done.metrics
 
-    def personal(self, server, own, task):
-        return own
+    def personal(self, server, state, task):
+        return state
 
 
 def test_models_of_the_clients_are_measured_on_their_own_test_data():

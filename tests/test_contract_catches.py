@@ -548,8 +548,8 @@ def test_a_hole_in_the_gate_is_noticed():
 class LongMessage(Averaging):
     """What it sends is not what it says."""
 
-    def train(self, key, download, own, data, task):
-        message, kept, metrics = super().train(key, download, own, data, task)
+    def train(self, key, download, state, data, task):
+        message, kept, metrics = super().train(key, download, state, data, task)
         return message._replace(vector=jnp.tile(message.vector, 2)), kept, metrics
 
 

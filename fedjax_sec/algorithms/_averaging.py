@@ -69,8 +69,8 @@ class Averaging(Algorithm):
     def download(self, server, client):
         return server.params
 
-    def train(self, key, download, own, data, task):
-        done = self.local(key, download, own, data, task, self.hooks(download))
+    def train(self, key, download, state, data, task):
+        done = self.local(key, download, state, data, task, self.hooks(download))
         return Message(done.delta, data.reported), done.state, done.metrics
 
     def step(self, key, server, aggregate, messages, view, task):

@@ -65,15 +65,15 @@ class Scaffold(Averaging):
     def download(self, server, client):
         return server.server.params, server.variate
 
-    def train(self, key, download, own, data, task):
+    def train(self, key, download, state, data, task):
         params, variate = download
         hooks = Hooks(
-            correct=lambda gradient, delta: gradient - own.variate + variate, mean_gradient=True
+            correct=lambda gradient, delta: gradient - state.variate + variate, mean_gradient=True
         )
-        done = self.local(key, params, own.client, data, task, hooks)
+        done = self.local(key, params, state.client, data, task, hooks)
         # A client without examples took no step, so it keeps its variate.
-        new = jnp.where(done.steps > 0, done.gradient, own.variate)
-        change = new - own.variate
+        new = jnp.where(done.steps > 0, done.gradient, state.variate)
+        change = new - state.variate
         if self.joint:
             message = Message(jnp.concatenate([done.delta, change]), data.reported)
         else:

@@ -33,8 +33,8 @@ def take_turns(cases: Sequence[Case], repeats: int, at_most: float = 60.0) -> di
     In turns, so that a machine whose speed drifts slows all of them alike. A case whose first call
     takes long is called less often: no more than `at_most` seconds in all, but three times.
 
-    >>> found = take_turns([Case("nothing", lambda: None)], repeats=3)
-    >>> found["nothing"].repeats
+    >>> timings = take_turns([Case("nothing", lambda: None)], repeats=3)
+    >>> timings["nothing"].repeats
     3
     """
     seconds: dict[str, list[float]] = {case.name: [] for case in cases}

@@ -375,7 +375,7 @@ class Algorithm(Component):
         return server
 
     @abstractmethod
-    def train(self, key, download, own, data, task: BoundTask) -> tuple[Message, State, Metrics]:
+    def train(self, key, download, state, data, task: BoundTask) -> tuple[Message, State, Metrics]:
         """One client's round: (its message, what it keeps, metrics with `train_loss`)."""
         raise NotImplementedError
 
@@ -389,7 +389,7 @@ class Algorithm(Component):
         """The global parameters [D], which are evaluated."""
         raise NotImplementedError
 
-    def personal(self, server: State, own: State, task: BoundTask):
+    def personal(self, server: State, state: State, task: BoundTask):
         """One client's own parameters [D]."""
         return self.params(server)
 

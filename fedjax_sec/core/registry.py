@@ -93,8 +93,8 @@ class Registry:
     @contextlib.contextmanager
     def lent(self, cls: type) -> Iterator[None]:
         """Knows a class that is not registered for a while, under a name that nobody has."""
-        own, name = vars(cls).get("registered_name", ""), cls.__name__.lower()
-        free = own or name
+        given, name = vars(cls).get("registered_name", ""), cls.__name__.lower()
+        free = given or name
         while free in self.names():
             free += "_"
         cls.registered_name, self._entries[free] = free, cls
@@ -102,7 +102,7 @@ class Registry:
             yield
         finally:
             del self._entries[free]
-            cls.registered_name = own
+            cls.registered_name = given
 
     def names(self) -> tuple[str, ...]:
         """All registered names, sorted."""

@@ -262,7 +262,7 @@ class AttackerView(NamedTuple):
     memory: Callable = lambda attack: ()
 
     @property
-    def own(self) -> Bool[Array, " K"]:
+    def corrupted(self) -> Bool[Array, " K"]:
         """The updates of the adversary's clients that it can use."""
         return self.visible & (self.malicious if self.adversary is None else self.adversary)
 

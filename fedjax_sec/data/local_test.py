@@ -26,8 +26,8 @@ class LocalTest:
     Example:
         >>> test = LocalTest(data="held_out", share=0.25)
         >>> index, counts = np.array([[5, 6, 7, 8], [1, 2, 0, 0]]), np.array([4, 2])
-        >>> left, counts, own = test.hold_out(np.random.default_rng(0), index, counts)
-        >>> counts.tolist(), [[i for i in row if i >= 0] for row in own.tolist()]
+        >>> left, counts, local = test.hold_out(np.random.default_rng(0), index, counts)
+        >>> counts.tolist(), [[i for i in row if i >= 0] for row in local.tolist()]
         ([3, 2], [[7], []])
     """
 

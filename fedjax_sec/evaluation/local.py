@@ -16,8 +16,8 @@ def by_client(right: Mapping[str, Bool[Array, " L"]], positions: Int[Array, "N T
 
     .. math:: \frac{\sum_i n_i\, share_i}{\sum_i n_i}
 
-    >>> found = by_client({"accuracy": jnp.array([1, 0, 1, 1], bool)}, jnp.array([[3, 4], [7, -1]]))
-    >>> found["per_client_accuracy"].tolist(), round(found["local_accuracy"].item(), 3)
+    >>> local = by_client({"accuracy": jnp.array([1, 0, 1, 1], bool)}, jnp.array([[3, 4], [7, -1]]))
+    >>> local["per_client_accuracy"].tolist(), round(local["local_accuracy"].item(), 3)
     ([0.5, 1.0], 0.667)
     """
     there = positions >= 0

@@ -35,10 +35,10 @@ def linf_pgd(
         random_start: start anywhere in the ball instead of at x.
 
     >>> x = jnp.array([[0.5, 0.9]])
-    >>> found = linf_pgd(
+    >>> moved = linf_pgd(
     ...     jnp.sign, x, jax.random.key(0), eps=0.3, step_size=0.2, num_steps=2, random_start=False
     ... )
-    >>> jnp.round(found, 3).tolist()
+    >>> jnp.round(moved, 3).tolist()
     [[0.800000011920929, 1.0]]
     """
     low, high = jnp.maximum(x - eps, 0.0), jnp.minimum(x + eps, 1.0)

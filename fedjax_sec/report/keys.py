@@ -148,8 +148,8 @@ def _lines() -> Iterator[str]:
         yield from _table(fields(cls))
     yield "## Components\n\nEach has fields of its own: `fedjax-sec show NAME`.\n"
     yield "| kind | names |\n| --- | --- |"
-    for kind, found in registry.KINDS.items():
-        yield f"| {kind} | {', '.join(f'`{name}`' for name in found.names())} |"
+    for kind, entries in registry.KINDS.items():
+        yield f"| {kind} | {', '.join(f'`{name}`' for name in entries.names())} |"
     yield f"| optimizer | {', '.join(f'`{name}`' for name in sorted(optimizers.OPTIMIZERS))} |"
     yield (
         f"| schedule of a learning rate | "

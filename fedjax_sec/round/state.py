@@ -196,7 +196,9 @@ def init_state(
     )
 
 
-def message_shapes(problem, task: BoundTask, components: Components, server, own) -> Message:
+def message_shapes(
+    problem, task: BoundTask, components: Components, server, client_state
+) -> Message:
     """The shapes of one client's message: the algorithm's word, or what its training returns."""
     given = components.algorithm.message(setting_of(problem), task)
     if given is not None:
@@ -204,7 +206,7 @@ def message_shapes(problem, task: BoundTask, components: Components, server, own
     spec = task.inputs
     dtype = jnp.int32 if spec.kind == "tokens" else jnp.float32
 
-    def train(key, server, own):
+    def train(key, server, client_state):
         def fetch(position):
             count = position.shape[0]
             x, y = jnp.zeros((1, *spec.shape), dtype), task.example(0)[1][None]
@@ -213,6 +215,6 @@ def message_shapes(problem, task: BoundTask, components: Components, server, own
         capacity = setting_of(problem).capacity or 1
         data = LocalData(jnp.int32(1), capacity, jnp.int32(0), fetch, jnp.float32(1))
         download = components.algorithm.download(server, jnp.int32(0))
-        return components.algorithm.train(key, download, own, data, task)[0]
+        return components.algorithm.train(key, download, client_state, data, task)[0]
 
-    return jax.eval_shape(functools.partial(train, jax.random.key(0)), server, own)
+    return jax.eval_shape(functools.partial(train, jax.random.key(0)), server, client_state)

@@ -60,8 +60,8 @@ def choose_layout(prepared: Prepared) -> Tuning:
             task = make_task(problem, pool, replica.components.task)
             state = init_state(problem, task, replica.components, params, replica.key)
             ids = jnp.arange(per_round)
-            own = jax.tree.map(lambda leaf: leaf[ids], state.client)
-            args = state.server, state.attack, own, ids, jnp.int32(0)
+            local_states = jax.tree.map(lambda leaf: leaf[ids], state.client)
+            args = state.server, state.attack, local_states, ids, jnp.int32(0)
             return train_clients(problem, task, pool, replica, *args)
 
         args = jnp.zeros(problem.space.dim), replica, pool

@@ -134,8 +134,11 @@ def check_algorithm_params(algorithm, kind: str) -> None:
     place = world(kind)
     algorithm, server, client = _begun(algorithm, place)
     same_bits(algorithm.params(server), place.params())
-    own = algorithm.personal(server, client, place.task)
-    expect(own.shape == (place.task.dim,), f"a client's own parameters have shape {own.shape}")
+    personal = algorithm.personal(server, client, place.task)
+    expect(
+        personal.shape == (place.task.dim,),
+        f"a client's own parameters have shape {personal.shape}",
+    )
 
 
 def check_algorithm_rounds(algorithm, kind: str) -> None:

@@ -123,10 +123,10 @@ def check_ignores_unseen_rows(part) -> None:
     def run(updates, visible):
         state = attack.init(*updates.shape, place.setting, place.task)
         view = attacker_view(visible, kind=kind, memory=attack.memory(state))
-        key, own = jax.random.key(0), part.init(*updates.shape)
+        key, initial = jax.random.key(0), part.init(*updates.shape)
         if part.rewrites == "message":
-            return part.tamper(key, Message(updates, jnp.ones(CLIENTS)), own, view)[0].vector
-        return part.apply(key, updates, own, view)[0]
+            return part.tamper(key, Message(updates, jnp.ones(CLIENTS)), initial, view)[0].vector
+        return part.apply(key, updates, initial, view)[0]
 
     everyone = np.ones(CLIENTS, bool)
     for row, visible in ((first, everyone), (first, MALICIOUS), (0, everyone)):

@@ -39,13 +39,13 @@ class OptionTwo(Averaging):
     def download(self, server, client):
         return server.server.params, server.variate
 
-    def train(self, key, download, own, data, task):
+    def train(self, key, download, state, data, task):
         params, variate = download
-        hooks = Hooks(correct=lambda gradient, delta: gradient - own.variate + variate)
+        hooks = Hooks(correct=lambda gradient, delta: gradient - state.variate + variate)
         done = self.local(key, params, (), data, task, hooks)
         rate = self.client.optimizer.rate
-        new = own.variate - variate - done.delta / (done.steps * rate)
-        change = new - own.variate
+        new = state.variate - variate - done.delta / (done.steps * rate)
+        change = new - state.variate
         return Message(done.delta, data.reported, change), WithVariate(new), done.metrics
 
     def step(self, key, server, aggregate, messages, view, task):

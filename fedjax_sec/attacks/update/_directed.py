@@ -16,7 +16,7 @@ def stand_ins(view):
     With full knowledge the honest rows themselves; with partial knowledge what its own clients
     would have sent without an attack.
     """
-    return jnp.where(sees_all(view), view.honest, view.own)
+    return jnp.where(sees_all(view), view.honest, view.corrupted)
 
 
 def sees_one_row(setting):
@@ -73,5 +73,5 @@ def beyond(updates, view, sign, chance, b, convention):
 
 def away(updates, view, sign, chance, near, far):
     """[K, D]: its values with partial knowledge, standard deviations from the own mean."""
-    mean, std = mean_and_std(updates, view.own, 0)
+    mean, std = mean_and_std(updates, view.corrupted, 0)
     return mean[None] - sign[None] * (near + (far - near) * chance) * std[None]

@@ -89,7 +89,7 @@ class FLTrustAdaptive(UpdateAttack):
         full, known = sees_all(view), stand_ins(view)
         trim_key, search_key = jax.random.split(key)
         sign = direction(updates, view)
-        begin = jnp.where(view.own[:, None], updates, _mean(updates, view.own))
+        begin = jnp.where(view.corrupted[:, None], updates, _mean(updates, view.corrupted))
         if self.begin == "trim":
             chance = jax.random.uniform(trim_key, updates.shape, updates.dtype)
             begin = jnp.where(
@@ -97,7 +97,7 @@ class FLTrustAdaptive(UpdateAttack):
                 beyond(updates, view, sign, chance, self.b, "paper"),
                 away(updates, view, sign, chance, 3.0, 4.0),
             )
-        server = _mean(updates, view.own)
+        server = _mean(updates, view.corrupted)
         if view.server_update is not None:
             server = view.server_update().astype(updates.dtype)
         length = jnp.linalg.norm(server)
@@ -107,7 +107,7 @@ class FLTrustAdaptive(UpdateAttack):
         # What the rule adds up over clients that are not the adversary's: with partial knowledge
         # the stand-ins are counted as if they were there beside it.
         trust = jax.nn.relu(cosines_to(updates, server, known))
-        everyone = jax.nn.relu(cosines_to(updates, server, known | view.own))
+        everyone = jax.nn.relu(cosines_to(updates, server, known | view.corrupted))
         clean = _share(everyone @ unit, everyone.sum())
         target = jnp.where(clean < 0, -1.0, 1.0).astype(updates.dtype)
 

@@ -63,13 +63,13 @@ class GradientAdaptive(UpdateAttack):
 
     def apply(self, key, updates, state, view):
         bad, known = view.malicious[:, None], stand_ins(view)
-        count = jnp.maximum(view.own.sum(), 1)
-        order = jnp.argsort(~view.own, stable=True)  # the adversary's rows, one after another
+        count = jnp.maximum(view.corrupted.sum(), 1)
+        order = jnp.argsort(~view.corrupted, stable=True)  # the adversary's rows, one after another
         turn = (jnp.cumsum(~view.visible) - 1) % count
         stack = jnp.where(view.visible[:, None], updates, updates[order[turn]])
         guess = None
         if view.server_update is None:
-            guess = jnp.sum(jnp.where(view.own[:, None], updates, 0.0), axis=0) / count
+            guess = jnp.sum(jnp.where(view.corrupted[:, None], updates, 0.0), axis=0) / count
 
         clean = view.defend(stack, guess)
         sign = jnp.where(clean < 0, -1.0, 1.0).astype(updates.dtype)
