@@ -1,12 +1,10 @@
 """Components outside the package, one file each: what they do, in a run."""
 
-import importlib.util
 import itertools
 import json
 import lzma
 import os
 import re
-import sys
 from pathlib import Path
 
 import flax.linen as nn
@@ -14,10 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import yaml
 from helpers import close, same_bits, small
+from typer.testing import CliRunner
 
 import fedjax_sec
-from fedjax_sec.core import ConfigError, Monitor, PrivacyAttack, registry
+from fedjax_sec.cli import app
+from fedjax_sec.core import ConfigError, Monitor, PrivacyAttack, plugins, registry
 from fedjax_sec.core.types import Known, Message
 from fedjax_sec.data import MissingDataError, checked
 from fedjax_sec.data.sources.shakespeare import CHARACTERS
@@ -30,31 +31,24 @@ from fedjax_sec.runs.program import Program
 PROOFS = Path(__file__).parent / "proofs"
 
 
-def load(path):
-    """Executes the file, whose classes register themselves."""
-    name = f"imported_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # where `typing.get_type_hints` looks
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(autouse=True)
 def registries():
     """Each test with the components of its own files, and no others."""
     for one in registry.KINDS.values():
         one.names()
     before = {kind: dict(one._entries) for kind, one in registry.KINDS.items()}
+    files = dict(plugins._files)
     yield
+    plugins._files.clear()
+    plugins._files.update(files)
     for kind, one in registry.KINDS.items():
         one._entries = before[kind]
 
 
 @pytest.fixture
 def proof(request):
-    """The file of tests/proofs that the test names by `pytest.mark.parametrize(..., indirect)`."""
-    return load(PROOFS / f"{request.param}.py")
+    """Imports the file of tests/proofs that `uses` names, as `--import` does."""
+    plugins.import_all([str(PROOFS / f"{request.param}.py")], "--import")
 
 
 def uses(name):
@@ -304,8 +298,14 @@ TEXT = small(
     rounds=8,
     evaluation={"every": 4},
 )
+
+
+def _has_text():
+    return bool(DATA) and (Path(DATA) / "raw" / "shakespeare").is_dir()
+
+
 with_text = pytest.mark.skipif(
-    not DATA or not (Path(DATA) / "raw" / "shakespeare").is_dir(),
+    not _has_text(),
     reason="FEDJAX_SEC_TEST_DATA names no folder with raw/shakespeare",
 )
 
@@ -692,6 +692,34 @@ def test_the_shipped_network_learns_text(tmp_path):
 
 
 # --- How they are made --------------------------------------------------------------------------
+
+#: file -> an experiment that uses what it registers.
+EXPERIMENTS = {
+    "bucketing": small(defense=["buckets", {"name": "mean", "weighted": False}]),
+    "char_lstm": TEXT,
+    "cosines": small(evaluation={"monitors": ["cosines"]}),
+    "inversion": LINEAR
+    | {"evaluation": {"monitors": {"name": "reconstruction", "attack": "residuals"}}},
+    "learned_trigger": BACKDOORED,
+    "lora": small(model={"name": "adapted", "base": {"name": "mlp", "hidden": [6]}}),
+    "scaffold": small(algorithm="option_two"),
+    "zeno": ROOTED | {"defense": {"name": "zeno_proof", "removed": 2}},
+}
+
+
+@pytest.mark.parametrize("path", sorted(PROOFS.glob("*.py")), ids=lambda path: path.stem)
+def test_a_proof_runs_by_import_on_the_command_line(path, tmp_path):
+    if path.stem == "char_lstm" and not _has_text():
+        pytest.skip("FEDJAX_SEC_TEST_DATA names no folder with raw/shakespeare")
+    config_file = tmp_path / "experiment.yaml"
+    config_file.write_text(yaml.safe_dump(EXPERIMENTS[path.stem]))
+    command = ["run", str(config_file), "rounds=1", "--out", str(tmp_path / "out")]
+    unknown = CliRunner().invoke(app, command)
+    assert unknown.exit_code == 2 and "nknown" in unknown.output, unknown.output
+    done = CliRunner().invoke(app, [*command, "--import", str(path)])
+    assert done.exit_code == 0, done.output
+    written = yaml.safe_load((tmp_path / "out" / "config.yaml").read_text())
+    assert written["imports"] == [str(path)]
 
 
 @pytest.mark.parametrize("path", sorted(PROOFS.glob("*.py")), ids=lambda path: path.stem)
