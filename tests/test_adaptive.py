@@ -24,7 +24,7 @@ def stack(seed=0, shift=0.5):
 OWN = np.random.default_rng(9).normal(0.5, 0.3, DIM).astype(np.float32)
 
 
-def assail(attack, updates, rule="mean", full=True, own=OWN, seed=0):
+def assail(attack, updates, rule="mean", full=True, mine=OWN, seed=0):
     """(updates, metrics) of an attack that knows the rule and, with full knowledge, all else."""
     pipeline, defense = Attack.build(attack), Defense.build(rule)
     view = ServerView(
@@ -33,7 +33,7 @@ def assail(attack, updates, rule="mean", full=True, own=OWN, seed=0):
         jnp.arange(CLIENTS),
         jnp.ones(CLIENTS, bool),
         jnp.array(0),
-        ServerData(lambda: jnp.asarray(own), None),
+        ServerData(lambda: jnp.asarray(mine), None),
     )
     state = defense.init(CLIENTS, DIM)
     known = known_defense(defense, jax.random.key(1), view, state if full else None, CLIENTS)
@@ -54,9 +54,9 @@ def assail(attack, updates, rule="mean", full=True, own=OWN, seed=0):
     return np.asarray(sent.vector), {name.split("/")[1]: float(v) for name, v in metrics.items()}
 
 
-def objective(updates, sent, rule, own=OWN):
+def objective(updates, sent, rule, mine=OWN):
     """h by its definition, from two aggregations."""
-    needs = {"server_update": own} if rule == "fltrust" else {}
+    needs = {"server_update": mine} if rule == "fltrust" else {}
     before, after = (np.asarray(fedjax_sec.aggregate(u, rule, **needs)) for u in (updates, sent))
     return float(np.where(before < 0, -1, 1) @ (before - after))
 
@@ -110,7 +110,7 @@ def test_fltrust_adaptive_does_not_look_at_hidden_rows():
     updates = stack()
     hidden = np.where(MASK[:, None], updates, 100.0)
     one, _ = assail("fltrust_adaptive", updates, "fltrust", full=False)
-    other, _ = assail("fltrust_adaptive", hidden, "fltrust", full=False, own=-OWN)
+    other, _ = assail("fltrust_adaptive", hidden, "fltrust", full=False, mine=-OWN)
     np.testing.assert_array_equal(one[:BAD], other[:BAD])
 
 
@@ -174,7 +174,7 @@ def test_gradient_adaptive_does_not_look_at_hidden_rows():
     updates = stack()
     hidden = np.where(MASK[:, None], updates, 100.0)
     one, _ = assail("gradient_adaptive", updates, "fltrust", full=False)
-    other, _ = assail("gradient_adaptive", hidden, "fltrust", full=False, own=-OWN)
+    other, _ = assail("gradient_adaptive", hidden, "fltrust", full=False, mine=-OWN)
     np.testing.assert_array_equal(one[:BAD], other[:BAD])
 
 

@@ -27,7 +27,7 @@ LINEAR = jnp.array([[1.0, -2.0, 0.0, 0.5]])
 @pytest.mark.parametrize("eps, step_size, num_steps", [(0.3, 0.01, 40), (0.1, 0.25, 3)])
 def test_pgd_reaches_the_optimum_of_a_linear_loss(random_start, eps, step_size, num_steps):
     x = jnp.asarray(np.random.default_rng(0).uniform(size=(5, 4)).astype(np.float32))
-    found = linf_pgd(
+    result = linf_pgd(
         lambda moved: jnp.broadcast_to(LINEAR, moved.shape),
         x,
         jax.random.key(1),
@@ -38,11 +38,11 @@ def test_pgd_reaches_the_optimum_of_a_linear_loss(random_start, eps, step_size, 
     )
     best = jnp.clip(x + eps * jnp.sign(LINEAR), 0, 1)
     still = np.asarray(LINEAR[0] == 0)
-    np.testing.assert_allclose(found[:, ~still], best[:, ~still], atol=1e-6)
+    np.testing.assert_allclose(result[:, ~still], best[:, ~still], atol=1e-6)
     if random_start:
-        assert not np.allclose(found[:, still], x[:, still])
+        assert not np.allclose(result[:, still], x[:, still])
     else:
-        np.testing.assert_array_equal(found[:, still], x[:, still])
+        np.testing.assert_array_equal(result[:, still], x[:, still])
     few = linf_pgd(
         lambda moved: jnp.broadcast_to(LINEAR, moved.shape),
         x,
@@ -211,10 +211,10 @@ def products(jaxpr, inside=False):
 def test_pgd_of_the_first_local_step_runs_on_one_batch_at_the_servers_weights():
     """Nothing but the gradient of the weights is per client."""
     params = jnp.zeros(tiny_task().dim)
-    found = list(products(jax.make_jaxpr(functools.partial(one_round, how=Layout(4)))(params)))
-    assert [batched for inside, batched in found if inside] == [False] * 4
+    result = list(products(jax.make_jaxpr(functools.partial(one_round, how=Layout(4)))(params)))
+    assert [batched for inside, batched in result if inside] == [False] * 4
     layers = 2
-    assert sum(batched for _, batched in found) == layers
+    assert sum(batched for _, batched in result) == layers
     later = list(
         products(jax.make_jaxpr(functools.partial(one_round, how=Layout(4), steps=2))(params))
     )

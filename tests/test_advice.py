@@ -55,7 +55,7 @@ def test_the_nearest_name(kind, name, names):
 
 
 def test_synonyms_lead_somewhere():
-    names = {name for found in registry.KINDS.values() for name in found.names()}
+    names = {name for result in registry.KINDS.values() for name in result.names()}
     keys = {place.rpartition(".")[2] for place in config._places({})} | set(optimizers.RANGES)
     keys |= {field for cls in (config.Experiment, sweeps.Sweep) for field in cls.__annotations__}
     keys |= {"num_byzantine", "eps", "step_size"} | set(optimizers.OPTIMIZERS)
@@ -123,8 +123,8 @@ def test_files_for_the_other_command(tmp_path):
 
 
 def test_epochs_take_the_place_of_the_default_steps():
-    found = config.from_mapping({}, ["client.epochs=2"]).client
-    assert (found.steps, found.epochs, found.batch_size) == (None, 2, 32)
+    result = config.from_mapping({}, ["client.epochs=2"]).client
+    assert (result.steps, result.epochs, result.batch_size) == (None, 2, 32)
     written = config.from_mapping({"client": {"epochs": 2}}).to_dict()["client"]
     assert written["steps"] is None and written["epochs"] == 2
     kept = config.from_mapping({"client": {"epochs": None}}).client

@@ -33,13 +33,13 @@ def register():
     """Registers components for one test."""
     made = []
 
-    def add(found, name, cls):
-        found.register(name)(type(cls.__name__, (cls,), {}))  # a class becomes a dataclass once
-        made.append((found, name))
+    def add(result, name, cls):
+        result.register(name)(type(cls.__name__, (cls,), {}))  # a class becomes a dataclass once
+        made.append((result, name))
 
     yield add
-    for found, name in made:
-        del found._entries[name]
+    for result, name in made:
+        del result._entries[name]
 
 
 # --- Numbers ------------------------------------------------------------------------------------
@@ -468,9 +468,9 @@ def test_each_reader_of_the_servers_examples_says_what_it_lacks(register):
     assert got.tolist() == [2.0, 3.0]
     refused(lambda: aggregate(STACK, "by_both", server_loss=loss), "server_update is missing")
     refused(lambda: aggregate(STACK, "fltrust", server_loss=loss), "server_update is missing")
-    own = {"server_update": [1.0, 1.0]}
-    refused(lambda: aggregate(STACK, "by_both", **own), "server_loss is missing")
-    refused(lambda: aggregate(STACK, "fltrust", server_loss=loss, **own), "would be ignored")
+    mine = {"server_update": [1.0, 1.0]}
+    refused(lambda: aggregate(STACK, "by_both", **mine), "server_loss is missing")
+    refused(lambda: aggregate(STACK, "fltrust", server_loss=loss, **mine), "would be ignored")
     refused(lambda: aggregate(STACK, "mean", server_loss=loss), "server_loss would be ignored")
 
 
@@ -505,10 +505,10 @@ def test_a_loss_that_is_none_is_refused(register, loss, parts):
     ],
 )
 def test_vectors_that_do_not_fit_are_refused(name, given, parts):
-    own = {"server_update": [1.0, 1.0]} | {name: given}
-    refused(lambda: aggregate(STACK, "fltrust", **own), name, *parts)
+    mine = {"server_update": [1.0, 1.0]} | {name: given}
+    refused(lambda: aggregate(STACK, "fltrust", **mine), name, *parts)
     everything = {"malicious": MASK, "knowledge": "omniscient"}
-    refused(lambda: attack(STACK, "fltrust_adaptive", **everything, **own), name, *parts)
+    refused(lambda: attack(STACK, "fltrust_adaptive", **everything, **mine), name, *parts)
 
 
 def test_an_adversary_that_knows_the_servers_loss(register):

@@ -120,11 +120,11 @@ def test_every_module_has_a_layer_and_imports_run_one_way():
     graph = {name: imports_of(path) for name, path in MODULES.items()}
     assert {"core", "ops.distances"} <= graph["defenses.krum"]
     wrong = {name: wrong_imports(name, imported) for name, imported in graph.items()}
-    assert not {name: found for name, found in wrong.items() if found}
+    assert not {name: result for name, result in wrong.items() if result}
     beside = {
         name: components_import_each_other(name, imported) for name, imported in graph.items()
     }
-    assert not {name: found for name, found in beside.items() if found}
+    assert not {name: result for name, result in beside.items() if result}
     deep = {
         name
         for name, path in MODULES.items()

@@ -179,9 +179,9 @@ def test_hybrid_splits_the_malicious_clients():
 def test_the_dedicated_client_takes_no_other_malicious_client_for_an_honest_one():
     """With `corrupted` knowledge it has partial knowledge, like all of the adversary's clients."""
     stack = updates()
-    own = stack[MALICIOUS].astype(np.float64)
+    mine = stack[MALICIOUS].astype(np.float64)
     sent = attack(stack, {"name": "hybrid", "solo": "trim_attack"})[0]
-    away = (own.mean(0) - sent) * np.where(own.sum(0) < 0, -1, 1) / own.std(0)
+    away = (mine.mean(0) - sent) * np.where(mine.sum(0) < 0, -1, 1) / mine.std(0)
     assert (away >= 3 - 1e-4).all() and (away <= 4 + 1e-4).all()
 
 

@@ -71,10 +71,10 @@ def test_gradient_shap_is_complete_up_to_its_standard_error(model):
 
     singles = jax.jit(jax.vmap(lambda key: drawn(key, 1)))(jax.random.split(jax.random.key(8), 400))
     spread = np.asarray(singles).reshape(400, 4, -1).sum(-1).std(0, ddof=1)
-    found = jax.jit(lambda: drawn(jax.random.key(0), 4000))()
-    gap = np.abs(completeness_gap(model, x, baselines, TARGET, found))
+    outcome = jax.jit(lambda: drawn(jax.random.key(0), 4000))()
+    gap = np.abs(completeness_gap(model, x, baselines, TARGET, outcome))
     assert (gap < 4 * spread / np.sqrt(4000)).all()
-    reached = np.abs(np.asarray(found).reshape(4, -1).sum(1))
+    reached = np.abs(np.asarray(outcome).reshape(4, -1).sum(1))
     assert (spread > 0.05).all() and reached.max() > 20 * gap.max()
 
 
@@ -82,8 +82,8 @@ def test_integrated_gradients_are_complete_to_the_stated_tolerance():
     x, baselines, _ = images()
 
     def gap(model, steps):
-        found = integrated_gradients(model, x, baselines, TARGET, steps)
-        return np.abs(completeness_gap(model, x, baselines, TARGET, found))
+        outcome = integrated_gradients(model, x, baselines, TARGET, steps)
+        return np.abs(completeness_gap(model, x, baselines, TARGET, outcome))
 
     assert gap(smooth, 64).max() < 2e-4
     coarse, fine = gap(smooth, 4), gap(smooth, 8)
@@ -107,20 +107,20 @@ def test_integrated_gradients_are_complete_to_the_stated_tolerance():
 
 def slope(params, point, label, step=1e-6):
     """The gradient of one logit for one image in float64, by central differences."""
-    found = np.zeros(point.size)
+    outcome = np.zeros(point.size)
     for j in range(point.size):
         shift = np.zeros(point.size)
         shift[j] = step
         pair = np.stack([point.ravel() + shift, point.ravel() - shift])
         values = tiny_mlp().forward(params, pair)[2][:, label]
-        found[j] = (values[0] - values[1]) / (2 * step)
-    return found.reshape(point.shape)
+        outcome[j] = (values[0] - values[1]) / (2 * step)
+    return outcome.reshape(point.shape)
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.3])
 def test_gradient_shap_equals_a_loop(noise):
     x, baselines, params = images()
-    found = gradient_shap(relu, x, baselines, TARGET, jax.random.key(1), 3, noise)
+    outcome = gradient_shap(relu, x, baselines, TARGET, jax.random.key(1), 3, noise)
     x64, b64 = np.asarray(x, np.float64), np.asarray(baselines, np.float64)
     expected = np.zeros(x.shape)
     for s in range(3):
@@ -132,7 +132,7 @@ def test_gradient_shap_equals_a_loop(noise):
             away = shaken[i] - b64[which[i]]
             at = b64[which[i]] + alpha[i] * away
             expected[i] += slope(np.asarray(params), at, int(TARGET[i])) * away / 3
-    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(outcome, expected, rtol=1e-3, atol=1e-4)
     assert np.abs(expected).max() > 0.1
 
 
@@ -148,20 +148,20 @@ def test_what_cannot_be_explained_is_an_error():
 
 def test_explain_tells_the_models_own_prediction():
     x, baselines, params = images()
-    found = explain(relu, x, baselines, jax.random.key(1), num_samples=4)
+    outcome = explain(relu, x, baselines, jax.random.key(1), num_samples=4)
     logits = tiny_mlp().forward(params, x)[2]
     shares = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-    np.testing.assert_array_equal(found.predicted, logits.argmax(1))
-    np.testing.assert_allclose(found.confidence, shares.max(1), rtol=1e-4)
-    told, own = (
+    np.testing.assert_array_equal(outcome.predicted, logits.argmax(1))
+    np.testing.assert_allclose(outcome.confidence, shares.max(1), rtol=1e-4)
+    told, mine = (
         gradient_shap(relu, x, baselines, target, jax.random.key(1), 4)
-        for target in (TARGET, found.predicted)
+        for target in (TARGET, outcome.predicted)
     )
-    np.testing.assert_array_equal(found.attribution, own)
+    np.testing.assert_array_equal(outcome.attribution, mine)
     other = explain(relu, x, baselines, jax.random.key(1), num_samples=4, target=TARGET)
     np.testing.assert_array_equal(other.attribution, told)
-    assert not np.array_equal(told, own)
-    np.testing.assert_array_equal(other.predicted, found.predicted)
+    assert not np.array_equal(told, mine)
+    np.testing.assert_array_equal(other.predicted, outcome.predicted)
 
 
 # --- The figure ---------------------------------------------------------------------------------
@@ -228,10 +228,10 @@ def flat(params):
 def test_final_params_are_those_of_the_run(changes, tmp_path):
     result = fedjax_sec.run(small(), out=tmp_path, **changes)
     assert (tmp_path / "params.npy").exists() == ("checkpoint.keep_params" in changes)
-    found = final_params(tmp_path)
-    same_bits(found, result.params)
+    outcome = final_params(tmp_path)
+    same_bits(outcome, result.params)
     source = load_source(result.experiment)
-    logits = logits_of(result.experiment)(found, source.x_test.astype(np.float32) / source.scale)
+    logits = logits_of(result.experiment)(outcome, source.x_test.astype(np.float32) / source.scale)
     accuracy = (np.argmax(logits, 1) == source.y_test).mean()
     assert accuracy == pytest.approx(result.metrics["accuracy"][-1], abs=1e-6)
 
@@ -241,15 +241,15 @@ def test_cells_of_a_sweep_keep_their_parameters_if_told_to(tmp_path):
         base = small(rounds=1) | {"checkpoint": {"keep_params": keep}}
         cells = make_cells(base, {"defense": ["mean"]}, seeds=(0, 1))
         run_cells(cells, tmp_path / str(keep))
-        found = train([prepare(cell.experiment) for cell in cells])
-        for cell, result in zip(cells, found, strict=True):
+        outcome = train([prepare(cell.experiment) for cell in cells])
+        for cell, result in zip(cells, outcome, strict=True):
             folder = tmp_path / str(keep) / "cells" / cell.name
             if keep:
                 same_bits(final_params(folder), result.params)
             else:
                 with pytest.raises(ConfigError, match=r"keeps no parameters.*keep_params"):
                     final_params(folder)
-    assert not np.array_equal(*(flat(result.params) for result in found))
+    assert not np.array_equal(*(flat(result.params) for result in outcome))
 
 
 def test_params_of_no_finished_run(tmp_path):

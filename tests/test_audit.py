@@ -97,30 +97,30 @@ def trained(tmp_path_factory):
 
 @pytest.mark.slow
 def test_a_robust_model_is_believed(trained):
-    found = audit(trained / "robust", surrogate=trained / "plain", images=200)
-    assert found.verdict.startswith("Believable"), found.to_markdown()
-    assert found.eps == pytest.approx(0.1) and set(found.shares) == set(ROLES)
-    assert found.shares["white_box"] > 0.5
+    result = audit(trained / "robust", surrogate=trained / "plain", images=200)
+    assert result.verdict.startswith("Believable"), result.to_markdown()
+    assert result.eps == pytest.approx(0.1) and set(result.shares) == set(ROLES)
+    assert result.shares["white_box"] > 0.5
 
 
 def test_a_plain_model_is_not_robust_and_not_masked(trained):
-    found, robust = (audit(trained / run, eps=0.2, images=200) for run in ("plain", "robust"))
-    assert found.verdict.startswith("Believable"), found.to_markdown()
-    assert "transfer" not in found.shares
-    assert found.shares["white_box"] < robust.shares["white_box"] - 0.1
+    result, robust = (audit(trained / run, eps=0.2, images=200) for run in ("plain", "robust"))
+    assert result.verdict.startswith("Believable"), result.to_markdown()
+    assert "transfer" not in result.shares
+    assert result.shares["white_box"] < robust.shares["white_box"] - 0.1
 
 
 def test_a_masked_model_is_found_out(trained):
     plain = audit(trained / "plain", eps=0.1, images=200)
-    found = audit(trained / "masked", eps=0.1, images=200, surrogate=trained / "plain")
-    assert found.shares["clean"] == plain.shares["clean"]  # the same decisions
-    assert found.shares["white_box"] > plain.shares["white_box"] + 0.2  # apparent robustness
-    assert found.verdict.startswith("Not believable")
-    broken = {finding.check for finding in found.findings if not finding.holds}
-    assert {"scaled", "transfer", "unbounded", "vanishing"} <= broken, found.to_markdown()
-    text = found.to_markdown()
-    assert "**fails**" in text and found.verdict in text
-    assert Audit.from_json(found.to_json()) == found
+    result = audit(trained / "masked", eps=0.1, images=200, surrogate=trained / "plain")
+    assert result.shares["clean"] == plain.shares["clean"]  # the same decisions
+    assert result.shares["white_box"] > plain.shares["white_box"] + 0.2  # apparent robustness
+    assert result.verdict.startswith("Not believable")
+    broken = {finding.check for finding in result.findings if not finding.holds}
+    assert {"scaled", "transfer", "unbounded", "vanishing"} <= broken, result.to_markdown()
+    text = result.to_markdown()
+    assert "**fails**" in text and result.verdict in text
+    assert Audit.from_json(result.to_json()) == result
 
 
 def test_what_cannot_be_audited_is_refused(trained, tmp_path):

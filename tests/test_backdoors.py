@@ -427,14 +427,14 @@ def pictures_of(attack, count=3, **changes):
 
 
 def test_pictures_show_whole_and_parts():
-    found = pictures_of(BACKDOOR | {"split": 4})
-    assert found.clean.shape == found.stamped.shape == (3, 8, 8, 1)
-    assert (found.labels == 5).all() and (found.targets == 7).all()
+    outcome = pictures_of(BACKDOOR | {"split": 4})
+    assert outcome.clean.shape == outcome.stamped.shape == (3, 8, 8, 1)
+    assert (outcome.labels == 5).all() and (outcome.targets == 7).all()
     plus = {(1, 2), (2, 2), (3, 2), (2, 1), (2, 3)}
-    assert changed_anywhere(found.clean, found.stamped) <= plus
-    assert list(found.parts) == [(0, 4), (1,), (2,), (3,)]
-    union = np.max([part - found.clean for part in found.parts.values()], axis=0)
-    np.testing.assert_allclose(found.clean + union, found.stamped, atol=1e-6)
+    assert changed_anywhere(outcome.clean, outcome.stamped) <= plus
+    assert list(outcome.parts) == [(0, 4), (1,), (2,), (3,)]
+    union = np.max([part - outcome.clean for part in outcome.parts.values()], axis=0)
+    np.testing.assert_allclose(outcome.clean + union, outcome.stamped, atol=1e-6)
 
 
 def changed_anywhere(before, after):
@@ -443,10 +443,10 @@ def changed_anywhere(before, after):
 
 @pytest.mark.parametrize("attack", ["pattern", "sample", "label_flip", "alie_backdoor"])
 def test_pictures_of_any_backdoor(attack, tmp_path):
-    found = pictures_of(attack)
-    assert len(found.clean) == len(found.stamped) == (1 if attack == "sample" else 3)
-    assert (found.parts == {}) and np.isfinite(found.stamped).all()
-    paths = plotting.trigger_pictures(found, attack, tmp_path / "picture.png")
+    outcome = pictures_of(attack)
+    assert len(outcome.clean) == len(outcome.stamped) == (1 if attack == "sample" else 3)
+    assert (outcome.parts == {}) and np.isfinite(outcome.stamped).all()
+    paths = plotting.trigger_pictures(outcome, attack, tmp_path / "picture.png")
     assert all(path.stat().st_size > 1000 for path in paths)
 
 
@@ -577,8 +577,8 @@ def test_the_pixels_of_a_trigger_that_the_network_sees_are_counted():
     built = registry.models.build("fltrust_cnn")
     np.testing.assert_array_equal(checks._seen_pixels(built, (28, 28, 1), 10), known)
     for pixels, expected in ((CORNER["pixels"], (1, 4)), ([[24, 24], [25, 25]], (2, 2))):
-        found = pixels_of(with_trigger(pixels))
-        assert found == expected
+        outcome = pixels_of(with_trigger(pixels))
+        assert outcome == expected
     assert pixels_of(with_trigger([[27, 27]], "mlp")) is None
     with pytest.raises(ConfigError, match="sees none of the 2 pixels of 'trojan'"):
         experiment = with_trigger([[26, 3], [3, 27]])

@@ -37,10 +37,10 @@ def test_cases_take_turns_and_slow_ones_fewer(monkeypatch):
 
     quick = work("quick", [9.0, 1.0, 3.0, 2.0, 5.0, 4.0])
     slow = work("slow", [30.0] * 9)
-    found = timing.take_turns([quick, slow], repeats=5, at_most=60.0)
+    result = timing.take_turns([quick, slow], repeats=5, at_most=60.0)
     assert calls[:6] == ["quick", "slow", "quick", "slow", "quick", "slow"]
-    assert found["quick"] == timing.Timing(3.0, 1.0, 5.0, 5)  # the first call is not timed
-    assert found["slow"].repeats == 3
+    assert result["quick"] == timing.Timing(3.0, 1.0, 5.0, 5)  # the first call is not timed
+    assert result["slow"].repeats == 3
 
 
 def test_the_machine_is_measured():
@@ -87,14 +87,14 @@ def test_compiling_anew_reads_no_compiled_program(tmp_path):
 
 def test_every_rule_is_what_its_name_says():
     updates = jnp.asarray(np.random.default_rng(0).normal(size=(12, 40)), jnp.float32)
-    found = {
+    result = {
         n: fedjax_sec.aggregate(updates, r.defense) for n, r in aggregators.rules(12, 40).items()
     }
-    np.testing.assert_allclose(found["mean"], updates.mean(0), rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(found["median"], jnp.median(updates, axis=0), rtol=1e-5)
-    clipped = found.pop("centered_clipping")  # a radius that clips none of these
-    np.testing.assert_allclose(clipped, found["mean"], rtol=1e-4, atol=1e-6)
-    assert len({tuple(np.asarray(a).round(5)) for a in found.values()}) == len(found)
+    np.testing.assert_allclose(result["mean"], updates.mean(0), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(result["median"], jnp.median(updates, axis=0), rtol=1e-5)
+    clipped = result.pop("centered_clipping")  # a radius that clips none of these
+    np.testing.assert_allclose(clipped, result["mean"], rtol=1e-4, atol=1e-6)
+    assert len({tuple(np.asarray(a).round(5)) for a in result.values()}) == len(result)
 
 
 def test_bench_writes_machine_command_and_rows(tmp_path, monkeypatch):
@@ -132,8 +132,8 @@ def test_byzfl_agrees_where_the_rules_are_the_same():
     ours = aggregators.rules(12, 40)
     for name in ("mean", "median", "trimmed_mean", "near_median", "centered_clipping"):
         for case in peers.byzfl_cases(theirs[name], updates):
-            found = fedjax_sec.aggregate(updates, ours[name].defense)
-            np.testing.assert_allclose(found, np.asarray(case.call()), rtol=1e-4, atol=1e-5)
+            result = fedjax_sec.aggregate(updates, ours[name].defense)
+            np.testing.assert_allclose(result, np.asarray(case.call()), rtol=1e-4, atol=1e-5)
 
 
 def test_flops_are_those_of_the_layers():
@@ -216,9 +216,9 @@ def test_the_pytorch_loop_computes_our_updates(name, kind):
         expected = torch_loop.network(name)
         torch_loop.load_parameters(expected, update)
         parts = row.split([weight.numel() for weight in before])
-        for found, weight in zip(parts, expected.parameters(), strict=True):
+        for result, weight in zip(parts, expected.parameters(), strict=True):
             np.testing.assert_allclose(
-                found.numpy(), weight.detach().flatten().numpy(), rtol=2e-3, atol=2e-6
+                result.numpy(), weight.detach().flatten().numpy(), rtol=2e-3, atol=2e-6
             )
     moved = loop.weights[0].detach() - before[0]
     mean = loop.stack.mean(0)[: moved.numel()].view_as(moved)

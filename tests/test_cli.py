@@ -14,7 +14,7 @@ from fedjax_sec.core import optimizers, registry
 from fedjax_sec.report import keys, plotting
 from fedjax_sec.runs import config
 
-NAMES = [name for found in registry.KINDS.values() for name in found.names()]
+NAMES = [name for result in registry.KINDS.values() for name in result.names()]
 
 
 @pytest.fixture
@@ -93,10 +93,10 @@ def test_a_title_of_ones_own_hides_nothing(invoke, file, tmp_path, monkeypatch):
 def test_list(invoke):
     done = invoke("list")
     assert done.exit_code == 0
-    for found in registry.KINDS.values():
-        assert f"{found.kind}s" in done.output
-        for name in found.names():
-            assert name in done.output and registry.summary(found.get(name)) in done.output
+    for result in registry.KINDS.values():
+        assert f"{result.kind}s" in done.output
+        for name in result.names():
+            assert name in done.output and registry.summary(result.get(name)) in done.output
     only = invoke("list", "attacks")
     assert "alie" in only.output and "trimmed_mean" not in only.output
 
@@ -105,8 +105,8 @@ def test_list(invoke):
 def test_show(invoke, name):
     done = invoke("show", name)
     assert done.exit_code == 0
-    found, cls = registry.find(name)
-    assert f"{name} ({found.kind})" in done.output
+    result, cls = registry.find(name)
+    assert f"{name} ({result.kind})" in done.output
     assert registry.summary(cls) in done.output and "Source:" in done.output
     for field in cls.__dataclass_fields__.values():
         assert field.name in done.output and field.metadata["doc"] in done.output
@@ -202,7 +202,7 @@ def test_partition_picture(invoke, tmp_path):
 def test_pictures_name_the_part_of_the_data(invoke, file, tmp_path, monkeypatch, command, title):
     drawn = []
     name = {"partition": "class_table", "trigger": "trigger_pictures"}[command]
-    monkeypatch.setattr(plotting, name, lambda found, title, path: drawn.append(title) or [path])
+    monkeypatch.setattr(plotting, name, lambda result, title, path: drawn.append(title) or [path])
     backdoor = "evaluation.backdoor={name: trojan, base: 5, target: 7}"
     done = invoke(command, file, backdoor, "--out", tmp_path / "picture.png")
     assert done.exit_code == 0 and drawn == [title], done.output

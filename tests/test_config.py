@@ -177,12 +177,12 @@ def test_a_bare_name_is_overridden_inside():
 
 
 def test_a_mapping_without_name_changes_the_default():
-    found = config.from_mapping({}, ["client.batch_size=5", "client.optimizer.learning_rate=0.5"])
+    result = config.from_mapping({}, ["client.batch_size=5", "client.optimizer.learning_rate=0.5"])
     default = config.from_mapping({})
-    assert found.client.registered_name == default.client.registered_name == "sgd"
-    assert (found.client.batch_size, found.client.steps) == (5, default.client.steps)
-    assert found.client.optimizer.transformation().init is not None
-    spec = found.to_dict()["client"]["optimizer"]
+    assert result.client.registered_name == default.client.registered_name == "sgd"
+    assert (result.client.batch_size, result.client.steps) == (5, default.client.steps)
+    assert result.client.optimizer.transformation().init is not None
+    spec = result.to_dict()["client"]["optimizer"]
     assert spec == {"name": "sgd", "learning_rate": 0.5}
     weighted = config.from_mapping({"defense": {"weighted": False}}).defense.stages[0]
     assert weighted.registered_name == "mean" and not weighted.weighted

@@ -42,8 +42,8 @@ def test_there_are_configurations():
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_is_read_and_says_how_it_is_run(path):
-    found = experiments(path)
-    assert all(one.rounds >= 1 for one in found)
+    got = experiments(path)
+    assert all(one.rounds >= 1 for one in got)
     content = config.read_yaml(path)
     assert ("data" in content) != ("grid" in content)
     text = path.read_text()

@@ -201,8 +201,8 @@ class BakesScale(UpdateStage):
 @component
 class CountsUnseenRows(UpdateStage):
     def apply(self, key, updates, state, view):
-        own = jnp.where(view.malicious[:, None], updates, 0.0)
-        return jnp.broadcast_to(-own.sum(0) / view.malicious.sum(), updates.shape), state, {}
+        mine = jnp.where(view.malicious[:, None], updates, 0.0)
+        return jnp.broadcast_to(-mine.sum(0) / view.malicious.sum(), updates.shape), state, {}
 
 
 @component

@@ -57,9 +57,9 @@ def np_conv(x, kernel):
 def test_a_stride_skips_outputs(stride, shape, lowering):
     batch, height, width, channels, features, high, wide = shape
     x, kernel = draw((batch, height, width, channels), (high, wide, channels, features))
-    found = conv2d(x, kernel, lowering, stride)
+    result = conv2d(x, kernel, lowering, stride)
     expected = np_conv(x, kernel)[:, ::stride, ::stride]
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-5)
 
 
 def np_conv_gradients(x, kernel, cotangent):
@@ -85,18 +85,18 @@ def test_convolution_and_its_gradients(shape, lowering):
     out, pullback = jax.vjp(lambda x, k: conv2d(x, k, lowering), x, kernel)
     np.testing.assert_allclose(out, np_conv(x, kernel), rtol=1e-5, atol=1e-5)
     (cotangent,) = draw(out.shape, seed=1)
-    for found, expected in zip(
+    for result, expected in zip(
         pullback(cotangent), np_conv_gradients(x, kernel, cotangent), strict=True
     ):
-        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-5)
 
 
 @ALL
 def test_convolution_with_a_kernel_for_each_client(lowering):
     x, kernels = draw((3, 2, 6, 6, 2), (3, 3, 3, 2, 4))
-    found = jax.vmap(lambda x, k: conv2d(x, k, lowering))(x, kernels)
+    result = jax.vmap(lambda x, k: conv2d(x, k, lowering))(x, kernels)
     expected = [np_conv(one, kernel) for one, kernel in zip(x, kernels, strict=True)]
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-5)
 
 
 @ALL
@@ -116,9 +116,9 @@ def test_convolution_has_forward_and_second_derivatives(lowering):
 @ALL
 def test_convolution_keeps_the_dtype(lowering):
     x, kernel = draw((1, 5, 5, 2), (3, 3, 2, 2))
-    found = conv2d(x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16), lowering)
-    assert found.dtype == jnp.bfloat16
-    np.testing.assert_allclose(found.astype(np.float32), np_conv(x, kernel), rtol=0.05, atol=0.15)
+    result = conv2d(x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16), lowering)
+    assert result.dtype == jnp.bfloat16
+    np.testing.assert_allclose(result.astype(np.float32), np_conv(x, kernel), rtol=0.05, atol=0.15)
 
 
 @pytest.mark.parametrize(
@@ -156,9 +156,9 @@ def test_layers_by_phase_equal_those_on_images(sizes, height, width):
         return polyphase.join(images)
 
     out, pullback = jax.vjp(jax.jit(plain), x, first, second)
-    found, found_pullback = jax.vjp(jax.jit(by_phase), x, first, second)
+    result, found_pullback = jax.vjp(jax.jit(by_phase), x, first, second)
     assert out.size and (np.asarray(out) > 0).any()
-    np.testing.assert_allclose(found, out, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(result, out, rtol=1e-5, atol=1e-5)
     (cotangent,) = draw(out.shape, seed=1)
     for a, b in zip(found_pullback(cotangent), pullback(cotangent), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)

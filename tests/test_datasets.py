@@ -225,18 +225,18 @@ def changed(array, at, value):
 )
 def test_what_can_be_converted_without_loss_is(field, value, expected):
     change = {field: value} | ({"mean": (0.0,) * 4} if field == "std" else {})
-    found = getattr(checked(features(**change), "mine"), field)
-    np.testing.assert_array_equal(found, expected)
-    assert type(found) is type(expected)
-    assert getattr(found, "dtype", None) == getattr(expected, "dtype", None)
+    result = getattr(checked(features(**change), "mine"), field)
+    np.testing.assert_array_equal(result, expected)
+    assert type(result) is type(expected)
+    assert getattr(result, "dtype", None) == getattr(expected, "dtype", None)
 
 
 def test_whole_pixels_become_bytes():
     source = toy()
     wide = source._replace(x_train=source.x_train.astype(np.int64), x_test=source.x_test.tolist())
-    found = checked(wide, "toy")
-    assert found.x_train.dtype == found.x_test.dtype == np.uint8
-    np.testing.assert_array_equal(found.x_train, source.x_train)
+    result = checked(wide, "toy")
+    assert result.x_train.dtype == result.x_test.dtype == np.uint8
+    np.testing.assert_array_equal(result.x_train, source.x_train)
 
 
 @pytest.mark.parametrize(
@@ -391,8 +391,8 @@ def test_every_data_set_is_registered_with_its_official_sizes():
         "femnist_digits": (341873, 40832),
         "femnist": (671585, 77483),
     }
-    found = {name: registry.datasets.get(name)().official_sizes for name in expected}
-    assert found == expected
+    result = {name: registry.datasets.get(name)().official_sizes for name in expected}
+    assert result == expected
 
 
 def test_digits_are_whole_disjoint_and_balanced():
@@ -549,17 +549,17 @@ def test_histology_tiles_become_small_grey_and_are_split_once(tmp_path):
     assert source.x_train.shape == (8, 64, 64, 1) and source.x_test.shape == (2, 64, 64, 1)
     assert source.label == "ch_mnist (subset: 8 of 4000 train, 2 of 1000 test)"
     assert source.origin == "tfds colorectal_histology/2.0.0"
-    found = np.concatenate([source.x_train, source.x_test])
+    result = np.concatenate([source.x_train, source.x_test])
     labels = np.concatenate([source.y_train, source.y_test])
-    order = np.argsort(labels * 1000 + found[:, 10, 10, 0])
+    order = np.argsort(labels * 1000 + result[:, 10, 10, 0])
     expected = np.argsort(y * 1000 + x[:, 10, 10, 0])
-    np.testing.assert_array_equal(found[order, 10, 10, 0], x[expected, 10, 10, 0])
+    np.testing.assert_array_equal(result[order, 10, 10, 0], x[expected, 10, 10, 0])
     np.testing.assert_array_equal(labels[order], y[expected])
     # Luminance, and an area's mean: noise of 2.3 x 2.3 pixels of three colours averages out.
     weights = np.array([0.299, 0.587, 0.114])
     lower = (x[expected][:, 80:] @ weights).mean((1, 2))
-    np.testing.assert_allclose(found[order][:, 35:, :, 0].mean((1, 2)), lower, atol=2)
-    assert found[:, 40:].std() < 0.5 * (x[:, 80:] @ weights).std()
+    np.testing.assert_allclose(result[order][:, 35:, :, 0].mean((1, 2)), lower, atol=2)
+    assert result[:, 40:].std() < 0.5 * (x[:, 80:] @ weights).std()
     # The second time from the cache.
     again = registry.datasets.get("ch_mnist")().load(str(tmp_path), download=False)
     np.testing.assert_array_equal(again.x_test, source.x_test)

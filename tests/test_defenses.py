@@ -16,10 +16,10 @@ from fedjax_sec.round.pipeline import Defense
 def krum_scores(updates, neighbours, squared=True):
     updates = np.asarray(updates, np.float64)
     scores = []
-    for i, own in enumerate(updates):
+    for i, mine in enumerate(updates):
         others = np.delete(updates, i, axis=0)
         with np.errstate(over="ignore"):
-            distances = ((others - own) ** 2).sum(1)
+            distances = ((others - mine) ** 2).sum(1)
         if not squared:
             distances = np.sqrt(distances)
         scores.append(np.sort(distances)[: max(neighbours, 1)].sum())

@@ -46,7 +46,7 @@ def np_slope(flat, x, labels, temperature):
 @pytest.mark.parametrize("layer", [None, "all"])
 def test_is_its_formulas(layer):
     params, temperature = start(), 5.0
-    found = crafted(
+    result = crafted(
         params, teacher_steps=2, student_steps=2, batch_size=6, temperature=temperature, layer=layer
     )
     task = tiny_task()
@@ -59,8 +59,8 @@ def test_is_its_formulas(layer):
     for row in range(2):
         first, second = jax.random.split(jax.random.fold_in(jax.random.key(7), row))
 
-        def batch(own, number):
-            draw, _ = jax.random.split(jax.random.fold_in(own, number))
+        def batch(mine, number):
+            draw, _ = jax.random.split(jax.random.fold_in(mine, number))
             return (np.asarray(part) for part in sample(draw, 6))
 
         teacher = np.asarray(params, np.float64)
@@ -73,23 +73,23 @@ def test_is_its_formulas(layer):
             soft = np_slope(teacher, x, np.zeros((6, 3)), temperature)[1]
             student = student - 0.7 * mask * np_slope(student, x, soft, temperature)[0]
         expected = student - np.asarray(params, np.float64)
-        np.testing.assert_allclose(found[row], expected, rtol=1e-3, atol=1e-6)
-        assert np.all((np.asarray(found[row]) != 0) <= mask)
-        assert np.abs(found[row]).max() > 1e-4
+        np.testing.assert_allclose(result[row], expected, rtol=1e-3, atol=1e-6)
+        assert np.all((np.asarray(result[row]) != 0) <= mask)
+        assert np.abs(result[row]).max() > 1e-4
 
 
 def test_every_malicious_client_trains_for_itself_and_honest_ones_do_not():
-    found = np.asarray(crafted(start(), teacher_steps=1, student_steps=1, temperature=3.0))
-    assert np.abs(found[0] - found[1]).max() > 1e-5
-    np.testing.assert_array_equal(found[2:], 0.0)
+    result = np.asarray(crafted(start(), teacher_steps=1, student_steps=1, temperature=3.0))
+    assert np.abs(result[0] - result[1]).max() > 1e-5
+    np.testing.assert_array_equal(result[2:], 0.0)
 
 
 def test_alike_they_send_one_update():
     steps = {"teacher_steps": 1, "student_steps": 1, "temperature": 3.0}
-    found = np.asarray(crafted(start(), alike=True, **steps))
-    assert np.abs(found[0]).max() > 1e-5
-    np.testing.assert_array_equal(found[1], found[0])
-    np.testing.assert_array_equal(found[2:], 0.0)
+    result = np.asarray(crafted(start(), alike=True, **steps))
+    assert np.abs(result[0]).max() > 1e-5
+    np.testing.assert_array_equal(result[1], result[0])
+    np.testing.assert_array_equal(result[2:], 0.0)
 
 
 def test_a_layer_by_name_and_an_unknown_one():

@@ -27,23 +27,23 @@ def there_is(name: str) -> bool:
     parts = name.split(".")
     for cut in range(len(parts), 0, -1):
         try:
-            found = importlib.import_module(".".join(("fedjax_sec", *parts[:cut])))
+            result = importlib.import_module(".".join(("fedjax_sec", *parts[:cut])))
         except ModuleNotFoundError:
             continue
         for part in parts[cut:]:
-            found = getattr(found, part, None)
-        return found is not None
+            result = getattr(result, part, None)
+        return result is not None
     return hasattr(fedjax_sec, parts[0])
 
 
 def names(text: str) -> set[str]:
     """Dotted names of ours: `fedjax_sec.x.y` anywhere, `module.name` as code."""
-    found = set(re.findall(r"(?<![.\w])fedjax_sec((?:\.[A-Za-z_]\w*)+)", text))
-    found = {name[1:] for name in found if not name.endswith((".py", ".csv"))}
+    result = set(re.findall(r"(?<![.\w])fedjax_sec((?:\.[A-Za-z_]\w*)+)", text))
+    result = {name[1:] for name in result if not name.endswith((".py", ".csv"))}
     for module, rest in re.findall(r"`([a-z_.]+)\.([A-Za-z_]\w*)(?:\(|`)", text):
         if module in MODULES and rest not in ("py", "csv", "md", "yaml", "json"):
-            found.add(f"{module}.{rest}")
-    return found
+            result.add(f"{module}.{rest}")
+    return result
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
@@ -76,8 +76,8 @@ def test_the_page_names_every_key():
     for cls in keys.SECTIONS.values():
         for row in keys.fields(cls):
             assert f"| `{row.key}` |" in text and row.meaning
-    for found in registry.KINDS.values():
-        assert all(f"`{name}`" in text for name in found.names())
+    for result in registry.KINDS.values():
+        assert all(f"`{name}`" in text for name in result.names())
 
 
 def test_the_table_of_components_is_up_to_date():

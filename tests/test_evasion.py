@@ -83,11 +83,11 @@ def test_objectives(loss, targeted):
     rng = np.random.default_rng(0)
     z, y = rng.normal(size=(20, 6)).astype(np.float32) * 3, rng.integers(0, 6, 20)
     target = jnp.asarray((y + rng.integers(1, 6, 20)) % 6) if targeted else None
-    found = objective(loss, jnp.asarray(z), jnp.asarray(y), target)
-    np.testing.assert_allclose(found, np_objective(loss, z, y, target), rtol=1e-4, atol=1e-4)
+    outcome = objective(loss, jnp.asarray(z), jnp.asarray(y), target)
+    np.testing.assert_allclose(outcome, np_objective(loss, z, y, target), rtol=1e-4, atol=1e-4)
     if loss == "dlr":  # neither a shift nor a scale of the logits matters
         again = objective(loss, jnp.asarray(1000 * z + 7), jnp.asarray(y), target)
-        np.testing.assert_allclose(found, again, rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(outcome, again, rtol=1e-3, atol=1e-3)
 
 
 def test_an_unknown_objective_is_refused():
@@ -178,7 +178,7 @@ def test_auto_pgd_is_its_algorithm(steps):
         apart = inputs - jnp.asarray(center, jnp.float32)
         return -jnp.einsum("bi,ij,bj->b", apart, jnp.asarray(matrix, jnp.float32), apart)
 
-    found = linf_apgd(
+    outcome = linf_apgd(
         values, jnp.asarray(x, jnp.float32), jax.random.key(5), eps=eps, num_steps=steps
     )
     for row in range(6):
@@ -191,7 +191,7 @@ def test_auto_pgd_is_its_algorithm(steps):
             eps,
             steps,
         )
-        np.testing.assert_allclose(found[row], expected, atol=2e-5)
+        np.testing.assert_allclose(outcome[row], expected, atol=2e-5)
 
 
 def test_checkpoints_of_a_hundred_steps_are_the_authors():
@@ -288,10 +288,10 @@ def test_transfer_attacks_with_a_finished_run(tmp_path):
     white, black = m["robust_accuracy/pgd"][-1], m["robust_accuracy/transfer"][-1]
     assert white <= black < m["accuracy"][-1] - 0.1
     # The same model as its own surrogate: a white-box attack.
-    own = [{"name": "transfer", "surrogate": str(tmp_path / "other"), "attack": pgd}, pgd]
-    m = fedjax_sec.run(small(seed=1, evaluation={"every": 6, "evasions": own}, **learns)).metrics
-    found = m["robust_accuracy/transfer"][-1], m["robust_accuracy/pgd"][-1]
-    assert found[0] == pytest.approx(found[1], abs=0.01)
+    mine = [{"name": "transfer", "surrogate": str(tmp_path / "other"), "attack": pgd}, pgd]
+    m = fedjax_sec.run(small(seed=1, evaluation={"every": 6, "evasions": mine}, **learns)).metrics
+    outcome = m["robust_accuracy/transfer"][-1], m["robust_accuracy/pgd"][-1]
+    assert outcome[0] == pytest.approx(outcome[1], abs=0.01)
 
 
 @pytest.mark.parametrize(

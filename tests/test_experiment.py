@@ -300,7 +300,7 @@ def test_resuming_by_the_command_line(tmp_path, uninterrupted, subprocess_env):
 
 def replicas():
     """Three runs of one structure: other seeds, learning rates and malicious clients."""
-    found = []
+    outcome = []
     for seed, rate, malicious in ((0, 0.2, 1), (1, 0.1, 2), (2, 0.05, 1)):
         changes = {
             "seed": seed,
@@ -310,8 +310,8 @@ def replicas():
             "rounds": 2,
             "evaluation.every": 2,
         }
-        found.append(config.from_mapping(small(), changes))
-    return found
+        outcome.append(config.from_mapping(small(), changes))
+    return outcome
 
 
 @pytest.mark.slow
@@ -347,8 +347,8 @@ def test_the_order_of_training_changes_only_rounding(model):
     assert len(set(first.metrics["loss"].tolist())) == 4  # so there is something to compare
     for other in others:
         close(other.params, first.params, rtol=1e-4, atol=1e-5)
-    found = [result.summary["layout"]["at_once"] for result in (first, *others)]
-    assert found == [5, 1, 2, 5, 1 if model is CNN and jax.default_backend() == "cpu" else 5]
+    outcome = [result.summary["layout"]["at_once"] for result in (first, *others)]
+    assert outcome == [5, 1, 2, 5, 1 if model is CNN and jax.default_backend() == "cpu" else 5]
 
 
 @pytest.mark.slow
@@ -472,11 +472,11 @@ def test_an_attack_without_effect_is_reported():
 
 
 def test_normalisation_is_the_data_sets_own_unless_given():
-    own = fedjax_sec.run(small(rounds=1))
-    source = load_source(own.experiment)
+    mine = fedjax_sec.run(small(rounds=1))
+    source = load_source(mine.experiment)
     spelled = {"data.mean": list(source.mean), "data.std": list(source.std)}
     same = fedjax_sec.run(small(rounds=1), **spelled)
-    same_bits(own.params, same.params)
+    same_bits(mine.params, same.params)
     other = program_of(
         config.from_mapping(small(), {"data.mean": [0.0], "data.std": [2.0]})
     ).problem

@@ -72,9 +72,9 @@ def test_trim_attack_shrinks_values_that_all_have_the_direction_s_sign(conventio
 def test_trim_attack_with_partial_knowledge_is_three_to_four_deviations_away():
     updates, bad = stack(), 6
     sent = send(updates, "trim_attack", bad, "corrupted")
-    own = updates[:bad].astype(np.float64)
-    s = np.where(own.sum(0) < 0, -1, 1)
-    away = (own.mean(0) - sent) * s / own.std(0)
+    mine = updates[:bad].astype(np.float64)
+    s = np.where(mine.sum(0) < 0, -1, 1)
+    away = (mine.mean(0) - sent) * s / mine.std(0)
     assert (away >= 3 - 1e-4).all() and (away <= 4 + 1e-4).all() and np.ptp(away) > 0.3
 
 
@@ -219,7 +219,7 @@ def trained_on(experiment, client):
 
     program = program_of(experiment)
     replica = jax.tree.map(lambda leaf: leaf[0], replicas_of([experiment]))
-    found = {}
+    outcome = {}
 
     class Spy(core.Client):
         def apply(self, key, params, state, local, task, hooks=core.NO_HOOKS):
@@ -229,7 +229,7 @@ def trained_on(experiment, client):
 
     replica = replica._replace(components=with_client(replica.components, Spy()))
     task = task_on(program)
-    _, _, found = round_lib.train_clients(
+    _, _, outcome = round_lib.train_clients(
         program.problem,
         task,
         program.pool,
@@ -240,21 +240,21 @@ def trained_on(experiment, client):
         jnp.arange(6),
         jnp.int32(0),
     )
-    count = int(found["count"][client])
-    own = int(replica.population.counts[client])
-    return np.asarray(found["x"][client][:count]), np.asarray(found["y"][client][:count]), own
+    count = int(outcome["count"][client])
+    mine = int(replica.population.counts[client])
+    return np.asarray(outcome["x"][client][:count]), np.asarray(outcome["y"][client][:count]), mine
 
 
 def test_scaling_adds_poisoned_copies_and_leaves_the_own_examples():
     attacked, clean = scaling_run(), scaling_run(**{"attack": None, "threat": {}})
-    x, y, own = trained_on(attacked, 0)
+    x, y, mine = trained_on(attacked, 0)
     same_x, same_y, _ = trained_on(clean, 0)
-    assert len(y) == own + own // 2
-    np.testing.assert_array_equal(x[:own], same_x[:own])
-    np.testing.assert_array_equal(y[:own], same_y[:own])
-    assert (y[own:] == 0).all() and (x[own:, :2, :2] == 1.0).all()
-    untouched = {image.tobytes() for image in same_x[:own, 2:]}
-    copies = [image.tobytes() for image in x[own:, 2:]]
+    assert len(y) == mine + mine // 2
+    np.testing.assert_array_equal(x[:mine], same_x[:mine])
+    np.testing.assert_array_equal(y[:mine], same_y[:mine])
+    assert (y[mine:] == 0).all() and (x[mine:, :2, :2] == 1.0).all()
+    untouched = {image.tobytes() for image in same_x[:mine, 2:]}
+    copies = [image.tobytes() for image in x[mine:, 2:]]
     assert set(copies) <= untouched and len(set(copies)) == len(copies)
     _, honest_y, count = trained_on(attacked, 3)
     np.testing.assert_array_equal(honest_y, trained_on(clean, 3)[1])
@@ -262,9 +262,9 @@ def test_scaling_adds_poisoned_copies_and_leaves_the_own_examples():
 
 
 def test_scaling_without_copies_poisons_the_examples_themselves():
-    x, y, own = trained_on(scaling_run(copies=False, fraction=0.25), 0)
+    x, y, mine = trained_on(scaling_run(copies=False, fraction=0.25), 0)
     stamped = (x[:, :2, :2] == 1.0).all(axis=(1, 2, 3))
-    assert len(y) == own and abs(stamped.mean() - 0.25) < 0.12 and (y[stamped] == 0).all()
+    assert len(y) == mine and abs(stamped.mean() - 0.25) < 0.12 and (y[stamped] == 0).all()
 
 
 @pytest.mark.slow

@@ -14,16 +14,16 @@ from fedjax_sec.runs.prepare import make_population
 from fedjax_sec.runs.source import load_source
 
 
-def oracle(updates, own):
+def oracle(updates, mine):
     """Algorithm 2 in float64, a client at a time."""
-    total, result = 0.0, np.zeros(len(own))
+    total, result = 0.0, np.zeros(len(mine))
     for update in np.asarray(updates, np.float64):
         norm = np.sqrt((update**2).sum())
         if norm == 0:
             continue
-        cosine = update @ own / (norm * np.sqrt((own**2).sum()))
+        cosine = update @ mine / (norm * np.sqrt((mine**2).sum()))
         score = max(cosine, 0.0)
-        result += score * update * (np.sqrt((own**2).sum()) / norm)
+        result += score * update * (np.sqrt((mine**2).sum()) / norm)
         total += score
     return result / total if total > 0 else result
 
@@ -31,18 +31,18 @@ def oracle(updates, own):
 @pytest.mark.parametrize("clients", [1, 2, 7, 100])
 def test_against_numpy(clients):
     rng = np.random.default_rng(clients)
-    updates, own = rng.normal(size=(clients, 30)), rng.normal(size=30)
-    updates[0] = own + 0.1 * rng.normal(size=30)  # somebody is trusted
-    got = fedjax_sec.aggregate(updates, "fltrust", server_update=own)
-    np.testing.assert_allclose(got, oracle(updates, own), rtol=2e-5, atol=1e-6)
+    updates, mine = rng.normal(size=(clients, 30)), rng.normal(size=30)
+    updates[0] = mine + 0.1 * rng.normal(size=30)  # somebody is trusted
+    got = fedjax_sec.aggregate(updates, "fltrust", server_update=mine)
+    np.testing.assert_allclose(got, oracle(updates, mine), rtol=2e-5, atol=1e-6)
 
 
 def test_length_is_the_servers_whatever_the_clients_send():
-    own = np.array([3.0, 4.0, 0.0])
-    small = fedjax_sec.aggregate([[3.0, 4.0, 0.0], [0, 0, 0.0]], "fltrust", server_update=own)
-    huge = fedjax_sec.aggregate([[3e30, 4e30, 0.0], [0, 0, 0.0]], "fltrust", server_update=own)
-    np.testing.assert_allclose(small, own, rtol=1e-6)
-    np.testing.assert_allclose(huge, own, rtol=1e-6)
+    mine = np.array([3.0, 4.0, 0.0])
+    small = fedjax_sec.aggregate([[3.0, 4.0, 0.0], [0, 0, 0.0]], "fltrust", server_update=mine)
+    huge = fedjax_sec.aggregate([[3e30, 4e30, 0.0], [0, 0, 0.0]], "fltrust", server_update=mine)
+    np.testing.assert_allclose(small, mine, rtol=1e-6)
+    np.testing.assert_allclose(huge, mine, rtol=1e-6)
 
 
 def test_nobody_trusted_is_no_step():
@@ -89,10 +89,10 @@ def draw(**fields):
 
 
 def test_uniform_root_follows_the_training_set():
-    found = draw(size=300)
-    assert len(np.unique(found)) == 300
+    outcome = draw(size=300)
+    assert len(np.unique(outcome)) == 300
     expected = np.bincount(LABELS) * 0.3
-    assert np.abs(np.bincount(LABELS[found]) - expected).max() < 20
+    assert np.abs(np.bincount(LABELS[outcome]) - expected).max() < 20
 
 
 def test_stratified_root_holds_equally_many_of_each_class():
@@ -102,10 +102,10 @@ def test_stratified_root_holds_equally_many_of_each_class():
 
 
 def test_biased_root_holds_the_share_and_the_rest_is_uniform():
-    found = np.bincount(LABELS[draw(size=200, sampling="biased", bias=0.4, biased_class=2)])
-    assert found[2] == 80 and found.sum() == 200
+    outcome = np.bincount(LABELS[draw(size=200, sampling="biased", bias=0.4, biased_class=2)])
+    assert outcome[2] == 80 and outcome.sum() == 200
     # Class 0 is half of what is not class 2: 60 of 120, standard deviation below 6.
-    assert 40 <= found[0] <= 80
+    assert 40 <= outcome[0] <= 80
 
 
 @pytest.mark.parametrize(
@@ -138,23 +138,27 @@ def population(**changes):
 
 
 def test_no_client_holds_an_example_of_the_server():
-    found, source = population()
+    outcome, source = population()
     held = np.concatenate(
-        [row[:count] for row, count in zip(found.index, found.counts, strict=True)]
+        [row[:count] for row, count in zip(outcome.index, outcome.counts, strict=True)]
     )
-    assert len(found.root) == 40 and not set(found.root) & set(held)
-    assert len(held) + 40 == len(source.y_train) == len(set(held) | set(found.root))
+    assert len(outcome.root) == 40 and not set(outcome.root) & set(held)
+    assert len(held) + 40 == len(source.y_train) == len(set(held) | set(outcome.root))
 
 
 def test_the_class_table_counts_everything_once():
     from fedjax_sec.report.inspection import class_table
 
-    found = class_table(
+    outcome = class_table(
         config.from_mapping(EXPERIMENT, {"threat.num_malicious": 2, "attack": "zero"})
     )
     labels = np.asarray(load_source(config.from_mapping(EXPERIMENT)).y_train)
-    assert found.clients.shape == (8, 10) and found.malicious.sum() == 2 and found.root.sum() == 40
-    np.testing.assert_array_equal(found.clients.sum(0) + found.root, np.bincount(labels))
+    assert (
+        outcome.clients.shape == (8, 10)
+        and outcome.malicious.sum() == 2
+        and outcome.root.sum() == 40
+    )
+    np.testing.assert_array_equal(outcome.clients.sum(0) + outcome.root, np.bincount(labels))
 
 
 def test_the_seed_decides_the_root_and_the_root_leaves_the_malicious_alone():
@@ -180,19 +184,19 @@ def test_the_round_uses_the_servers_own_update():
     before = np.asarray(state.server.params[0])
     task = task_on(program)
     root = server_data(task, program.pool, replica, before, jnp.int32(0))
-    own = np.asarray(root.update())
+    mine = np.asarray(root.update())
     # The server's training, by hand: two steps on all of its 40 examples.
     x = program.pool.x[replica.population.root] / np.float32(program.problem.inputs.scale)
     y = program.pool.y[replica.population.root]
     params = jnp.asarray(before)
     for _ in range(2):
         params -= 0.1 * jax.grad(task.loss)(params, x, y, jnp.ones(40, bool))
-    np.testing.assert_allclose(own, params - before, rtol=1e-3, atol=1e-6)
-    assert float(root.loss(before + own)) < float(root.loss(before))
+    np.testing.assert_allclose(mine, params - before, rtol=1e-3, atol=1e-6)
+    assert float(root.loss(before + mine)) < float(root.loss(before))
     state, metrics = program.advance(state, replicas, 0, 1)
     step = np.asarray(state.server.params[0]) - before
     # The mean of vectors of one length is no longer than they are, and all are near it here.
-    assert 0.5 * np.linalg.norm(own) < np.linalg.norm(step) <= 1.0001 * np.linalg.norm(own)
+    assert 0.5 * np.linalg.norm(mine) < np.linalg.norm(step) <= 1.0001 * np.linalg.norm(mine)
     assert metrics["fltrust/no_trust"].tolist() == [0.0]
 
 

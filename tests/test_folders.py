@@ -261,9 +261,9 @@ def test_a_sweeps_cell_is_not_for_run(tmp_path):
     with pytest.raises(Stop):
         sweeps.run_cells(cells, tmp_path, on_group=on_group)
     refused("is one of a sweep's", out=cell, resume=True)
-    found = sweeps.run_cells(cells, tmp_path)
+    outcome = sweeps.run_cells(cells, tmp_path)
     again = fedjax_sec.run(cells[0].experiment, out=cell, resume=True)  # finished: read back
-    same_bits(again.metrics["loss"], found[0].metrics["loss"])
+    same_bits(again.metrics["loss"], outcome[0].metrics["loss"])
     refused("is one of a sweep's", out=cell, overwrite=True)
 
 
@@ -353,9 +353,9 @@ def test_damage_after_the_older_state_is_measured_again(half, whole, caplog):
 
 
 def flip(path):
-    found = bytearray(path.read_bytes())
-    found[len(found) // 2] ^= 16
-    path.write_bytes(found)
+    outcome = bytearray(path.read_bytes())
+    outcome[len(outcome) // 2] ^= 16
+    path.write_bytes(outcome)
 
 
 def cut(path):
@@ -373,13 +373,13 @@ DAMAGES = {
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damage_to_any_file_of_a_state_is_named(damage, half_finished, tmp_path):
     shutil.copytree(half_finished / "checkpoints", tmp_path / "checkpoints")
-    found = Checkpoints(tmp_path / "checkpoints", [config.from_mapping(RUN).to_dict()])
+    outcome = Checkpoints(tmp_path / "checkpoints", [config.from_mapping(RUN).to_dict()])
     program = program_of(config.from_mapping(RUN))
     replicas = replicas_of([config.from_mapping(RUN)])
     first = program.init(replicas)
     state = {"params": program.params(first, replicas), "state": first}
     newest, _ = states(tmp_path)
-    assert len(parts(newest)) > 6 and found.restore(state).done == 4
+    assert len(parts(newest)) > 6 and outcome.restore(state).done == 4
     for path in parts(newest):
         before = path.read_bytes()
         if before:
@@ -387,11 +387,11 @@ def test_damage_to_any_file_of_a_state_is_named(damage, half_finished, tmp_path)
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(ocp, "Checkpointer", None)  # orbax is not asked
                 with pytest.raises(ConfigError, match=re.escape(f"'{path}' is ")) as error:
-                    found.params(4)
+                    outcome.params(4)
             assert "\n" not in str(error.value)
-            assert found.restore(state).done == 2
+            assert outcome.restore(state).done == 2
         path.write_bytes(before)
-    assert found.restore(state).done == 4 and found.params(4).shape == state["params"].shape
+    assert outcome.restore(state).done == 4 and outcome.params(4).shape == state["params"].shape
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -440,9 +440,9 @@ def test_states_keep_every_leaf(tmp_path):
         "key": jnp.array([[1, 2**32 - 1]], jnp.uint32),
         "none": jnp.zeros((2, 0), jnp.int32),
     }
-    found = Checkpoints(tmp_path, [config.from_mapping(RUN).to_dict()])
-    found.save(Saved(3, state, 1.5, [["a"]], [None]))
-    saved = found.restore(jax.tree.map(jnp.zeros_like, state))
+    outcome = Checkpoints(tmp_path, [config.from_mapping(RUN).to_dict()])
+    outcome.save(Saved(3, state, 1.5, [["a"]], [None]))
+    saved = outcome.restore(jax.tree.map(jnp.zeros_like, state))
     assert jax.tree.map(lambda leaf: (leaf.dtype, leaf.shape), saved.state) == jax.tree.map(
         lambda leaf: (leaf.dtype, leaf.shape), state
     )
@@ -450,7 +450,7 @@ def test_states_keep_every_leaf(tmp_path):
     assert (saved.done, saved.elapsed, saved.rows, saved.start) == (3, 1.5, [["a"]], [None])
     for other in ({**state, "more": state["key"]}, {**state, "half": jnp.ones(4, jnp.bfloat16)}):
         with pytest.raises(ConfigError, match="3.json' holds a state of another structure"):
-            found.restore(other)
+            outcome.restore(other)
 
 
 def test_without_states_a_run_begins_anew(half, whole, caplog):
@@ -709,17 +709,17 @@ def test_a_disk_that_fills_up_loses_nothing(half, whole, monkeypatch):
 
 
 def test_a_disk_that_fills_up_while_orbax_writes_is_an_error_of_the_system(tmp_path):
-    found = Checkpoints(tmp_path, [{}])
+    outcome = Checkpoints(tmp_path, [{}])
     noise = np.random.default_rng(0).random(100_000)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:
         with pytest.raises(OSError, match=f"'{tmp_path}/1-0' cannot be written: .*arge") as error:
-            found.save(Saved(1, {"params": noise}, 0.0, [[]], [None]))
+            outcome.save(Saved(1, {"params": noise}, 0.0, [[]], [None]))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert "\n" not in files.describe(error.value) and found.rounds() == []
-    found.save(Saved(2, {"params": noise}, 0.0, [[]], [None]))
+    assert "\n" not in files.describe(error.value) and outcome.rounds() == []
+    outcome.save(Saved(2, {"params": noise}, 0.0, [[]], [None]))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["2-0", "2.json"]
 
 
@@ -877,11 +877,11 @@ def test_a_run_that_is_needed_is_not_replaced(changes, done, monkeypatch):
 def test_replicas_of_one_program_may_start_from_different_runs(whole, tmp_path):
     cells = sweeps.make_cells(RUN, {"start_from": {"initial": None, "trained": str(whole)}})
     assert len({cell.experiment.structure() for cell in cells}) == 1
-    found = sweeps.run_cells(cells, tmp_path)
+    outcome = sweeps.run_cells(cells, tmp_path)
     alone = [fedjax_sec.run(cell.experiment) for cell in cells]
-    for one, other in zip(found, alone, strict=True):
+    for one, other in zip(outcome, alone, strict=True):
         same_bits(one.metrics["loss"][0], other.metrics["loss"][0])
-    assert found[0].metrics["loss"][0] != found[1].metrics["loss"][0]
+    assert outcome[0].metrics["loss"][0] != outcome[1].metrics["loss"][0]
 
 
 @pytest.mark.parametrize(
@@ -1031,8 +1031,8 @@ def test_a_kill_at_any_file_operation_of_a_sweep_loses_nothing(tmp_path, monkeyp
             sweeps.run_cells(cells, out)
         killed = disk.count >= last
         sweeps.run_cells(cells, out)
-        found = [content(out / "cells" / cell.name) for cell in cells]
-        assert found == expected, f"after a kill at operation {last}"
+        outcome = [content(out / "cells" / cell.name) for cell in cells]
+        assert outcome == expected, f"after a kill at operation {last}"
         assert not list((out / "groups").iterdir())
         nothing_is_left(out)
         shutil.rmtree(out)
@@ -1047,14 +1047,14 @@ def test_any_damage_gives_the_same_bits_or_one_line(half_finished, whole, tmp_pa
     outcomes = {"same": 0, "refused": 0}
 
     def flip_one(path):
-        found = bytearray(path.read_bytes())
-        if found:
-            found[rng.integers(len(found))] ^= 1 << rng.integers(8)
-        path.write_bytes(found)
+        outcome = bytearray(path.read_bytes())
+        if outcome:
+            outcome[rng.integers(len(outcome))] ^= 1 << rng.integers(8)
+        path.write_bytes(outcome)
 
     def cut_somewhere(path):
-        found = path.read_bytes()
-        path.write_bytes(found[: rng.integers(len(found) + 1)])
+        outcome = path.read_bytes()
+        path.write_bytes(outcome[: rng.integers(len(outcome) + 1)])
 
     def double_a_line(path):
         lines = path.read_bytes().splitlines(keepends=True)

@@ -46,9 +46,9 @@ class Broken:
 
 
 def recursive():
-    found = [1.0]
-    found.append(found)
-    return found
+    got = [1.0]
+    got.append(got)
+    return got
 
 
 STACK = np.random.default_rng(0).normal(size=(CLIENTS, DIM)).astype(np.float32)
@@ -145,16 +145,16 @@ numbers = st.sampled_from(NUMBERS)
 def with_numbers(drawn):
     """The stack with some odd numbers in it, in a type that may not hold them."""
     values, dtype = drawn
-    found = STACK.astype(np.float64).astype(object)
+    got = STACK.astype(np.float64).astype(object)
     for i, j, value in values:
-        found[i, j] = value
+        got[i, j] = value
     if dtype is None:
-        return found.tolist()
+        return got.tolist()
     try:
         with np.errstate(all="ignore"):
-            return found.astype(dtype)
+            return got.astype(dtype)
     except (OverflowError, TypeError, ValueError):
-        return found
+        return got
 
 
 places = st.tuples(st.integers(0, CLIENTS - 1), st.integers(0, DIM - 1), numbers)
@@ -258,16 +258,16 @@ def leaves(result):
     st.fixed_dictionaries(shared),
 )
 def test_aggregate(updates, defense, weights, others):
-    found = outcome(lambda: aggregate(updates, defense, weights=weights, **others))
-    if found is not None:
-        assert all(np.isfinite(leaf).all() for leaf in leaves(found))
+    got = outcome(lambda: aggregate(updates, defense, weights=weights, **others))
+    if got is not None:
+        assert all(np.isfinite(leaf).all() for leaf in leaves(got))
         like = updates[0] if isinstance(updates, list) and isinstance(updates[0], dict) else None
         if like is None:
-            assert found.ndim == 1 and found.shape == np.shape(updates)[1:]
+            assert got.ndim == 1 and got.shape == np.shape(updates)[1:]
         else:
-            assert jax.tree.structure(found) == jax.tree.structure(like)
+            assert jax.tree.structure(got) == jax.tree.structure(like)
             shapes = [np.shape(leaf) for leaf in jax.tree.leaves(like)]
-            assert [leaf.shape for leaf in leaves(found)] == shapes
+            assert [leaf.shape for leaf in leaves(got)] == shapes
 
 
 def sound(kind, names, base):
@@ -306,8 +306,8 @@ odd_weights = st.lists(
 @given(odd_numbers, pipelines, optional(odd_weights, None))
 def test_aggregate_of_odd_numbers(updates, pipeline, weights):
     root = {"server_update": VECTOR} if "fltrust" in {p["name"] for p in pipeline} else {}
-    found = outcome(lambda: aggregate(updates, pipeline, weights=weights, **root))
-    assert found is None or (found.shape == (DIM,) and np.isfinite(leaves(found)[0]).all())
+    got = outcome(lambda: aggregate(updates, pipeline, weights=weights, **root))
+    assert got is None or (got.shape == (DIM,) and np.isfinite(leaves(got)[0]).all())
 
 
 @FUZZ
@@ -317,8 +317,8 @@ def test_aggregate_of_odd_numbers(updates, pipeline, weights):
     st.sampled_from(["corrupted", "omniscient"]),
 )
 def test_attack_on_odd_numbers(updates, name, knowledge):
-    found = outcome(lambda: attack(updates, name, malicious=MASK, knowledge=knowledge))
-    assert found is None or np.isfinite(np.asarray(found, np.float64)[MASK]).all()
+    got = outcome(lambda: attack(updates, name, malicious=MASK, knowledge=knowledge))
+    assert got is None or np.isfinite(np.asarray(got, np.float64)[MASK]).all()
 
 
 MASK = [True, True, False, False, False, False, True]
@@ -335,19 +335,19 @@ masks = st.one_of(things, st.lists(st.booleans(), min_size=CLIENTS, max_size=CLI
     st.fixed_dictionaries(shared),
 )
 def test_attack(updates, name, malicious, knowledge, defense, others):
-    found = outcome(
+    got = outcome(
         lambda: attack(
             updates, name, malicious=malicious, knowledge=knowledge, defense=defense, **others
         )
     )
-    if found is None:
+    if got is None:
         return
     mask = np.asarray(malicious)
-    assert len(found) == len(mask)
-    for i, client in enumerate(found):
+    assert len(got) == len(mask)
+    for i, client in enumerate(got):
         if mask[i]:
             assert all(np.isfinite(leaf).all() for leaf in leaves(client))
-        elif isinstance(found, list):
+        elif isinstance(got, list):
             assert client is updates[i]
         else:
             given = np.asarray(np.asarray(updates)[i], np.float64).astype(client.dtype)
@@ -357,9 +357,9 @@ def test_attack(updates, name, malicious, knowledge, defense, others):
 @FUZZ
 @given(st.sampled_from(["defense", "attack", "model", "client", "partition", "dataset"]), st.data())
 def test_build(kind, data):
-    found = registry.KINDS[kind]
-    spec = data.draw(specifications(kind, [name for name in found.names() if name != "resnet"]))
-    built = outcome(lambda: found.build(spec))
+    got = registry.KINDS[kind]
+    spec = data.draw(specifications(kind, [name for name in got.names() if name != "resnet"]))
+    built = outcome(lambda: got.build(spec))
     assert built is None or hasattr(built, "registered_name")
 
 
@@ -370,8 +370,8 @@ def test_the_odd_arguments_reach_results():
     @settings(FUZZ, max_examples=60)
     @given(odd_numbers, pipelines)
     def count(updates, pipeline):
-        found = outcome(lambda: aggregate(updates, pipeline, server_update=None))
-        reached["refused" if found is None else "aggregate"] += 1
+        got = outcome(lambda: aggregate(updates, pipeline, server_update=None))
+        reached["refused" if got is None else "aggregate"] += 1
 
     count()
     assert min(reached.values()) >= 10, reached

@@ -48,7 +48,7 @@ class Odd:
 
 
 NAMES = sorted(
-    {name for found in registry.KINDS.values() for name in found.names()}
+    {name for result in registry.KINDS.values() for name in result.names()}
     | set(optimizers.OPTIMIZERS)
     | set(optimizers.SCHEDULES)
     | set(optimizers.UNUSABLE)

@@ -232,8 +232,8 @@ def test_tracers_do_not_pass_the_gate():
     def aggregate(norm):
         return fedjax_sec.aggregate(updates, [{"name": "clip_norm", "max_norm": norm}, "mean"])
 
-    found = jax.vmap(aggregate)(jnp.array([0.5, 1.0]))
-    np.testing.assert_allclose(np.linalg.norm(found, axis=1), [0.5, 1.0], rtol=1e-6)
+    result = jax.vmap(aggregate)(jnp.array([0.5, 1.0]))
+    np.testing.assert_allclose(np.linalg.norm(result, axis=1), [0.5, 1.0], rtol=1e-6)
 
 
 M = {"threat.num_malicious": 1}

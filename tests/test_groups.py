@@ -173,7 +173,7 @@ def test_begun_groups_keep_their_members_and_others_follow_the_new_limit(cells, 
     assert sweeps.work(out, second)  # taken apart: there is nothing to do, and nothing is done
     assert not any((out / "cells" / cell.name / "metrics.jsonl").exists() for cell in cells[4:])
     seen = []
-    found = sweeps.run_cells(
+    outcome = sweeps.run_cells(
         cells,
         out,
         group_size=2,
@@ -183,7 +183,7 @@ def test_begun_groups_keep_their_members_and_others_follow_the_new_limit(cells, 
     )
     assert seen[:2] == [(4, 3), (4, 4)]  # from its checkpoint
     assert seen[2:] == [(2, done) for done in range(5)] * 2
-    for one, other, cell in zip(found[:4], whole[:4], cells, strict=False):
+    for one, other, cell in zip(outcome[:4], whole[:4], cells, strict=False):
         same_bits(one.metrics, other.metrics)
         assert rows(out, cell) == rows(tmp_path / "whole", cell)
     assert not list((out / "groups").iterdir())
@@ -209,10 +209,10 @@ def test_groups_that_are_taken_apart_meanwhile_are_planned_anew(cells, tmp_path)
         if not planned:
             planned.extend(sweeps.plan(cells, tmp_path, group_size=2))
 
-    found = sweeps.run_cells(cells, tmp_path, on_group=on_group)
+    outcome = sweeps.run_cells(cells, tmp_path, on_group=on_group)
     # The first is locked; the other is taken apart, unless its program is being compiled ahead.
     assert [len(group.cells) for group in planned] == [4, 2, 2]
-    assert [result.experiment for result in found] == [cell.experiment for cell in cells]
+    assert [result.experiment for result in outcome] == [cell.experiment for cell in cells]
     assert not list((tmp_path / "groups").iterdir())
 
 
@@ -371,15 +371,15 @@ def test_another_launcher_needs_work_alone(cells, tmp_path, subprocess_env):
     env = subprocess_env | {"FEDJAX_SEC_TUNING": "off"}
     launcher = Subprocesses(env)
     assert isinstance(launcher, sweeps.Launcher) and isinstance(sweeps.Local(), sweeps.Launcher)
-    found = sweeps.run_cells(cells, tmp_path / "out", launcher=launcher)
+    outcome = sweeps.run_cells(cells, tmp_path / "out", launcher=launcher)
     assert len(launcher.launched) == 2 and not list((tmp_path / "out" / "groups").iterdir())
     local = sweeps.run_cells(cells, tmp_path / "local")
-    for one, other in zip(found, local, strict=True):
+    for one, other in zip(outcome, local, strict=True):
         assert one.experiment == other.experiment
         np.testing.assert_allclose(one.metrics["loss"], other.metrics["loss"], rtol=1e-5)
     same = sweeps.run_cells(cells, tmp_path / "out", launcher=launcher)
     assert len(launcher.launched) == 2  # nothing is left to launch
-    same_bits([one.metrics for one in same], [one.metrics for one in found])
+    same_bits([one.metrics for one in same], [one.metrics for one in outcome])
 
 
 def test_what_a_launcher_leaves_is_named(cells, tmp_path):
@@ -408,9 +408,9 @@ def test_collecting_names_what_is_missing(cells, tmp_path):
     assert "4 of 8 runs" in str(error.value) and "\n" not in str(error.value)
     assert all(cell.name in str(error.value) for cell in cells[4:])
     assert not any(cell.name in str(error.value) for cell in cells[:4])
-    found = sweeps.collect(list(first.cells)[::-1], tmp_path)
-    assert [result.experiment for result in found] == [cell.experiment for cell in cells[3::-1]]
-    assert found[0].params is None and found[0].metrics["round"].tolist() == [0, 1, 2, 3, 4]
+    outcome = sweeps.collect(list(first.cells)[::-1], tmp_path)
+    assert [result.experiment for result in outcome] == [cell.experiment for cell in cells[3::-1]]
+    assert outcome[0].params is None and outcome[0].metrics["round"].tolist() == [0, 1, 2, 3, 4]
     longer = sweeps.make_cells(BASE | {"rounds": 9}, {"defense": ["mean"]} | L2)
     with pytest.raises(ConfigError, match="another configuration; it differs in rounds"):
         sweeps.collect(longer, tmp_path)

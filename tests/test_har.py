@@ -21,20 +21,20 @@ def signals(count=7, seed=0):
 
 def test_there_are_561_in_the_order_of_the_list():
     body, gyro, total = signals()
-    found = _har_features.features(body, gyro, total)
-    assert found.shape == (7, 561) and np.isfinite(found).all()
-    np.testing.assert_allclose(found[:, 0:3], body.mean(1))  # tBodyAcc-mean()-X, Y, Z
-    np.testing.assert_allclose(found[:, 3:6], body.std(1))
-    np.testing.assert_allclose(found[:, 40:43], (total - body).mean(1), atol=1e-12)  # tGravityAcc
-    np.testing.assert_allclose(found[:, 120:123], gyro.mean(1))  # tBodyGyro
-    np.testing.assert_allclose(found[:, 200], np.linalg.norm(body, axis=2).mean(1))  # tBodyAccMag
+    result = _har_features.features(body, gyro, total)
+    assert result.shape == (7, 561) and np.isfinite(result).all()
+    np.testing.assert_allclose(result[:, 0:3], body.mean(1))  # tBodyAcc-mean()-X, Y, Z
+    np.testing.assert_allclose(result[:, 3:6], body.std(1))
+    np.testing.assert_allclose(result[:, 40:43], (total - body).mean(1), atol=1e-12)  # tGravityAcc
+    np.testing.assert_allclose(result[:, 120:123], gyro.mean(1))  # tBodyGyro
+    np.testing.assert_allclose(result[:, 200], np.linalg.norm(body, axis=2).mean(1))  # tBodyAccMag
     spectrum = np.abs(np.fft.fft(body, axis=1))[:, :64]
-    np.testing.assert_allclose(found[:, 265:268], spectrum.mean(1))  # fBodyAcc-mean()
+    np.testing.assert_allclose(result[:, 265:268], spectrum.mean(1))  # fBodyAcc-mean()
     energy = (spectrum[:, 0:8, 0] ** 2).sum(1)  # fBodyAcc-bandsEnergy()-1,8 of the first axis
-    np.testing.assert_allclose(found[:, 302], energy)
+    np.testing.assert_allclose(result[:, 302], energy)
     gravity = (total - body).mean(1)
     cosine = gravity[:, 2] / np.linalg.norm(gravity, axis=1)
-    np.testing.assert_allclose(found[:, 560], cosine)  # angle(Z, gravityMean)
+    np.testing.assert_allclose(result[:, 560], cosine)  # angle(Z, gravityMean)
 
 
 def test_statistics_by_hand():
@@ -52,8 +52,8 @@ def test_burg_finds_the_coefficients_of_an_autoregression():
     x = np.zeros(20_000)
     for t in range(2, len(x)):
         x[t] = 0.6 * x[t - 1] - 0.3 * x[t - 2] + rng.normal()
-    found = _har_features.burg(x[None, :, None], order=3)[0, 0]
-    np.testing.assert_allclose(found, [-0.6, 0.3, 0.0], atol=0.03)
+    result = _har_features.burg(x[None, :, None], order=3)[0, 0]
+    np.testing.assert_allclose(result, [-0.6, 0.3, 0.0], atol=0.03)
 
 
 def test_constant_signals_have_finite_features():
@@ -104,8 +104,8 @@ def test_the_folder_that_users_download(tmp_path):
     assert np.unique(source.users_train).tolist() == [0, 1, 2, 3]
     assert source.y_train.min() == 0 and source.x_train.dtype == np.float32
     known = np.concatenate([arrays[part][0] for part in ("train", "test")]).astype(np.float32)
-    found = np.concatenate([source.x_train, source.x_test])
-    np.testing.assert_allclose(np.sort(found[:, 0]), np.sort(known[:, 0]))
+    result = np.concatenate([source.x_train, source.x_test])
+    np.testing.assert_allclose(np.sort(result[:, 0]), np.sort(known[:, 0]))
 
 
 def test_raw_signals_of_that_folder(tmp_path, monkeypatch):
@@ -120,9 +120,9 @@ def test_raw_signals_of_that_folder(tmp_path, monkeypatch):
         for kind in ("body_acc", "body_gyro", "total_acc")
     ]
     expected = _har_features.scaled(_har_features.features(*raw))
-    found = np.concatenate([source.x_train, source.x_test])
+    result = np.concatenate([source.x_train, source.x_test])
     order = lambda a: a[np.lexsort(a.T)]  # noqa: E731
-    np.testing.assert_allclose(order(found), order(expected), atol=1e-4)
+    np.testing.assert_allclose(order(result), order(expected), atol=1e-4)
 
 
 @pytest.mark.parametrize("loader", [Har(), HarWindows()])

@@ -69,8 +69,8 @@ def numpy_influence(mlp, before, after, flipped, x, target, base, top, conventio
     move = np.asarray(after, np.float64) - np.asarray(before, np.float64)
     norm = {}
     for sign, side in (("plus", maximised), ("minus", minimised)):
-        for who, own, others in (("adversary", adversary, honest), ("honest", honest, adversary)):
-            only = sorted((own & side) - (others & side))
+        for who, mine, others in (("adversary", adversary, honest), ("honest", honest, adversary)):
+            only = sorted((mine & side) - (others & side))
             norm[f"{who}_{sign}"] = np.linalg.norm(move[only])
     net_honest = norm["honest_plus"] - norm["honest_minus"]
     net_adversary = norm["adversary_plus"] - norm["adversary_minus"]
@@ -99,23 +99,23 @@ def numpy_example():
 @pytest.mark.parametrize("convention", ["author", "fisher"])
 def test_importance_equals_finite_differences(convention, batch_size):
     options = {"convention": convention, "batch_size": batch_size}
-    found = jax.jit(lambda *args: importances(tiny_task(), *args, **options))(*example())
+    result = jax.jit(lambda *args: importances(tiny_task(), *args, **options))(*example())
     params, x, labels = numpy_example()
-    for row, kind in zip(found, labels, strict=True):
+    for row, kind in zip(result, labels, strict=True):
         expected = numpy_importance(tiny_mlp(), params, x, kind, convention, batch_size)
         assert (expected > 1e-3).sum() > 30
         np.testing.assert_allclose(row, expected, rtol=1e-3, atol=1e-5)
 
 
 def test_conventions_and_batches_differ():
-    def found(convention, size):
+    def result(convention, size):
         return importances(tiny_task(), *example(), convention=convention, batch_size=size)
 
-    author, whole, fisher = found("author", 3), found("author", 8), found("fisher", 3)
+    author, whole, fisher = result("author", 3), result("author", 8), result("fisher", 3)
     assert not np.allclose(author, whole, rtol=0.1) and not np.allclose(author, fisher, rtol=0.1)
-    same_bits(fisher, found("fisher", 8))
+    same_bits(fisher, result("fisher", 8))
     with pytest.raises(ValueError, match="convention must be one of.*Did you mean 'author'"):
-        found("autor", 3)
+        result("autor", 3)
 
 
 def test_fisher_holds_the_gradients_of_few_images(monkeypatch):
@@ -144,7 +144,7 @@ def test_influence_equals_the_authors_steps(convention, flips):
     rng = np.random.default_rng(5)
     after = params + jnp.asarray(rng.normal(size=len(params)), jnp.float32)
     flipped = rng.random(len(params)) < 0.4 if flips else np.zeros(len(params), bool)
-    found = influence(
+    result = influence(
         tiny_task(),
         params,
         after,
@@ -156,8 +156,8 @@ def test_influence_equals_the_authors_steps(convention, flips):
     )
     before, x, labels = numpy_example()
     expected = numpy_influence(tiny_mlp(), before, after, flipped, x, *labels, 30, convention, 3)
-    assert found.keys() == expected.keys()
-    for name, value in found.items():
+    assert result.keys() == expected.keys()
+    for name, value in result.items():
         assert value == pytest.approx(expected[name], rel=1e-4, abs=1e-6), name
     assert all((expected[name] > 0.5) == (flips or "plus" in name) for name in NAMES)
 
@@ -165,8 +165,8 @@ def test_influence_equals_the_authors_steps(convention, flips):
 def test_one_mapping_moves_nothing_of_its_own():
     params, x, labels, include = example()
     same = Probes(x, labels[0], labels[0], include)
-    found = influence(tiny_task(), params, params + 1.0, None, same, top=30)
-    assert all(float(value) == 0.0 for value in found.values())
+    result = influence(tiny_task(), params, params + 1.0, None, same, top=30)
+    assert all(float(value) == 0.0 for value in result.values())
 
 
 # --- In a run -----------------------------------------------------------------------------------
@@ -346,12 +346,12 @@ def test_an_interrupted_run_goes_on_to_the_same_sum(tmp_path):
 
 def test_off_costs_nothing():
     on, off = attacked(), attacked(fields=None)
-    plain, found = (train([e])[0] for e in (off, on))
+    plain, result = (train([e])[0] for e in (off, on))
     extra = {f"influence/{name}" for name in NAMES} | {"net_influence"}
-    assert found.metrics.keys() - plain.metrics.keys() == extra
-    assert plain.metrics.keys() <= found.metrics.keys()
+    assert result.metrics.keys() - plain.metrics.keys() == extra
+    assert plain.metrics.keys() <= result.metrics.keys()
     for name, values in plain.metrics.items():
-        np.testing.assert_allclose(values, found.metrics[name], rtol=1e-5, atol=1e-6, err_msg=name)
+        np.testing.assert_allclose(values, result.metrics[name], rtol=1e-5, atol=1e-6, err_msg=name)
     for experiment, needed in ((off, False), (on, True)):
         program = program_of(experiment)
         replicas = replicas_of([experiment])
@@ -447,9 +447,9 @@ def test_what_cannot_be_measured_is_an_error(changes, message):
 def test_the_configuration_is_written_out():
     spec = small(threat={"num_malicious": 1}, attack="pattern")
     experiment = config.from_mapping(spec, {"evaluation.influence": True})
-    found = experiment.to_dict()["evaluation"]["influence"]
+    result = experiment.to_dict()["evaluation"]["influence"]
     fields = {"top": 100, "convention": "author", "batch_size": 256, "max_images": None}
-    assert found == {"name": "influence", **fields}
+    assert result == {"name": "influence", **fields}
     assert config.from_mapping(experiment.to_dict()) == experiment
     off = config.from_mapping(spec, {"evaluation.influence": False})
     assert off.evaluation.influence is None and off == config.from_mapping(spec)

@@ -81,15 +81,15 @@ def test_few_steps_from_the_median_withstand_a_huge_row():
     honest = np.median(x[1:], axis=0)
     defense = {"name": "geometric_median", "weighted": False, "start": "median"}
     for rows in (x, huge):
-        found = fedjax_sec.aggregate(rows, defense)
-        assert np.linalg.norm(found - honest) < np.linalg.norm(x[1:] - honest, axis=1).max()
+        result = fedjax_sec.aggregate(rows, defense)
+        assert np.linalg.norm(result - honest) < np.linalg.norm(x[1:] - honest, axis=1).max()
 
 
 def test_geometric_median_of_equal_rows_is_that_row():
     x = jnp.full((5, 3), 7.0)
     for start in ("mean", "median", "zero"):
-        found = fedjax_sec.aggregate(x, {"name": "geometric_median", "start": start})
-        np.testing.assert_allclose(found, 7.0, rtol=1e-6)
+        result = fedjax_sec.aggregate(x, {"name": "geometric_median", "start": start})
+        np.testing.assert_allclose(result, 7.0, rtol=1e-6)
 
 
 @CLIENTS
@@ -111,8 +111,8 @@ def test_centered_clipping_moves_at_most_its_radius_whatever_one_row_holds():
     x = np.zeros((4, 6), np.float32)
     for value in (1e3, 1e30, 1e37):
         x[0, 0] = value
-        found = fedjax_sec.aggregate(x, {"name": "centered_clipping", "radius": 2.0})
-        np.testing.assert_allclose(found, [0.5, 0, 0, 0, 0, 0], rtol=1e-5)
+        result = fedjax_sec.aggregate(x, {"name": "centered_clipping", "radius": 2.0})
+        np.testing.assert_allclose(result, [0.5, 0, 0, 0, 0, 0], rtol=1e-5)
 
 
 @pytest.mark.slow
@@ -142,12 +142,12 @@ def test_dtypes_are_kept(dtype):
     x = jnp.asarray(stack(8), dtype)
     ones = jnp.ones(8, dtype)
     zero = jnp.zeros(37, dtype)
-    for found in (
+    for result in (
         iterative.geometric_median(x, ones, zero, 3, 1e-3)[0],
         iterative.centered_clip(x, jnp.ones(8, bool), zero, 3, 1.0)[0],
         sign_votes(x, jnp.ones(8, bool)),
     ):
-        assert found.dtype == dtype and bool(jnp.all(jnp.isfinite(found)))
+        assert result.dtype == dtype and bool(jnp.all(jnp.isfinite(result)))
 
 
 def test_vmap_is_a_loop():

@@ -177,11 +177,11 @@ def test_gradient_of_a_mean_by_its_weights():
     slope = jax.jit(gradient)
     means = [(1 + 12) / 4, (1 + 12 + 14) / 6]
     expected = [(x[:, 0] - m) / w.sum() for m, w in zip(means, weights, strict=True)]
-    for found in (
+    for outcome in (
         jax.jit(jax.vmap(gradient, (0, None)))(weights, x),
         [slope(w, x) for w in weights],
     ):
-        np.testing.assert_allclose(found, expected, rtol=1e-6)
+        np.testing.assert_allclose(outcome, expected, rtol=1e-6)
     assert slope(weights[0], x.at[2].set(jnp.nan))[2] == 0
     assert np.all(slope(jnp.zeros(3), x) == 0)
 
@@ -224,5 +224,5 @@ def test_z_max_of_arrays(convention):
     expected = norm.ppf((n_others - s) / n_others)
     rule = functools.partial(z_max, convention=convention)
     for function in (rule, jax.vmap(rule)):
-        found = jax.jit(function)(n, m)
-        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+        outcome = jax.jit(function)(n, m)
+        np.testing.assert_allclose(outcome, expected, rtol=1e-5, atol=1e-6)

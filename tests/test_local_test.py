@@ -30,21 +30,21 @@ def test_held_out_examples_are_not_trained_on(share):
     for row in range(5):
         before = set(whole.index[row, : whole.counts[row]].tolist())
         left = some.index[row, : some.counts[row]].tolist()
-        own = [position for position in some.local[row].tolist() if position >= 0]
-        assert len(own) == int(share * whole.counts[row])
-        assert set(left) | set(own) == before and not set(left) & set(own)
+        mine = [position for position in some.local[row].tolist() if position >= 0]
+        assert len(mine) == int(share * whole.counts[row])
+        assert set(left) | set(mine) == before and not set(left) & set(mine)
         assert len(set(left)) == len(left) == some.counts[row]
     again, _ = population(max_train=203, local_test=spec)
     np.testing.assert_array_equal(some.local, again.local)
 
 
 def test_a_dealt_test_part_is_used_up_evenly():
-    found, source = population(local_test="dealt")
-    own = [row[row >= 0] for row in found.local]
-    assert sorted(np.concatenate(own).tolist()) == list(range(len(source.y_test)))
-    assert {len(row) for row in own} == {72}
+    got, source = population(local_test="dealt")
+    mine = [row[row >= 0] for row in got.local]
+    assert sorted(np.concatenate(mine).tolist()) == list(range(len(source.y_test)))
+    assert {len(row) for row in mine} == {72}
     whole, _ = population()
-    np.testing.assert_array_equal(found.index, whole.index)  # the partition is as without
+    np.testing.assert_array_equal(got.index, whole.index)  # the partition is as without
 
 
 def with_users(monkeypatch, users_test):
@@ -73,8 +73,8 @@ def test_a_users_test_examples_are_its_clients(monkeypatch):
     source = with_users(monkeypatch, [3, 1, 1, 0, 2, 2, 2, 0])
     spec = small(data={"num_clients": 3, "partition": "natural", "local_test": "users"})
     spec["data"].pop("max_train")
-    found, _ = make_population(from_mapping(spec), source)
-    for index, local in zip(found.index, found.local, strict=True):
+    got, _ = make_population(from_mapping(spec), source)
+    for index, local in zip(got.index, got.local, strict=True):
         user = source.users_train[index[0]]
         assert local[local >= 0].tolist() == np.flatnonzero(source.users_test == user).tolist()
 
@@ -108,8 +108,8 @@ def test_a_share_that_holds_out_nothing_is_refused():
     index, counts = np.arange(18).reshape(2, 9), np.array([9, 7])
     with pytest.raises(ConfigError, match="share = 0.1 holds out no example, .* raise it to 0.12"):
         LocalTest().hold_out(np.random.default_rng(0), index, counts)
-    own = LocalTest(share=0.12).hold_out(np.random.default_rng(0), index, counts)[2]
-    assert (own >= 0).sum(axis=1).tolist() == [1, 0]
+    mine = LocalTest(share=0.12).hold_out(np.random.default_rng(0), index, counts)[2]
+    assert (mine >= 0).sum(axis=1).tolist() == [1, 0]
     with pytest.raises(ConfigError, match="3 test examples cannot be dealt to 5 clients; lower"):
         LocalTest("dealt").of_test_part(np.random.default_rng(0), None, None, 3, 5)
 
@@ -129,17 +129,17 @@ def test_metrics_of_each_client(data):
     result = fedjax_sec.run(spec)
     m, experiment = result.metrics, result.experiment
     source = load_source(experiment)
-    found = make_population(experiment, source)[0]
+    got = make_population(experiment, source)[0]
     x, y = (
         (source.x_train, source.y_train) if data == "held_out" else (source.x_test, source.y_test)
     )
     logits = loading.logits_of(experiment)
     shares, counts = [], []
-    for own in found.local:
-        own = own[own >= 0]
-        read = np.argmax(np.asarray(logits(result.params, jnp.asarray(x[own] / 16.0))), axis=1)
-        shares.append(np.mean(read == y[own]))
-        counts.append(len(own))
+    for mine in got.local:
+        mine = mine[mine >= 0]
+        read = np.argmax(np.asarray(logits(result.params, jnp.asarray(x[mine] / 16.0))), axis=1)
+        shares.append(np.mean(read == y[mine]))
+        counts.append(len(mine))
     assert data == "dealt" or len(set(counts)) > 2
     np.testing.assert_allclose(m["per_client_accuracy"][-1], shares, atol=1e-6)
     assert m["local_accuracy"][-1] == pytest.approx(np.average(shares, weights=counts), abs=1e-6)

@@ -68,8 +68,8 @@ def test_a_class_of_ours_is_given_by_name_or_built():
     message = said(model=registry.models.get("mlp"))
     assert message.endswith("Give its name, 'mlp', or an instance, Mlp().")
     built = registry.models.build({"name": "mlp", "hidden": [3]})
-    found = fedjax_sec.runs.config.from_mapping({"model": built}).model
-    assert found == built
+    result = fedjax_sec.runs.config.from_mapping({"model": built}).model
+    assert result == built
 
 
 @pytest.mark.parametrize(
@@ -92,8 +92,8 @@ def test_data_is_given_by_name(given):
 
 
 def test_numbers_of_a_normalisation_may_be_arrays():
-    found = fedjax_sec.runs.config.from_mapping({"data": {"mean": np.zeros(1), "std": np.ones(1)}})
-    assert found.data.mean == (0.0,) and found.data.std == (1.0,)
+    result = fedjax_sec.runs.config.from_mapping({"data": {"mean": np.zeros(1), "std": np.ones(1)}})
+    assert result.data.mean == (0.0,) and result.data.std == (1.0,)
 
 
 def test_an_optimizer_is_given_by_name():

@@ -52,9 +52,9 @@ def test_published_numbers_are_all_there():
 
 @pytest.mark.parametrize("scale", engine.SCALES)
 def test_every_item_is_a_set_of_valid_experiments(scale):
-    found = cells_of(RLR, list(RLR.items), scale=scale, seeds=2)
-    assert {item for item, _ in found} == set(RLR.items)
-    for cells in found.values():
+    got = cells_of(RLR, list(RLR.items), scale=scale, seeds=2)
+    assert {item for item, _ in got} == set(RLR.items)
+    for cells in got.values():
         assert [cell.experiment.seed for cell in cells] == [0, 1]
         assert cells[0].experiment.backdoor is not None
 
@@ -71,22 +71,22 @@ def test_rows_are_the_published_ones():
 
 
 def test_shared_rows_are_run_once():
-    found = cells_of(RLR, ["table1-iid", "figure2", "figure5-iid", "removal"])
+    got = cells_of(RLR, ["table1-iid", "figure2", "figure5-iid", "removal"])
     for item, row in (("figure2", "FedAvg"), ("figure5-iid", "FedAvg"), ("removal", "FedAvg")):
-        assert found[item, row][0] is found["table1-iid", "FedAvg"][0]
-    assert len({id(cells[0]) for cells in found.values()}) == 11 + 1  # and RLR from a round on
+        assert got[item, row][0] is got["table1-iid", "FedAvg"][0]
+    assert len({id(cells[0]) for cells in got.values()}) == 11 + 1  # and RLR from a round on
 
 
 def test_what_a_row_defends_with():
     """Equation 2 with Equation 5's learning rate: clip, aggregate, noise, reverse; projection."""
-    found = cells_of(RLR, ["table1-noniid"])
-    last = found["table1-noniid", "FedAvg with RLR, clipping and noise"][0].experiment
+    got = cells_of(RLR, ["table1-noniid"])
+    last = got["table1-noniid", "FedAvg with RLR, clipping and noise"][0].experiment
     clip, mean, noise, reverse = last.defense.stages
     assert (clip.max_norm, noise.max_norm, noise.std) == (0.5, 0.5, 1e-3)
     assert (mean.registered_name, reverse.threshold, last.client.max_norm) == ("mean", 8, 0.5)
-    sign = found["table1-noniid", "Sign"][0].experiment
+    sign = got["table1-noniid", "Sign"][0].experiment
     assert sign.server.optimizer.dump_spec()["learning_rate"] == rlr.SIGN_LEARNING_RATE
-    clean = found["table1-noniid", "FedAvg-No Attack"][0].experiment
+    clean = got["table1-noniid", "FedAvg-No Attack"][0].experiment
     assert clean.attack.stages == () and clean.backdoor.base == 1
 
 
@@ -130,8 +130,8 @@ def test_figures_are_drawn(regenerated):
 
 def test_rlr_is_switched_on_half_way():
     rounds = engine.Files(RLR)["fashion_mnist"]["rounds"]
-    found = cells_of(RLR, ["removal"])
-    scheduled = found["removal", f"RLR from round {rounds // 2}"][0].experiment
+    got = cells_of(RLR, ["removal"])
+    scheduled = got["removal", f"RLR from round {rounds // 2}"][0].experiment
     spec = scheduled.to_dict()["defense"][1]["threshold"]
     assert spec["values"] == {0: 0.0, rounds // 2: 4.0}
 
@@ -152,27 +152,27 @@ def test_rlr_is_switched_on_half_way():
     ],
 )
 def test_every_item_of_fltrust_is_a_set_of_valid_experiments(dataset, scale):
-    found = cells_of(FLTRUST, list(FLTRUST.items), dataset=dataset, scale=scale, seeds=1)
+    got = cells_of(FLTRUST, list(FLTRUST.items), dataset=dataset, scale=scale, seeds=1)
     kind = fltrust.kind(dataset)
     expected = set(FLTRUST.items) - ({"q"} if kind == "har" else set())
     expected -= set() if kind == "resnet" else {"norms"}
-    assert {item for item, *_ in found} == expected
-    cells = {id(cell) for several in found.values() for cell in several}
-    assert len(cells) < sum(map(len, found.values())), "equal cells are not shared"
-    assert all(cell.experiment.server.root for several in found.values() for cell in several)
+    assert {item for item, *_ in got} == expected
+    cells = {id(cell) for several in got.values() for cell in several}
+    assert len(cells) < sum(map(len, got.values())), "equal cells are not shared"
+    assert all(cell.experiment.server.root for several in got.values() for cell in several)
 
 
 def test_table_three_gives_krum_and_trimmed_mean_the_true_number():
-    found = cells_of(FLTRUST, ["table3"], dataset="har_windows")
+    got = cells_of(FLTRUST, ["table3"], dataset="har_windows")
     for column in ("Krum", "Trim-mean"):
         for row in ("Trim attack", "No attack"):  # "f = k = m", whether they attack or not
-            (stage,) = found["table3", row, column][0].experiment.defense.stages
+            (stage,) = got["table3", row, column][0].experiment.defense.stages
             assert stage.num_byzantine == 6
-    scaling = found["table3", "Scaling attack", "FedAvg"][0].experiment.attack.stages[0]
+    scaling = got["table3", "Scaling attack", "FedAvg"][0].experiment.attack.stages[0]
     assert scaling.backdoor.every == 20 and scaling.factor is None
-    clean = found["table3", "No attack", "FedAvg"][0].experiment
+    clean = got["table3", "No attack", "FedAvg"][0].experiment
     assert clean.attack.stages == () and clean.backdoor == scaling.backdoor
-    assert len(found) == 6 * 6
+    assert len(got) == 6 * 6
 
 
 @pytest.mark.parametrize(
@@ -184,10 +184,10 @@ def test_table_three_gives_krum_and_trimmed_mean_the_true_number():
     ],
 )
 def test_the_authors_step_is_longer_by_the_servers_batch_over_the_clients(overrides, step):
-    found = cells_of(FLTRUST, ["table3"], dataset="mnist-0.5", seeds=1, overrides=overrides)
+    got = cells_of(FLTRUST, ["table3"], dataset="mnist-0.5", seeds=1, overrides=overrides)
     for row in fltrust.attacks(FLTRUST.plan(dataset="mnist-0.5")):
         long, short = (
-            found["table3", row, column][0].experiment for column in (fltrust.LONG_STEPS, "FLTrust")
+            got["table3", row, column][0].experiment for column in (fltrust.LONG_STEPS, "FLTrust")
         )
         assert long.server.optimizer.traced["learning_rate"] == step
         server = dataclasses.replace(long.server, optimizer=short.server.optimizer)
@@ -211,8 +211,8 @@ def test_the_authors_step_needs_a_rate_that_is_a_number():
     ],
 )
 def test_what_fltrusts_scales_change(scale, dataset, rate, rounds, sweeps):
-    found = cells_of(FLTRUST, ["table3"], dataset=dataset, scale=scale, seeds=1)
-    one = found["table3", "Adaptive attack", "FLTrust"][0].experiment
+    got = cells_of(FLTRUST, ["table3"], dataset=dataset, scale=scale, seeds=1)
+    one = got["table3", "Adaptive attack", "FLTrust"][0].experiment
     assert one.client.optimizer.traced["learning_rate"] == rate and one.rounds == rounds
     assert one.attack.stages[0].rounds == sweeps
 
@@ -220,34 +220,34 @@ def test_what_fltrusts_scales_change(scale, dataset, rate, rounds, sweeps):
 def test_a_part_of_fltrusts_table_can_be_asked_for():
     only = ("* / FLTrust", "No attack / FedAvg")
     given = {"items": ["table3", "bias"], "dataset": "har_windows", "seeds": 1}
-    found = cells_of(FLTRUST, only=only, **given)
+    got = cells_of(FLTRUST, only=only, **given)
     known = fltrust.attacks(FLTRUST.plan(dataset="har_windows"))
     rows = {("No attack", "FedAvg"), *((row, "FLTrust") for row in known)}
-    assert {(row, column) for _, row, column, *_ in found} == rows
+    assert {(row, column) for _, row, column, *_ in got} == rows
     whole = cells_of(FLTRUST, **given)
-    assert all(found[key][0].name == whole[key][0].name for key in found)
+    assert all(got[key][0].name == whole[key][0].name for key in got)
     with pytest.raises(ConfigError, match="'Trim atack / FLTrust'.*Did you mean 'Trim attack / "):
         cells_of(FLTRUST, ["table3"], dataset="har_windows", only=("Trim atack / FLTrust",))
 
 
 def test_fltrusts_cnn_has_the_trigger_as_published_and_one_that_it_sees():
-    found = cells_of(FLTRUST, ["table3", "q"], dataset="mnist-0.5", seeds=1)
+    got = cells_of(FLTRUST, ["table3", "q"], dataset="mnist-0.5", seeds=1)
     pixels = [
         cells[0].experiment.attack.stages[0].backdoor.pixels
         for cells in (
-            found["table3", "Scaling attack", "FedAvg"],
-            found["table3", fltrust.IN_SIGHT, "FedAvg"],
-            found["q", fltrust.IN_SIGHT, "FedAvg", "0.5"],
+            got["table3", "Scaling attack", "FedAvg"],
+            got["table3", fltrust.IN_SIGHT, "FedAvg"],
+            got["q", fltrust.IN_SIGHT, "FedAvg", "0.5"],
         )
     ]
     assert {tuple(one) for one in pixels[0]} == {(26, 26), (24, 26), (26, 24), (25, 25)}
     assert {tuple(one) for one in pixels[1]} == {(24, 24), (22, 24), (24, 22), (23, 23)}
-    assert pixels[2] == pixels[1] and ("q", "Scaling attack", "FedAvg", "0.5") not in found
+    assert pixels[2] == pixels[1] and ("q", "Scaling attack", "FedAvg", "0.5") not in got
 
 
 def test_shares_of_malicious_clients_are_numbers_of_them():
-    found = cells_of(FLTRUST, ["malicious"], dataset="mnist-0.5", seeds=1)
-    for (_, _, _, share), (cell,) in found.items():
+    got = cells_of(FLTRUST, ["malicious"], dataset="mnist-0.5", seeds=1)
+    for (_, _, _, share), (cell,) in got.items():
         assert cell.experiment.threat.num_malicious == round(100 * float(share))
         assert bool(cell.experiment.attack.stages) == (float(share) > 0)
 
@@ -337,35 +337,33 @@ USERS = ("mnist_by_writer", "femnist")
 @pytest.mark.parametrize("users", USERS)
 def test_every_item_of_fat_is_a_set_of_valid_experiments(scale, users):
     given = {"dataset": fat.DATASETS, "users": users}
-    found = cells_of(FAT, list(FAT.items), scale=scale, seeds=2, **given)
-    assert {item for item, *_ in found} == set(FAT.items)
-    assert found["table3", "mnist", "None"] == found["curves", "mnist", "None"]
-    assert found["table1", "mnist", "federated"][0] is found["table3", "mnist", "None"][0]
-    assert ("table3", "cifar10", "None") not in found
-    for cells in found.values():
+    got = cells_of(FAT, list(FAT.items), scale=scale, seeds=2, **given)
+    assert {item for item, *_ in got} == set(FAT.items)
+    assert got["table3", "mnist", "None"] == got["curves", "mnist", "None"]
+    assert got["table1", "mnist", "federated"][0] is got["table3", "mnist", "None"][0]
+    assert ("table3", "cifar10", "None") not in got
+    for cells in got.values():
         assert [cell.experiment.seed for cell in cells] == [0, 1]
         assert cells[0].experiment.evaluation.evasions[0].registered_name == "pgd"
 
 
 @pytest.mark.parametrize("dataset", fat.DATASETS)
 def test_fats_fewer_steps_of_pgd_are_longer(dataset):
-    found = {
+    got = {
         scale: cells_of(FAT, ["table1"], scale=scale, seeds=1, dataset=(dataset,))
         for scale in engine.SCALES
     }
-    clients = [
-        cells["table1", dataset, "federated"][0].experiment.client for cells in found.values()
-    ]
+    clients = [cells["table1", dataset, "federated"][0].experiment.client for cells in got.values()]
     assert [client.pgd_steps for client in clients[:2]] == [2, 10]
     ways = [client.pgd_steps * client.step_size for client in clients]
     np.testing.assert_allclose(ways, ways[-1])
 
 
 def test_fats_defences_withstand_as_many_as_they_are_made_for():
-    found = cells_of(FAT, ["table3"])
+    got = cells_of(FAT, ["table3"])
 
     def row(name):
-        return found["table3", "mnist", name][0].experiment
+        return got["table3", "mnist", name][0].experiment
 
     for name, bad, z in (("Trimmed Mean", 24, 1.5), ("Bulyan", 12, 1.0)):
         attacked = row(f"{name}, convergence attack")
@@ -389,24 +387,24 @@ def test_fats_defences_withstand_as_many_as_they_are_made_for():
     ],
 )
 def test_fats_adversary_on_krum_has_its_own_rate(scale, honest, adversary):
-    found = cells_of(FAT, ["table3"], scale=scale)
-    one = found["table3", "mnist", "Krum, distillation"][0].experiment
+    got = cells_of(FAT, ["table3"], scale=scale)
+    one = got["table3", "mnist", "Krum, distillation"][0].experiment
     rates = (
         owner.optimizer.traced["learning_rate"] for owner in (one.client, one.attack.stages[0])
     )
     assert tuple(rates) == (honest, adversary)
-    assert found["table3", "mnist", "Krum"][0].experiment.attack.stages == ()
+    assert got["table3", "mnist", "Krum"][0].experiment.attack.stages == ()
 
 
 def test_fats_jumps_are_those_of_its_text():
-    found = cells_of(FAT, ["table2", "figure1"], users="femnist")
-    spec = found["table2", "femnist", "FAT-0.8"][0].experiment.to_dict()["client"]
+    got = cells_of(FAT, ["table2", "figure1"], users="femnist")
+    spec = got["table2", "femnist", "FAT-0.8"][0].experiment.to_dict()["client"]
     assert spec["fraction"]["values"] == {0: 0.1, 200: 0.8} and spec["most"] == 0.8
-    later = found["figure1", "femnist", "0.1, 0.8 from round 400"][0].experiment.to_dict()
+    later = got["figure1", "femnist", "0.1, 0.8 from round 400"][0].experiment.to_dict()
     assert later["client"]["fraction"]["values"] == {0: 0.1, 400: 0.8}
-    plain = found["table2", "femnist", "FedAvg"][0].experiment.client
+    plain = got["table2", "femnist", "FedAvg"][0].experiment.client
     assert plain.registered_name == "sgd" and plain.batch_size == 10 and plain.epochs == 1
-    together = found["table2", "femnist", "Cent-AT"][0].experiment
+    together = got["table2", "femnist", "Cent-AT"][0].experiment
     assert (
         together.data.num_clients == 1 and together.client.steps and together.client.epochs is None
     )
@@ -514,13 +512,13 @@ def test_what_is_set_wins_over_every_row(paper):
     before = some_cells(paper, ())
     rules = {str(cells[0].experiment.defense) for cells in before.values()}
     assert len(rules) > 1, "the rows do not differ"
-    found = some_cells(paper, ("defense=median", "rounds=7"))
-    assert len(found) == len(before)
-    for (cell,) in found.values():
+    got = some_cells(paper, ("defense=median", "rounds=7"))
+    assert len(got) == len(before)
+    for (cell,) in got.values():
         assert [stage.registered_name for stage in cell.experiment.defense.stages] == ["median"]
         assert cell.experiment.rounds == 7
     # Rows that are alike now are one cell.
-    assert len({cell.name for (cell,) in found.values()}) < len(
+    assert len({cell.name for (cell,) in got.values()}) < len(
         {cell.name for (cell,) in before.values()}
     )
 
@@ -570,16 +568,16 @@ def test_figures_that_need_more_say_so_before_they_run():
 
 def test_alies_rows_lose_to_what_is_set():
     given = {"scale": "smoke", "seeds": 3}
-    found = cells_of(ALIE, ["table1", "table2"], overrides=("threat.num_malicious=5",), **given)
-    assert {c.experiment.threat.num_malicious for cells in found.values() for c in cells} == {5}
+    got = cells_of(ALIE, ["table1", "table2"], overrides=("threat.num_malicious=5",), **given)
+    assert {c.experiment.threat.num_malicious for cells in got.values() for c in cells} == {5}
     both = {"name": "alie_backdoor", "backdoor": {"name": "sample", "index": 2}}
     for cells in cells_of(ALIE, ["table2"], overrides=(f"attack={both}",), **given).values():
         assert [cell.experiment.attack.backdoor.index for cell in cells] == [2, 2, 2]
 
 
 def test_each_seed_of_alies_second_table_has_a_sample_of_its_training_set():
-    found = cells_of(ALIE, ["table2"], scale="smoke", seeds=4)
-    cells = found["table2", "Krum"]
+    got = cells_of(ALIE, ["table2"], scale="smoke", seeds=4)
+    cells = got["table2", "Krum"]
     assert [cell.experiment.attack.backdoor.index for cell in cells] == [0, 1, 2, 0]
 
 
@@ -587,7 +585,7 @@ def fake_run(diverged=()):
     """Stands in for `sweeps.run_cells`: made-up metrics; runs of seeds in `diverged` have none."""
 
     def run(cells, folder):
-        found = []
+        got = []
         for number, cell in enumerate(cells):
             values = np.array([0.2, 0.3, 0.3 + 0.001 * number])
             metrics = {"round": np.array([0.0, 1.0, 2.0]), "loss": np.ones(3)}
@@ -601,8 +599,8 @@ def fake_run(diverged=()):
             for whose in ("honest", "malicious"):
                 metrics[f"kept_{whose}"] = values
             summary = {"data": {"label": "digits (subset)"}, "diverged": failed}
-            found.append(Result(cell.experiment, metrics, summary, None))
-        return found
+            got.append(Result(cell.experiment, metrics, summary, None))
+        return got
 
     return run
 
@@ -709,8 +707,8 @@ def test_a_figures_band_is_the_standard_deviation(tmp_path):
 
 
 def test_alies_title_has_the_settings_that_were_run():
-    found = cells_of(ALIE, ["figure2"], overrides=("threat.num_malicious=5",))
-    attacked = found["figure2", "Krum"][0].experiment
+    got = cells_of(ALIE, ["figure2"], overrides=("threat.num_malicious=5",))
+    attacked = got["figure2", "Krum"][0].experiment
     assert alie.setting("figure2", attacked) == "m = 10%, z = 1.5"
     before = cells_of(ALIE, ["figure2"])
     assert alie.setting("figure2", before["figure2", "Krum"][0].experiment) == "m = 24%, z = 1.5"

@@ -155,7 +155,7 @@ QUANTILE = {9: 27.88, 19: 43.82}
 def test_label_groups_follow_their_distribution(q):
     labels, clients = np.repeat(np.arange(10), 3000), 20
     partition = LabelGroups(q=q).split(rng(3), labels, clients)
-    table = np.stack([np.bincount(labels[own], minlength=10) for own in owned(partition)])
+    table = np.stack([np.bincount(labels[mine], minlength=10) for mine in owned(partition)])
     # Which clients form the group of a class: for q > 1/M those who hold most of it.
     order = np.random.default_rng(3).permutation(clients)
     groups = np.array_split(order, 10)
@@ -177,7 +177,7 @@ def test_label_groups_at_one_tenth_are_uniform_over_clients():
 def test_label_groups_at_one_give_a_class_to_its_group():
     labels = np.repeat(np.arange(10), 100)
     partition = LabelGroups(q=1.0).split(rng(), labels, 30)
-    assert all(len(set(labels[own].tolist())) == 1 for own in owned(partition))
+    assert all(len(set(labels[mine].tolist())) == 1 for mine in owned(partition))
 
 
 def test_dirichlet_shares_have_the_right_mean_and_variance():
@@ -185,8 +185,8 @@ def test_dirichlet_shares_have_the_right_mean_and_variance():
     clients, alpha, per_class = 5, 0.7, 1000
     labels = np.repeat(np.arange(400), per_class)
     partition = Dirichlet(alpha=alpha).split(rng(5), labels, clients)
-    own = [np.bincount(labels[o], minlength=400) for o in owned(partition)]
-    shares = np.stack(own) / per_class
+    mine = [np.bincount(labels[o], minlength=400) for o in owned(partition)]
+    shares = np.stack(mine) / per_class
     variance = (1 / clients) * (1 - 1 / clients) / (clients * alpha + 1)
     # 400 classes: the mean's standard error is sqrt(variance / 400) = 0.0094, the variance's about
     # a twelfth of it.

@@ -47,8 +47,8 @@ def test_padding_does_not_change_the_others_in_training(kind):
     x = images(5)
     padded = jnp.concatenate([x, 9 * images(3, seed=2)])
     mask = jnp.arange(8) < 5
-    found = model.apply(variables, padded, train=True, **options(model, mask))[:5]
-    np.testing.assert_allclose(found, model.apply(variables, x, train=True), atol=1e-5)
+    outcome = model.apply(variables, padded, train=True, **options(model, mask))[:5]
+    np.testing.assert_allclose(outcome, model.apply(variables, x, train=True), atol=1e-5)
 
 
 @pytest.mark.slow
@@ -75,13 +75,13 @@ def test_batch_norm_is_flaxs():
     ours, theirs = _BatchNorm(True, 0.9), nn.BatchNorm(momentum=0.9, epsilon=1e-5)
     variables = ours.init(jax.random.key(1), x, None, True)
     variables["params"] = {"scale": jnp.array([1.0, 2.0, 3.0]), "bias": jnp.arange(3.0)}
-    found, moved = ours.apply(variables, x, None, True, mutable=["batch_stats"])
+    outcome, moved = ours.apply(variables, x, None, True, mutable=["batch_stats"])
     expected, held = theirs.apply(variables, x, use_running_average=False, mutable=["batch_stats"])
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(outcome, expected, rtol=1e-4, atol=1e-4)
     close(dict(moved), dict(held), rtol=1e-5, atol=0)
-    found = ours.apply(variables | moved, x, None, False)
+    outcome = ours.apply(variables | moved, x, None, False)
     expected = theirs.apply(variables | held, x, use_running_average=True)
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(outcome, expected, rtol=1e-4, atol=1e-4)
 
 
 def task_of(kind, count=12):
@@ -96,8 +96,8 @@ def task_of(kind, count=12):
 def client_step(task, params, count=12, batch=8, **client):
     spec = {"name": "sgd", "steps": 1, "batch_size": batch} | client
     local = LocalData(jnp.int32(count), 12, jnp.int32(0), task.example)
-    own = registry.clients.build(spec)
-    return lambda params: own.apply(jax.random.key(3), params, (), local, task)[0]
+    mine = registry.clients.build(spec)
+    return lambda params: mine.apply(jax.random.key(3), params, (), local, task)[0]
 
 
 @pytest.mark.slow
@@ -182,10 +182,10 @@ def test_evaluation_takes_whole_batches_and_the_rest(count):
     def centered(batch):
         return batch - batch.mean()
 
-    found, traces = count_traces(centered)
+    outcome, traces = count_traces(centered)
     parts = [x[start : start + 4] for start in range(0, count, 4)]
     expected = np.concatenate([np.asarray(part - part.mean()) for part in parts])
-    np.testing.assert_allclose(in_batches(found, 4, x), expected)
+    np.testing.assert_allclose(in_batches(outcome, 4, x), expected)
     assert len(traces) <= 2
 
 

@@ -303,9 +303,9 @@ def test_every_row_is_a_configuration(name, threshold, noise):
     stages = [name, *([NOISE] if noise else []), *([rlr(threshold)] if threshold else [])]
     client = {"name": "sgd", "epochs": 2, "batch_size": 4, "max_norm": 4.0 if noise else None}
     for before in ([], [{"name": "clip_norm", "max_norm": 4.0}]):
-        found = config.from_mapping(small(defense=before + stages, client=client))
-        again = config.from_mapping(found.to_dict())
-        assert again == found and again.client.max_norm == (4.0 if noise else None)
+        outcome = config.from_mapping(small(defense=before + stages, client=client))
+        again = config.from_mapping(outcome.to_dict())
+        assert again == outcome and again.client.max_norm == (4.0 if noise else None)
 
 
 @pytest.mark.slow

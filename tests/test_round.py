@@ -43,22 +43,22 @@ def start_of(experiment):
     state = program.init(replicas)
     population, _ = make_population(experiment, program.source)
     source = program.source
-    own = []
+    mine = []
     for row, count in zip(population.index, population.counts, strict=True):
         x = source.x_train[row[:count]].astype(np.float64) / source.scale
-        own.append((x, source.y_train[row[:count]]))
-    return program, np.asarray(state.server.params[0], np.float64), own
+        mine.append((x, source.y_train[row[:count]]))
+    return program, np.asarray(state.server.params[0], np.float64), mine
 
 
 def loop(experiment, rounds, *, momentum=0.0, server_momentum=0.0, keep=False, l2=0.0):
     """Full-batch FedSGD by hand: a loop over clients, and the weighted mean of their updates."""
-    program, params, own = start_of(experiment)
+    program, params, mine = start_of(experiment)
     mlp = network(program.source)
-    velocity, buffers = np.zeros_like(params), [np.zeros_like(params) for _ in own]
-    weights = np.array([len(y) for _, y in own], np.float64)
+    velocity, buffers = np.zeros_like(params), [np.zeros_like(params) for _ in mine]
+    weights = np.array([len(y) for _, y in mine], np.float64)
     for _ in range(rounds):
         deltas = []
-        for i, (x, y) in enumerate(own):
+        for i, (x, y) in enumerate(mine):
             gradient = mlp.gradient(params, x, y) + l2 * params
             previous = buffers[i] if keep else 0.0
             buffers[i] = gradient + momentum * previous
@@ -253,7 +253,7 @@ def test_clients_are_drawn_without_replacement():
     server = {"clients_per_round": 3}
     experiment = config.from_mapping(small(server=server, rounds=1))
     experiment = dataclasses.replace(experiment, defense=Defense((Recorder(),)))
-    program, params, own = start_of(experiment)
+    program, params, mine = start_of(experiment)
     replicas = replicas_of([experiment])
     replica, start = jax.tree.map(lambda a: a[0], (replicas, program.init(replicas)))
 
@@ -268,11 +268,11 @@ def test_clients_are_drawn_without_replacement():
         record = state.defense[0]
         ids = np.asarray(record["ids"])
         assert len(set(ids)) == 3 and set(ids) <= set(range(5))
-        np.testing.assert_array_equal(record["weights"], [len(own[i][1]) for i in ids])
+        np.testing.assert_array_equal(record["weights"], [len(mine[i][1]) for i in ids])
         assert metrics["update_norm"].shape == metrics["kept"].shape == (3,)
         seen.append(tuple(ids))
     # A drawn client's update is its own, and parameters move by their mean.
-    expected = [-0.2 * mlp.gradient(params, *own[i]) for i in seen[-1]]
+    expected = [-0.2 * mlp.gradient(params, *mine[i]) for i in seen[-1]]
     np.testing.assert_allclose(record["updates"], expected, rtol=1e-3, atol=1e-5)
     np.testing.assert_allclose(
         state.server.params - params, np.mean(expected, axis=0), rtol=1e-3, atol=1e-5

@@ -32,17 +32,17 @@ def flat(result):
 
 
 def test_steps_hold_from_their_round_on():
-    found = core.build_schedule(steps(r0=1, r3=5, r7=2), float, "x", {})
+    outcome = core.build_schedule(steps(r0=1, r3=5, r7=2), float, "x", {})
     expected = [1, 1, 1, 5, 5, 5, 5, 2, 2]
-    assert [found.number_at(i) for i in range(9)] == expected
-    np.testing.assert_array_equal(jax.jit(jax.vmap(found.at))(jnp.arange(9)), expected)
+    assert [outcome.number_at(i) for i in range(9)] == expected
+    np.testing.assert_array_equal(jax.jit(jax.vmap(outcome.at))(jnp.arange(9)), expected)
 
 
 def test_lines_between_the_points():
-    found = core.build_schedule(linear(r2=1.0, r6=3.0, r8=0.1), float, "x", {})
+    outcome = core.build_schedule(linear(r2=1.0, r6=3.0, r8=0.1), float, "x", {})
     expected = np.interp(np.arange(11), [2, 6, 8], [1.0, 3.0, 0.1])
-    np.testing.assert_allclose([found.number_at(i) for i in range(11)], expected)
-    got = np.asarray(jax.jit(jax.vmap(found.at))(jnp.arange(11)))
+    np.testing.assert_allclose([outcome.number_at(i) for i in range(11)], expected)
+    got = np.asarray(jax.jit(jax.vmap(outcome.at))(jnp.arange(11)))
     np.testing.assert_allclose(got, expected, rtol=1e-6)
     # Exactly the given numbers at the points and beyond them.
     assert got[[0, 2, 6, 8, 10]].tolist() == np.float32([1, 1, 3, 0.1, 0.1]).tolist()

@@ -33,7 +33,7 @@ flat = lambda result: np.asarray(ravel_pytree(result.params)[0])
 """
 
 RUNS = """
-found = {}
+results = {}
 for name, changes in {
     "six on four": {},
     "three on three": {"server": {"clients_per_round": 3}},
@@ -44,12 +44,12 @@ for name, changes in {
 }.items():
     alone = fedjax_sec.run(base | changes)
     spread = fedjax_sec.run(base | changes | sharded)
-    found[name] = {
+    results[name] = {
         "layout": spread.summary["layout"],
         "difference": float(np.abs(flat(alone) - flat(spread)).max()),
         "moved": float(np.abs(flat(alone)).max()),
     }
-print(json.dumps(found))
+print(json.dumps(results))
 """
 
 RESUMED = """
@@ -75,7 +75,7 @@ from kernels import KERNELS, example
 
 mesh = Mesh(jax.devices(), ("d",))
 sorting.column_chunk = lambda rows: 500  # blocks that end inside a shard
-found = {}
+results = {}
 for name, kernel in KERNELS.items():
     x, valid = example(kernel, 8, 1200)
     x = x.astype(np.float32)
@@ -89,8 +89,8 @@ for name, kernel in KERNELS.items():
             with np.errstate(invalid="ignore"):
                 apart = np.where(a == b, 0.0, np.abs(a - b))
             worst.append(apart.max() / max(1.0, np.abs(b[np.isfinite(b)]).max()))
-        found[f"{name} {spec}"] = float(np.max(worst))  # NaN stays NaN
-print(json.dumps(found))
+        results[f"{name} {spec}"] = float(np.max(worst))  # NaN stays NaN
+print(json.dumps(results))
 """
 
 
@@ -116,15 +116,15 @@ def on_four_devices(text, *arguments):
 
 @pytest.mark.slow
 def test_clients_on_four_devices_equal_clients_on_one():
-    found = on_four_devices(RUNS)
-    layouts = {name: tuple(run["layout"].values()) for name, run in found.items()}
+    outcome = on_four_devices(RUNS)
+    layouts = {name: tuple(run["layout"].values()) for name, run in outcome.items()}
     assert layouts == {
         "six on four": (2, 4),
         "three on three": (1, 3),
         "convolutions": (1, 4),
         "kept state": (2, 4),
     }
-    for name, run in found.items():
+    for name, run in outcome.items():
         assert run["difference"] <= 1e-5 < run["moved"], name
 
 
@@ -135,9 +135,9 @@ def test_a_run_on_four_devices_is_resumed_to_the_same_bits(tmp_path):
 
 @pytest.mark.slow
 def test_kernels_take_stacks_that_are_spread_over_devices():
-    found = on_four_devices(SPREAD)
-    assert len(found) == 2 * len(KERNELS)
-    assert {name: d for name, d in found.items() if not d <= 1e-5} == {}
+    outcome = on_four_devices(SPREAD)
+    assert len(outcome) == 2 * len(KERNELS)
+    assert {name: d for name, d in outcome.items() if not d <= 1e-5} == {}
 
 
 @pytest.mark.gpu

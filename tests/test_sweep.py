@@ -113,20 +113,20 @@ def test_file_with_an_experiment_beside_it(tmp_path):
 def test_groups_results_and_finished_cells(tmp_path, programs):
     cells = sweeps.make_cells(BASE, GRID, seeds=(0, 1))
     calls = []
-    found = sweeps.run_cells(
+    got = sweeps.run_cells(
         cells, tmp_path, on_group=lambda *args: calls.append(args) or (lambda done, rows: None)
     )
     # Clean or attacked, mean or median; both strengths of the attack share a program.
     assert len(programs) == 4 and [len(members) for _, _, members in calls] == [2, 2, 4, 4]
     assert all(1 <= program.traces <= 2 for program in programs)
     assert not list((tmp_path / "groups").iterdir())
-    for cell, result in zip(cells, found, strict=True):
+    for cell, result in zip(cells, got, strict=True):
         assert result.experiment == cell.experiment
         saved = json.loads((tmp_path / "cells" / cell.name / "summary.json").read_text())
         assert saved["final"]["accuracy"] == result.summary["final"]["accuracy"]
     single = train([cells[-1].experiment])[0]
     for name, values in single.metrics.items():
-        np.testing.assert_allclose(values, found[-1].metrics[name], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(values, got[-1].metrics[name], rtol=1e-4, atol=1e-5)
 
     # Nothing is run again; what is added is.
     files = sorted((tmp_path / "cells").rglob("metrics.jsonl"))
@@ -135,7 +135,7 @@ def test_groups_results_and_finished_cells(tmp_path, programs):
     again = sweeps.run_cells(cells, tmp_path)
     assert not programs
     assert [(file.stat().st_mtime_ns, file.read_bytes()) for file in files] == before
-    same_bits([r.metrics["accuracy"] for r in again], [r.metrics["accuracy"] for r in found])
+    same_bits([r.metrics["accuracy"] for r in again], [r.metrics["accuracy"] for r in got])
     more = sweeps.make_cells(BASE, GRID, seeds=(0, 1, 2))
     names = {cell.name for cell in cells}
     ran = []
@@ -189,7 +189,7 @@ def test_processes_share_a_folder(tmp_path):
     """Threads stand in for processes: a lock is held by who took it, in either case."""
     cells = sweeps.make_cells(BASE, GRID)
     alone = sweeps.run_cells(cells, tmp_path / "alone")
-    ran, found, both = [[], []], {}, threading.Barrier(2, timeout=120)
+    ran, got, both = [[], []], {}, threading.Barrier(2, timeout=120)
 
     def work(number):
         def on_group(place, total, members):
@@ -197,7 +197,7 @@ def test_processes_share_a_folder(tmp_path):
                 both.wait()  # until each of the two has a group
             ran[number] += [cell.name for cell in members]
 
-        found[number] = sweeps.run_cells(cells, tmp_path / "shared", on_group=on_group)
+        got[number] = sweeps.run_cells(cells, tmp_path / "shared", on_group=on_group)
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(2)]
     for thread in threads:
@@ -205,7 +205,7 @@ def test_processes_share_a_folder(tmp_path):
     for thread in threads:
         thread.join()
     assert ran[0] and ran[1] and sorted(ran[0] + ran[1]) == sorted(cell.name for cell in cells)
-    for results in found.values():
+    for results in got.values():
         for one, other in zip(results, alone, strict=True):
             same_bits(one.metrics["accuracy"], other.metrics["accuracy"])
     assert not list((tmp_path / "shared" / "groups").iterdir())
@@ -231,7 +231,7 @@ def test_a_group_whose_process_died_goes_on_in_another(tmp_path):
         waited.append([cell.name for cell in left])
         held.release()
 
-    found = sweeps.run_cells(
+    got = sweeps.run_cells(
         cells,
         tmp_path / "cut",
         on_wait=on_wait,
@@ -242,7 +242,7 @@ def test_a_group_whose_process_died_goes_on_in_another(tmp_path):
     assert waited == [["flip/seed0"]]
     assert [name for name, done in seen][:7] == ["clean/seed0"] * 7
     assert seen[7:] == [("flip/seed0", done) for done in (3, 4, 5, 6)]  # from its checkpoint
-    for one, expected in zip(found, whole, strict=True):
+    for one, expected in zip(got, whole, strict=True):
         same_bits(one.metrics, expected.metrics)
 
 
@@ -269,15 +269,15 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path, programs):
 
 def fake_results(cells, values, **summary):
     """Results with given final accuracies, twice as high at best; `summary` is the same for all."""
-    found = []
+    got = []
     for cell, value in zip(cells, values, strict=True):
         final = {"round": 2.0, "accuracy": value, "loss": 1.0}
         if cell.experiment.backdoor is not None:
             final["attack_success_rate"] = value / 2
         one = {"final": final, "best": {"accuracy": 2 * value, "round": 1.0}, "diverged": False}
         one |= {"excluded_updates": 0, "malicious_clients": [3, 1], "data": {"label": "digits"}}
-        found.append(experiment.Result(cell.experiment, {}, one | summary, None))
-    return found
+        got.append(experiment.Result(cell.experiment, {}, one | summary, None))
+    return got
 
 
 def test_runs_are_one_row_each_with_fractions_and_the_names_of_the_metrics():
@@ -328,14 +328,14 @@ def test_table_values_are_means_and_deviations_over_seeds():
 
 def test_table_of_one_axis_and_of_one_seed():
     cells = sweeps.make_cells(BASE, {"defense": ["median", "mean"]})
-    found = fake_results(cells, [0.5, 0.25])
-    heading, _, table = tables.tables(cells, found)["accuracy"]
+    got = fake_results(cells, [0.5, 0.25])
+    heading, _, table = tables.tables(cells, got)["accuracy"]
     assert heading == "accuracy (%), digits, one seed"
     assert table["accuracy"].tolist() == ["50.0", "25.0"]
     assert list(table.index) == ["median", "mean"]
     alone = sweeps.make_cells(BASE, {})
-    found = fake_results(alone, [0.125])
-    table = tables.tables(alone, found)["best_accuracy"][2]
+    got = fake_results(alone, [0.125])
+    table = tables.tables(alone, got)["best_accuracy"][2]
     assert table.to_numpy().tolist() == [["25.0"]]
 
 
@@ -354,11 +354,11 @@ def test_labels_of_several_axes_can_be_read_alone():
 
 def test_an_axis_may_have_the_name_of_a_column():
     cells = sweeps.make_cells(BASE, {"rounds": {"short": 2, "long": 4}}, seeds=(0, 1))
-    found = fake_results(cells, [0.1, 0.2, 0.3, 0.4])
-    frame = tables.to_frame(cells, found)
+    got = fake_results(cells, [0.1, 0.2, 0.3, 0.4])
+    frame = tables.to_frame(cells, got)
     assert frame["grid.rounds"].tolist() == ["short", "short", "long", "long"]
     assert frame["rounds"].tolist() == [2, 2, 4, 4]
-    assert tables.tables(cells, found)["accuracy"][2]["accuracy"].tolist() == [
+    assert tables.tables(cells, got)["accuracy"][2]["accuracy"].tolist() == [
         "15.0 ± 7.1",
         "35.0 ± 7.1",
     ]
@@ -366,38 +366,38 @@ def test_an_axis_may_have_the_name_of_a_column():
 
 def test_cells_say_what_diverged_and_how_many_seeds_they_are_of():
     cells = sweeps.make_cells(BASE, {"defense": ["mean", "median"]}, seeds=(0, 1))
-    found = fake_results(cells, [0.1, 0.2, 0.3, 0.4])
+    got = fake_results(cells, [0.1, 0.2, 0.3, 0.4])
     for number in (0, 1, 2):
-        found[number].summary["diverged"] = True
-    assert tables.tables(cells, found)["accuracy"][2]["accuracy"].tolist() == [
+        got[number].summary["diverged"] = True
+    assert tables.tables(cells, got)["accuracy"][2]["accuracy"].tolist() == [
         "15.0 ± 7.1 (2 of 2 diverged)",
         "35.0 ± 7.1 (1 of 2 diverged)",
     ]
-    found[3].summary["diverged"] = True
-    heading, _, table = tables.tables(cells[1:], found[1:])["accuracy"]
+    got[3].summary["diverged"] = True
+    heading, _, table = tables.tables(cells[1:], got[1:])["accuracy"]
     assert heading == "accuracy (%), digits, mean ± standard deviation over 1 to 2 seeds"
     assert table["accuracy"].tolist() == [
         "20.0 (one seed, diverged)",
         "35.0 ± 7.1 (2 of 2 diverged)",
     ]
-    assert tables.to_frame(cells, found)["diverged"].tolist() == [True] * 4
+    assert tables.to_frame(cells, got)["diverged"].tolist() == [True] * 4
 
 
 def test_every_warning_names_its_runs():
     cells = sweeps.make_cells(BASE, GRID, seeds=(0, 1))
-    found = fake_results(cells, [0.5] * len(cells))
-    for result in found:
+    got = fake_results(cells, [0.5] * len(cells))
+    for result in got:
         result.summary["warnings"] = ["a part of the data"]
     for number in (0, 1, 5):
-        found[number].summary["warnings"] = ["the loss is not finite", "a part of the data"]
-    assert tables.warnings_of(cells, found) == [
+        got[number].summary["warnings"] = ["the loss is not finite", "a part of the data"]
+    assert tables.warnings_of(cells, got) == [
         "clean / mean, seeds 0, 1; flip / mean, seed 1: the loss is not finite",
         "all 12 runs: a part of the data",
     ]
-    for result in found[1:]:
-        result.summary["warnings"] = ["a part of the data"] * (result is not found[1])
-    found[0].summary["warnings"] = []
-    assert tables.warnings_of(cells[:1], found[:1]) == []
+    for result in got[1:]:
+        result.summary["warnings"] = ["a part of the data"] * (result is not got[1])
+    got[0].summary["warnings"] = []
+    assert tables.warnings_of(cells[:1], got[:1]) == []
     assert tables._named_runs(cells[:11], 12, most=2) == (
         "clean / mean, seeds 0, 1; clean / median, seeds 0, 1; and 4 more"
     )
@@ -405,9 +405,9 @@ def test_every_warning_names_its_runs():
 
 def test_tables_name_every_data_set_of_a_sweep():
     cells = sweeps.make_cells(BASE, {"data.max_train": [43, 60]})
-    found = fake_results(cells, [0.1, 0.2])
-    found[1] = found[1]._replace(summary=found[1].summary | {"data": {"label": "other"}})
-    assert tables.tables(cells, found)["accuracy"][0] == "accuracy (%), digits / other, one seed"
+    got = fake_results(cells, [0.1, 0.2])
+    got[1] = got[1]._replace(summary=got[1].summary | {"data": {"label": "other"}})
+    assert tables.tables(cells, got)["accuracy"][0] == "accuracy (%), digits / other, one seed"
 
 
 # --- The base rate of a backdoor -----------------------------------------------------------------
@@ -430,13 +430,13 @@ def test_cells_without_an_attack_measure_the_attacks_backdoor(name):
     }
     cells = sweeps.make_cells(BASE, grid, seeds=(0, 1))
     alone = sweeps.make_cells(BASE, {"defense": ["mean", "median"]}, seeds=(0, 1))
-    for cell, own in zip(cells[:4], alone, strict=True):
+    for cell, mine in zip(cells[:4], alone, strict=True):
         assert cell.experiment.evaluation.backdoor == cells[-1].experiment.attack.backdoor
         rest = dataclasses.replace(cell.experiment.evaluation, backdoor=None)
-        assert dataclasses.replace(cell.experiment, evaluation=rest) == own.experiment
+        assert dataclasses.replace(cell.experiment, evaluation=rest) == mine.experiment
     assert all(cell.experiment.evaluation.backdoor is None for cell in cells[4:])
-    found = fake_results(cells, [0.5] * 8)
-    _, said, table = tables.tables(cells, found)["attack_success_rate"]
+    got = fake_results(cells, [0.5] * 8)
+    _, said, table = tables.tables(cells, got)["attack_success_rate"]
     assert said.endswith(
         "Without an attack it is the base rate: of the backdoor that nobody taught."
     )

@@ -75,17 +75,17 @@ def test_candidates_are_what_the_fields_leave_open():
     ],
 )
 def test_the_fastest_is_chosen(measuring, milliseconds, expected):
-    found = tune([A, B, C], {"work": 1}, lasting(milliseconds))
-    assert found.choice == expected
+    result = tune([A, B, C], {"work": 1}, lasting(milliseconds))
+    assert result.choice == expected
     fitting = {str(choice) for choice, value in milliseconds.items() if value is not None}
-    assert found.milliseconds.keys() == fitting
+    assert result.milliseconds.keys() == fitting
 
 
 def test_a_hopeless_candidate_is_timed_once(measuring):
     calls = []
-    found = tune([A, B], {"work": 2}, lasting({A: 5, B: 50}, calls))
+    result = tune([A, B], {"work": 2}, lasting({A: 5, B: 50}, calls))
     assert calls.count(B) == 1 and calls.count(A) > 3
-    assert found.milliseconds[str(B)] >= 50
+    assert result.milliseconds[str(B)] >= 50
 
 
 def test_what_was_measured_is_remembered_by_this_process_and_the_next(measuring, monkeypatch):
@@ -117,8 +117,8 @@ def test_nothing_is_measured_when_switched_off_or_nothing_is_open(measuring, mon
 @pytest.mark.parametrize("client", [{"steps": 3}, {"epochs": 1, "keep_optimizer_state": True}])
 def test_an_experiment_is_measured_and_computes_the_same(measuring, client):
     spec = small(model=CNN, client={"name": "sgd", "batch_size": 3, **client}, rounds=2)
-    found = fedjax_sec.run(spec)
-    tuned = found.summary["tuning"]
+    result = fedjax_sec.run(spec)
+    tuned = result.summary["tuning"]
     names = {str(choice) for choice in candidates("auto", None, "auto", 5)}
     assert tuned["milliseconds"].keys() == names
     assert all(0 < value < 1e4 for value in tuned["milliseconds"].values())
@@ -127,7 +127,7 @@ def test_an_experiment_is_measured_and_computes_the_same(measuring, client):
         other = fedjax_sec.run(spec, **fixed)
         assert other.summary["tuning"]["clients"] == clients
         assert other.summary["tuning"]["milliseconds"] == {}
-        for a, b in zip(jax.tree.leaves(found.params), jax.tree.leaves(other.params), strict=True):
+        for a, b in zip(jax.tree.leaves(result.params), jax.tree.leaves(other.params), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
     (path,) = measuring.glob("tuning/*.json")
     assert json.loads(path.read_text())["shape"]["clients"] == 5
@@ -169,9 +169,9 @@ def test_large_batches_are_compared_on_fewer_clients(measuring, monkeypatch):
     """Or minutes would pass before the first round."""
     shapes = []
 
-    def note(found, shape, measure):
+    def note(result, shape, measure):
         shapes.append(shape)
-        return Tuning(found[0], {})
+        return Tuning(result[0], {})
 
     monkeypatch.setattr(execution, "tune", note)
     for batch_size in (2, 32):

@@ -106,11 +106,11 @@ def test_natural_sizes_give_steps_and_weights(monkeypatch):
     for _ in range(2):
         deltas = []
         for part, steps in zip(parts, (2, 2, 4), strict=True):
-            own, buffer = params.copy(), 0.0
+            mine, buffer = params.copy(), 0.0
             for _ in range(steps):
-                buffer = mlp.gradient(own, pixels[part], y[part]) + momentum * buffer
-                own -= rate * buffer
-            deltas.append(own - params)
+                buffer = mlp.gradient(mine, pixels[part], y[part]) + momentum * buffer
+                mine -= rate * buffer
+            deltas.append(mine - params)
         params = params + np.average(deltas, axis=0, weights=sizes)
     actual = np.asarray(ravel_pytree(result.params)[0])
     np.testing.assert_allclose(actual, params, rtol=1e-3, atol=1e-5)
@@ -219,8 +219,8 @@ def sampled_malicious(experiment_, source, rounds):
     key = jax.random.key(experiment_.seed)
     drawn = []
     for number in range(rounds):
-        own = stream(jax.random.fold_in(key, number), Stream.SAMPLE)
-        ids = jax.random.choice(own, data.num_clients, (k,), replace=False)
+        mine = stream(jax.random.fold_in(key, number), Stream.SAMPLE)
+        ids = jax.random.choice(mine, data.num_clients, (k,), replace=False)
         drawn.append(int(population.malicious[np.asarray(ids)].sum()))
     return drawn
 

@@ -85,9 +85,9 @@ def assert_holds(source, split, users, numbers):
     assert (x.dtype, y.dtype, who.dtype) == (np.uint8, np.int32, np.int32)
     assert len(y) == sum(len(labels) for _, labels in users.values())
     for user, (pixels, labels) in users.items():
-        own = who == numbers.get(user, -1)
-        np.testing.assert_array_equal(x[own][..., 0], pixels)
-        np.testing.assert_array_equal(y[own], labels)
+        mine = who == numbers.get(user, -1)
+        np.testing.assert_array_equal(x[mine][..., 0], pixels)
+        np.testing.assert_array_equal(y[mine], labels)
 
 
 # --- Federated EMNIST ---------------------------------------------------------------------------
@@ -145,9 +145,9 @@ def test_clients_of_tensorflow_federated():
     # The same walk as over h5py's groups, where h5py is not installed.
     users = users_with(SIZES)
     examples = {u: {"pixels": x / np.float32(255), "label": y} for u, (x, y) in users.items()}
-    found = list(_femnist._clients(dict(reversed(examples.items()))))
-    assert [user for user, _, _ in found] == sorted(SIZES)
-    for user, x, y in found:
+    result = list(_femnist._clients(dict(reversed(examples.items()))))
+    assert [user for user, _, _ in result] == sorted(SIZES)
+    for user, x, y in result:
         pixels, labels = _femnist._examples(user, x, y, 10)
         assert pixels.shape == (SIZES[user], 28, 28, 1)
         np.testing.assert_array_equal(pixels[..., 0], users[user][0])
@@ -317,8 +317,8 @@ def real(tmp_path_factory):
     pytest.importorskip("tensorflow_datasets")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FEDJAX_SEC_CACHE", str(tmp_path_factory.mktemp("cache")))
-        found = {name: load(name, folder) for name in ("mnist_by_writer", "mnist")}
-    return found, dict(np.load(lzma.open(table)))
+        result = {name: load(name, folder) for name in ("mnist_by_writer", "mnist")}
+    return result, dict(np.load(lzma.open(table)))
 
 
 @pytest.mark.slow
@@ -339,10 +339,10 @@ def test_real_mnist_by_writer(real):
         assert len(numbers) == writers
         assert np.bincount(users - first).tolist() == counts.tolist()
         for i, number in enumerate(numbers):
-            own = np.flatnonzero(writer == number)
-            own = own[np.argsort(order[own])]  # in MNIST's order
+            mine = np.flatnonzero(writer == number)
+            mine = mine[np.argsort(order[mine])]  # in MNIST's order
             for part in ("x", "y"):
-                of_mnist = getattr(mnist, f"{part}_{split}")[own]
+                of_mnist = getattr(mnist, f"{part}_{split}")[mine]
                 np.testing.assert_array_equal(
                     getattr(source, f"{part}_{split}")[users == first + i], of_mnist
                 )
@@ -361,18 +361,18 @@ def test_leafs_reader_finds_the_same_digits(real, tmp_path):
         path.parent.mkdir(parents=True)
         path.write_bytes(gzip.decompress(packed.read_bytes()))
     names = json.loads((tmp_path / "femnist" / "train" / "writers.json").read_text())["users"]
-    found = load("femnist_digits", tmp_path)
-    assert found.sizes == (3023, 352) and len(names) == 30
+    result = load("femnist_digits", tmp_path)
+    assert result.sizes == (3023, 352) and len(names) == 30
     writers = np.unique(table["train_writer"])
     for i, name in enumerate(names):
         number = int(np.flatnonzero(writers == int("".join(filter(str.isdigit, name))))[0])
-        own = source.users_train == number
+        mine = source.users_train == number
         for part in ("x", "y"):  # the first 90% of a writer's digits are in train
             together = [
-                getattr(found, f"{part}_{split}")[getattr(found, f"users_{split}") == i]
+                getattr(result, f"{part}_{split}")[getattr(result, f"users_{split}") == i]
                 for split in ("train", "test")
             ]
-            expected = getattr(source, f"{part}_train")[own]
+            expected = getattr(source, f"{part}_train")[mine]
             np.testing.assert_array_equal(np.concatenate(together), expected)
 
 
@@ -398,9 +398,9 @@ def qmnist(tmp_path, monkeypatch):
 def test_qmnists_labels_are_downloaded_and_read(qmnist, tmp_path):
     _, labels = qmnist
     writers, classes = mnist_by_writer._writers(tmp_path / "data", download=True)
-    for column, found in ((2, writers), (0, classes)):
-        np.testing.assert_array_equal(found[0], labels[0][:, column])
-        np.testing.assert_array_equal(found[1], labels[1][:10000, column])
+    for column, result in ((2, writers), (0, classes)):
+        np.testing.assert_array_equal(result[0], labels[0][:, column])
+        np.testing.assert_array_equal(result[1], labels[1][:10000, column])
     again, _ = mnist_by_writer._writers(tmp_path / "data", download=False)
     np.testing.assert_array_equal(again[0], writers[0])
 
