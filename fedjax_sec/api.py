@@ -1,4 +1,4 @@
-"""What a user types: `aggregate` and `attack` on a stack of updates, `run` and `sweep`."""
+"""The Python interface: `aggregate` and `attack` on a stack of updates, `run` and `sweep`."""
 
 import functools
 import os
@@ -384,7 +384,7 @@ def _what_it_knows(stack, pipeline, rule, knowledge, update, loss, params):
 
 
 def _server_data(stages, learned, loss) -> tuple[ServerData | None, set]:
-    """What the server can compute, and the set of what was read; what is missing says so."""
+    """(`ServerData`, the set of its parts that were read); reading a missing part raises."""
     read = set()
     if learned is None and loss is None:
         return None, read

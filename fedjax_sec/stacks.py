@@ -1,4 +1,4 @@
-"""What callers hand in, checked and in floating point: stacks, vectors, masks and keys.
+"""Callers' stacks, vectors, masks and keys, checked and in floating point.
 
 Errors are one line, name the argument, and never print an array.
 """
@@ -236,7 +236,7 @@ def _same_form(tree, like, name, other):
 
 
 def as_vector(value: Any, name: str, stack: Stack) -> Float[Array, " D"]:
-    """What has the form of one client's update, as a vector in the stack's type; all finite."""
+    """A value of the form of one client's update as a vector in the stack's type; all finite."""
     if stack.like is None:
         vector = floats(value, name)
         if vector.shape != stack.rows.shape[1:]:

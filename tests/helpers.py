@@ -1,4 +1,4 @@
-"""What several test files share: trace counting, small experiments, a perceptron in float64."""
+"""Shared parts of test files: trace counting, small experiments, a perceptron in float64."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""What tests of whole rounds share: programs, replicas and tasks of experiments."""
+"""Shared parts of tests of whole rounds: programs, replicas and tasks of experiments."""
 
 import dataclasses
 from collections.abc import Sequence

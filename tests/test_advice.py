@@ -1,4 +1,4 @@
-"""What messages suggest: the right name, of the right kind, with its whole dotted key."""
+"""Suggestions in messages: the right name, of the right kind, with its whole dotted key."""
 
 import pytest
 from helpers import small

@@ -76,7 +76,7 @@ def imports_of(path: Path) -> set[str]:
 
 
 def wrong_imports(name: str, imported: set[str]) -> list[str]:
-    """What a module imports against the order, or from a component's private neighbour."""
+    """A module's imports against the order, or from a component's private neighbour."""
     part, wrong = name.split(".")[0], []
     for other in imported:
         if other.startswith("~"):
@@ -196,7 +196,7 @@ def layers_table() -> str:
 
 
 def documented(text: str) -> tuple[str, str, str]:
-    """What stands before, in and behind the table of the document."""
+    """The text before, in and behind the table of the document."""
     before, rest = text.split(BEGIN)
     table, after = rest.split(END)
     return before, table, after

@@ -23,7 +23,7 @@ def updates(seed=0, dim=6, clients=CLIENTS):
 
 
 def send(part, stack, view):
-    """What the clients send after one attack, and its metrics."""
+    """(the clients' messages after one attack, its metrics)."""
     pipeline, message = Attack((part,)), Message(jnp.asarray(stack), jnp.ones(len(stack)))
     state = pipeline.init(*message.vector.shape)
     sent, _, metrics = pipeline.apply(jax.random.key(0), message, state, view)
@@ -300,7 +300,7 @@ def backdoor(seed=0, spread=0.02, **fields):
 
 
 def single_example():
-    """What the `sample` backdoor teaches: image 0 as the class after its own."""
+    """The lesson of the `sample` backdoor: image 0 as the class after its label."""
     pool = tiny_pool()
     x = np.asarray(pool.x[:1], np.float64) / 255.0
     return x, (np.asarray(pool.y[:1]) + 1) % CLASSES

@@ -219,7 +219,7 @@ class Reveals(core.Client):
 
 
 def local_examples(attack, malicious, labels, round=0, seed=0):
-    """What the clients of the given labels [N, M] train on, and their clean images."""
+    """The training images of clients with the labels [N, M], and their clean images."""
     clients, each = labels.shape
     x = np.random.default_rng(1).integers(1, 255, (labels.size, *SHAPE), np.uint8)
     pool = Pool(jnp.asarray(x), jnp.asarray(labels.ravel(), jnp.int32))

@@ -546,7 +546,7 @@ def test_a_hole_in_the_gate_is_noticed():
 
 @component
 class LongMessage(Averaging):
-    """What it sends is not what it says."""
+    """It sends something other than it says."""
 
     def train(self, key, download, state, data, task):
         message, kept, metrics = super().train(key, download, state, data, task)

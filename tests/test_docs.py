@@ -1,4 +1,4 @@
-"""What the documents say of the package is there."""
+"""Claims of the documents about the package hold."""
 
 import importlib
 import re
@@ -112,7 +112,7 @@ def commands(text: str) -> list[tuple[str, bool]]:
 
 
 def problem(line: str, complete: bool) -> str:
-    """What the command line says of a command; options and values are checked, nothing is run."""
+    """The command line's answer to a command; options and values are checked, nothing is run."""
     _, name, *arguments = shlex.split(line)
     group = typer.main.get_command(cli.app)
     command = group.get_command(typer.Context(group), name)

@@ -62,7 +62,7 @@ def parts(state):
 
 
 class Stop(Exception):
-    """What interrupts a run in a test."""
+    """The interruption of a run in a test."""
 
 
 def stop_at(last):
@@ -104,7 +104,7 @@ def done(whole, tmp_path):
 
 
 def content(folder):
-    """What a run has computed, whenever and wherever it did: rows, parameters, final metrics."""
+    """A run's results, whenever and wherever it ran: rows, parameters, final metrics."""
     summary = json.loads((folder / "summary.json").read_text())
     rows = (folder / "metrics.jsonl").read_bytes()
     return rows, np.load(folder / "params.npy").tobytes(), summary["final"], summary["best"]

@@ -230,7 +230,7 @@ def one_line(error: ConfigError) -> None:
 
 
 def check_written(experiment):
-    """What was accepted can be written, read and is the same again."""
+    """An accepted configuration can be written, read and is the same again."""
     text = config.dump_yaml(experiment.to_dict())
     again = config.from_mapping(parse(text, "config.yaml"))
     assert again == experiment and hash(again.structure()) == hash(experiment.structure())

@@ -62,7 +62,7 @@ def counted(monkeypatch):
 
 
 class Stop(Exception):
-    """What interrupts a group in a test."""
+    """The interruption of a group in a test."""
 
 
 def stop_at(last):

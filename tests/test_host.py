@@ -1,4 +1,4 @@
-"""What the package leaves as it was in the process that uses it."""
+"""State of the caller's process that the package leaves as it was."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""What the networks do beyond their number of parameters, which their doctests count."""
+"""The networks' behaviour beyond their number of parameters, which their doctests count."""
 
 import re
 

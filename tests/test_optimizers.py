@@ -33,7 +33,7 @@ def required(name, function):
 
 
 def candidates():
-    """What of optax makes steps by a learning rate, as its own signatures say."""
+    """The functions of optax that take a learning rate, by their signatures."""
     for name, function in vars(optax).items():
         made = inspect.isfunction(function) or isinstance(function, functools.partial)
         if name.startswith("_") or not made:

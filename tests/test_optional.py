@@ -1,4 +1,4 @@
-"""What works without the packages that only some features need, and what the others then say."""
+"""Features without the packages that only some need, and the errors of the others."""
 
 import re
 import subprocess

@@ -356,7 +356,7 @@ def test_every_file_that_a_paper_asks_for_is_there():
 
 @pytest.fixture
 def asked(monkeypatch):
-    """What the engine is asked for, in place of doing it."""
+    """Records the engine's requests in place of running them."""
     calls = []
 
     def regenerate(paper, plan, items, out, *, run, files):

@@ -1,4 +1,4 @@
-"""Who takes part in a round: fixed numbers of attackers, attackers drawn anew, drop-out."""
+"""Participation in a round: fixed numbers of attackers, attackers drawn anew, drop-out."""
 
 import dataclasses
 
@@ -51,7 +51,7 @@ def federation(**changes):
 
 
 def rounds_of(spec, indices, empty=None):
-    """What the server sees in the given rounds, each from the initial state: a list of records."""
+    """The server's view in the given rounds, each from the initial state: a list of records."""
     experiment = config.from_mapping(spec)
     experiment = dataclasses.replace(experiment, defense=Defense((Watcher(),)))
     program = program_of(experiment)

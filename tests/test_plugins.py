@@ -48,7 +48,7 @@ class Shared:
 
 @pytest.fixture(autouse=True)
 def forgotten(monkeypatch):
-    """What a test registers or imports is forgotten."""
+    """Forgets all that a test registers or imports."""
     registry.defenses.names()
     monkeypatch.setattr(registry.defenses, "_entries", dict(registry.defenses._entries))
     for name, empty in (("_files", {}), ("_broken", [])):

@@ -441,7 +441,7 @@ def test_a_flax_module_is_a_model(tmp_path):
 
 
 def test_another_module_is_another_model():
-    """What is compiled or drawn for one must never be used for the other; lists have no hash."""
+    """A program or a draw for one must never serve the other; lists have no hash."""
     one, other = (nn.Sequential([nn.Dense(width)]) for width in (3, 4))
     first, second, again = (
         registry.models.build({"name": "module", "module": net}) for net in (one, other, one)

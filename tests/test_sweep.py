@@ -146,7 +146,7 @@ def test_groups_results_and_finished_cells(tmp_path, programs):
 
 
 class Stop(Exception):
-    """What interrupts a sweep in a test."""
+    """The interruption of a sweep in a test."""
 
 
 def stop_at_three(number, total, members):

@@ -1,4 +1,4 @@
-"""What a client sends and what the server makes of it, one component a file.
+"""Algorithms: the clients' messages and the server's step, one component a file.
 
 `Averaging` is the base of algorithms whose server steps along the aggregate of the clients'
 updates; algorithms of one's own compose its parts.

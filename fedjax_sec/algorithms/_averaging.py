@@ -1,4 +1,4 @@
-"""What algorithms share whose server steps along the aggregate of the clients' updates."""
+"""The base of algorithms whose server steps along the aggregate of the clients' updates."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -34,7 +34,7 @@ class Averaging(Algorithm):
         return self.optimizer.rate
 
     def hooks(self, params) -> Hooks:
-        """What a local step does beside the client's own."""
+        """The algorithm's additions to a local step."""
         return NO_HOOKS
 
     def start(self, params) -> Server:
@@ -46,7 +46,7 @@ class Averaging(Algorithm):
         return self.client.apply(key, params, state, data, task, hooks)
 
     def own_state(self, dim: int) -> State:
-        """What the client itself keeps from round to round."""
+        """The state that the client component keeps from round to round."""
         return self.client.init(dim) if self.client.keeps_state else ()
 
     def moved(self, server: Server, aggregate) -> Server:

@@ -75,7 +75,7 @@ def compiling_anew():
 
 
 class Rates(NamedTuple):
-    """What the machine reached: FLOP/s of a large float32 product, bytes/s of a large copy."""
+    """The machine's rates: FLOP/s of a large float32 product, bytes/s of a large copy."""
 
     flops: float
     bytes: float

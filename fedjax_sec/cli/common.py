@@ -1,4 +1,4 @@
-"""What the commands share: options, progress, and how errors and interruptions are told."""
+"""Shared parts of the commands: options, progress, errors and interruptions."""
 
 import contextlib
 import functools
@@ -41,7 +41,7 @@ Imports = Annotated[
 
 
 def imported(ctx: typer.Context) -> list[str]:
-    """What the command line imports, before the command and behind it, files by absolute paths."""
+    """The command line's imports, before the command and behind it, files by absolute paths."""
     return list(ctx.meta.get(plugins.GROUP, ()))
 
 

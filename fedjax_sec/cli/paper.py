@@ -153,7 +153,7 @@ def _option(option: "Option") -> tuple:
 
 
 def _choice(name: str, values: Sequence[str]) -> type[StrEnum]:
-    """What an option may be."""
+    """An option's type for typer."""
     return StrEnum(name, {value: value for value in values})
 
 

@@ -45,7 +45,7 @@ def status(
 
 
 def _rows(folder) -> list[tuple[str, str, str]]:
-    """What is not simply finished or waiting: a group in one row, then diverged runs."""
+    """Rows for groups that run or failed, one each, then for diverged runs."""
     groups: dict = {}
     for run in folder.runs:
         if run.state in ("running", "interrupted"):

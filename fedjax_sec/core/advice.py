@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-#: What other texts and libraries call a thing -> our names for it, of whatever kind. Without a
+#: A thing's name in other texts and libraries -> our names for it, of whatever kind. Without a
 #: name there is nothing of ours that does it, so nothing is suggested.
 SYNONYMS = {
     # defences

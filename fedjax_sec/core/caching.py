@@ -1,4 +1,4 @@
-"""What is kept between processes, and where. Imports nothing of ours."""
+"""Caches between processes, and their folder. Imports nothing of ours."""
 
 import contextlib
 import os

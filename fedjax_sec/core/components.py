@@ -22,16 +22,16 @@ from fedjax_sec.core.types import BoundTask, Message, Metrics, State
 
 #: Kinds of inputs: pixels in [0, 1], features of any scale, tokens numbered from 0.
 INPUTS = frozenset({"pixels", "features", "tokens"})
-#: What an algorithm's clients may send. Components that read updates say so in `accepts`.
+#: Kinds of messages of an algorithm's clients. Components that read updates say so in `accepts`.
 SENDS = frozenset({"update", "predictions", "features"})
 _UPDATES = frozenset({"update"})
-#: What a component may need beside its arguments: a model and data; the server's own examples; the
+#: Needs of a component beside its arguments: a model and data; the server's own examples; the
 #: server's rule; the learning rate of a server that takes plain gradient steps; another model.
 NEEDS = frozenset({"task", "root", "rule", "rate", "surrogate"})
 
 
 class Setting(NamedTuple):
-    """What is known before anything compiles, for the components' `check(path, setting)`.
+    """The facts known before anything compiles, for the components' `check(path, setting)`.
 
     `num_clients` K in a round; `num_malicious` m among the registered clients (None: unknown);
     `sampled`: only some registered clients take part in a round; `capacity` M, `example_shape` of
@@ -169,7 +169,7 @@ class DataAttack(Component):
 
     @abstractmethod
     def examples(self, key, state: State, view) -> tuple[Any, Any]:
-        """What an attacker trains the backdoor on: (x [n, ...], the attacker's labels [n])."""
+        """The attacker's training examples: (x [n, ...], the attacker's labels [n])."""
         raise NotImplementedError
 
     @abstractmethod
@@ -285,7 +285,7 @@ class Stage(Component):
 
 
 class Hooks(NamedTuple):
-    """What an algorithm adds to a client's local steps, on the trained part [T] of the vector.
+    """An algorithm's additions to a client's local steps, on the trained part [T] of the vector.
 
     `correct(gradient [T], delta [T]) -> gradient` acts after clipping and L2, before the optimizer.
     `after_step(key, delta [T], gradient [T], memory) -> (delta, memory)` acts after the optimizer;
@@ -303,7 +303,7 @@ NO_HOOKS = Hooks()
 
 
 class Trained(NamedTuple):
-    """What local training gives: the update [D], the client's state, and what was on the way.
+    """The result of local training: the update [D], the client's state, and its statistics.
 
     `steps` were taken, not planned. `gradient` [T] is the mean over them of the uncorrected
     gradients, where `Hooks.mean_gradient` asks for it.
@@ -340,7 +340,7 @@ class Client(Component):
 
 
 class Algorithm(Component):
-    """What a client sends, and what the server makes of it.
+    """The messages of clients, and the server's step.
 
     `sends` is "update", "predictions" or "features". An algorithm with the fields `client` and
     `optimizer`, declared as `given`, gets the experiment's client and server optimizer in them.
@@ -358,7 +358,7 @@ class Algorithm(Component):
         raise NotImplementedError
 
     def init_client(self, params, setting: Setting, task: BoundTask) -> State:
-        """What one client keeps from round to round; () keeps nothing."""
+        """One client's state from round to round; () keeps nothing."""
         return ()
 
     def message(self, setting: Setting, task: BoundTask) -> Message | None:
@@ -371,7 +371,7 @@ class Algorithm(Component):
         return None
 
     def download(self, server: State, client) -> Any:
-        """What client number `client` gets; leaves that ignore `client` stay unbatched."""
+        """The download of client number `client`; leaves that ignore `client` stay unbatched."""
         return server
 
     @abstractmethod
@@ -395,7 +395,7 @@ class Algorithm(Component):
 
 
 class Task(Component):
-    """What is learned: pure functions of a model's outputs and the targets.
+    """A learning task: pure functions of a model's outputs and the targets.
 
     `headline` is the metric that sweeps, figures and "best" read.
     """
@@ -441,7 +441,7 @@ class Dataset(Component):
 
 
 class Partitioner(Component):
-    """Who holds which training example: `split(rng, labels, num_clients, users)`."""
+    """Deals training examples to clients: `split(rng, labels, num_clients, users)`."""
 
     @abstractmethod
     def split(self, rng, labels, num_clients: int, users=None):

@@ -99,7 +99,7 @@ def trying(folder: Path) -> Iterator[None]:
 
 
 def refusal(folder: Path, error: OSError) -> ConfigError:
-    """What to raise where a folder cannot be used."""
+    """The error for a folder that cannot be used."""
     path = str(folder) if error.filename is None else error.filename
     return ConfigError(f"Output folder {describe(OSError(error.errno, error.strerror, path))}")
 

@@ -1,4 +1,4 @@
-"""What of the process that uses this package is put back, since libraries below change it."""
+"""Settings of the caller's process that libraries below change, and that are put back."""
 
 import contextlib
 import functools
@@ -11,7 +11,7 @@ from fedjax_sec.core.caching import compiled_programs_kept
 
 _lock = threading.Lock()
 _users = 0
-#: What Python prints warnings with where nobody has configured logging.
+#: Python's handler of warnings where nobody has configured logging.
 _LAST_RESORT = logging.lastResort or logging.StreamHandler()
 
 

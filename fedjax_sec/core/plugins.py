@@ -53,7 +53,7 @@ def load_installed() -> None:
 
 
 def broken() -> str:
-    """What was wrong with installed plug-ins, to be added to the message about an unknown name."""
+    """The faults of installed plug-ins, to be added to the message about an unknown name."""
     return "".join(f" Note: {problem}" for problem in _broken)
 
 

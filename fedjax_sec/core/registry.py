@@ -21,7 +21,7 @@ from fedjax_sec.core.components import with_defaults
 from fedjax_sec.core.fields import ConfigError, pytree
 from fedjax_sec.core.values import plain
 
-#: What stands for no component of a kind.
+#: Values that stand for no component of a kind.
 _NOTHING = {
     "attack": " null (None in Python) means no attack.",
     "defense": " Without a defence the rule is 'mean'.",
@@ -154,7 +154,7 @@ class Registry:
         return build(cls, fields, path, BUILDERS)
 
     def _advice(self, given) -> str:
-        """What to give in place of an object, or of nothing."""
+        """Advice on the value to give in place of an object, or of nothing."""
         if isinstance(given, (type(None), bool, int, float, list, tuple)):
             return _NOTHING.get(self.kind, "") if not given else ""
         name = getattr(given, "registered_name", None)

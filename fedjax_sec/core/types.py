@@ -50,7 +50,7 @@ class Model(NamedTuple):
 
 
 class InputSpec(NamedTuple):
-    """What one input is: its kind (`pixels`, `features`, `tokens`), shape, and how it is stored.
+    """One input's kind (`pixels`, `features`, `tokens`), its shape, and how it is stored.
 
     `decode(stored)` gives what components see: pixels in [0, 1], features in the data set's units
     divided by `scale`, tokens as they are. `normalize` is applied inside, at the model's entry.
@@ -112,7 +112,7 @@ class Space(NamedTuple):
 
 
 class BoundTask(NamedTuple):
-    """What is learned, on flat parameters: shared by clients, adversary, server and evaluation.
+    """The task on flat parameters, shared by clients, adversary, server and evaluation.
 
     `outputs(params [D], x [B, ...], *, train=False, key=None, mask=None)` are the model's outputs
     for inputs as `inputs.decode` gives them. `outputs_and_observed(params, x, mask, key)` is the
@@ -179,7 +179,7 @@ class LocalData(NamedTuple):
 
 
 class Message(NamedTuple):
-    """What a client sends; stacked over the round's clients, every leaf has a leading axis K.
+    """A client's message; stacked over the round's clients, every leaf has a leading axis K.
 
     Attacks rewrite it, defences combine the vectors. `vector` has the length D of the model unless
     the algorithm says otherwise. `weight` is the number of examples as the client reports it.
@@ -192,10 +192,10 @@ class Message(NamedTuple):
 
 
 class ServerData(NamedTuple):
-    """What a server with examples of its own, its root data set, can compute in a round.
+    """The functions of a server with a root data set in a round.
 
     `update() -> [D]` trains the global model on them as a client would. `loss(params [D])` is the
-    mean loss of any parameters on all of them. What nobody calls is not computed.
+    mean loss of any parameters on all of them. A function that nobody calls is not computed.
     """
 
     update: Callable
@@ -203,7 +203,7 @@ class ServerData(NamedTuple):
 
 
 class ServerView(NamedTuple):
-    """What an honest server may use. The true malicious mask is deliberately absent.
+    """The knowledge of an honest server. The true malicious mask is deliberately absent.
 
     A stage that merges rows returns `weights`, `valid` and `members` of the new rows; `client_ids`
     stays that of the clients.
@@ -225,7 +225,7 @@ class ServerView(NamedTuple):
 
 
 class AttackerView(NamedTuple):
-    """What the adversary sees: the threat model itself.
+    """The adversary's knowledge: the threat model itself.
 
     Rows of the stack outside `visible` are zero when an attack receives it, and its output is
     merged into the rows `malicious` only. A row that holds NaN, infinity or numbers beyond 1e18 is
@@ -285,7 +285,7 @@ class TestSet(NamedTuple):
 
 
 class RoundTrace(NamedTuple):
-    """All of one round, for monitors. What no monitor reads, XLA removes.
+    """All of one round, for monitors. XLA removes the parts that no monitor reads.
 
     `before` and `after` are the global parameters [D] around the server's step; `honest` the
     messages before the attack, `sent` those after it; `present` the clients that took part;
@@ -320,7 +320,7 @@ class RoundTrace(NamedTuple):
 
 
 class Known(NamedTuple):
-    """What a server knows of a client's training beside the message: the numbers of the protocol.
+    """A server's knowledge of a client's training beside the message: the protocol's numbers.
 
     `rate` is the learning rate of a client that takes plain gradient steps (None: unknown), `steps`
     their number, `batch` the examples in each, `classes` the number of classes.

@@ -47,7 +47,7 @@ class LocalTest:
             )
 
     def hold_out(self, rng: np.random.Generator, index: np.ndarray, counts: np.ndarray):
-        """What is left of each client's row, how many, and what was taken away, padded with -1."""
+        """(rest of each client's row, its length, the examples taken away padded with -1)."""
         share = 0.1 if self.share is None else self.share
         held_out = []
         index = index.copy()

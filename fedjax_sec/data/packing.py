@@ -1,4 +1,4 @@
-"""Who owns which training example, with exact accounting, and the padded arrays made from it."""
+"""The owner of each training example, with exact accounting, and padded arrays made from it."""
 
 from collections.abc import Sequence
 from typing import NamedTuple

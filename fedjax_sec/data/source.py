@@ -60,7 +60,7 @@ class Source(NamedTuple):
 
     @property
     def inputs(self) -> InputSpec:
-        """What one input is, and how it is stored."""
+        """One input's kind and shape, and how it is stored."""
         shape = tuple(self.x_train.shape[1:])
         return InputSpec(self.input_kind, shape, self.scale, self.mean, self.std)
 

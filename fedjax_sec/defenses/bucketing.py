@@ -17,9 +17,9 @@ class Bucketing(Stage):
 
     `updates [K, D] -> [ceil(K / s), D]`. Clients whose update is not finite are left out of their
     bucket's mean; a bucket without any other is left out whole. A row's weight is the sum of its
-    clients'. What follows works on buckets: its bound is checked against their number, and each
-    client's share of what is kept is its bucket's. At most f buckets hold one of f malicious
-    clients, so f itself need not be changed.
+    clients'. Later stages work on buckets: their bound is checked against the buckets' number, and
+    each client's share of the kept updates is its bucket's. At most f buckets hold one of f
+    malicious clients, so f itself need not be changed.
 
     Raises: `ConfigError` for buckets of more than K clients; later stages, for a number of buckets
     that they cannot work with, and where they add up each client's history.

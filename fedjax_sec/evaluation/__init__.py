@@ -1,1 +1,1 @@
-"""What is measured on held-out data: accuracy, backdoors, net influence, feature attribution."""
+"""Measurements on held-out data: accuracy, backdoors, net influence, feature attribution."""

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 
 class FeatureMap(NamedTuple):
-    """What one model says about B images: its label, that label's probability, and why."""
+    """One model's answers for B images: label, its probability, and the attribution of it."""
 
     attribution: Float[Array, " B *shape"]
     predicted: Int[Array, " B"]

@@ -9,7 +9,7 @@ STRONGER = 0.1
 #: Share of inputs with a gradient of exactly zero that is too many: a choice.
 VANISHING = 0.05
 
-#: What `judge` looks at, by the name under which its share is given.
+#: Inputs of `judge`, by the name under which each one's share is given.
 ROLES = {
     "clean": "untouched",
     "noise": "the worst of many random inputs in the ball",

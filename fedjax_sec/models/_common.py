@@ -1,4 +1,4 @@
-"""What the networks share: initialisers and the adapter from flax to `Model`."""
+"""Shared parts of the networks: initialisers and the adapter from flax to `Model`."""
 
 import math
 from typing import Any

@@ -1,1 +1,1 @@
-"""Who may look at a round, one component a file."""
+"""Monitors, which look at a round, one component a file."""

@@ -1,4 +1,4 @@
-"""What a server that is curious learns of a client's examples."""
+"""Reconstruction of a client's examples by a curious server."""
 
 from typing import Any
 

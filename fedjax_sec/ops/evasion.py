@@ -1,4 +1,4 @@
-"""What attacks on inputs ascend, and Auto-PGD."""
+"""Losses that attacks on inputs ascend, and Auto-PGD."""
 
 from collections.abc import Callable
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-#: What `objective` knows.
+#: Losses that `objective` knows.
 LOSSES = ("cross_entropy", "dlr", "margin")
 
 
@@ -31,7 +31,7 @@ def objective(
     y: Int[Array, " B"],
     target: Int[Array, " B"] | None = None,
 ) -> Float[Array, " B"]:
-    r"""What an attack on each input ascends; with a `target` t, towards that class.
+    r"""The loss that an attack on each input ascends; with a `target` t, towards that class.
 
     With the logits z sorted as :math:`z_{\pi_1} \ge z_{\pi_2} \ge \dots`
 

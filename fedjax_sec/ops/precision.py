@@ -1,4 +1,4 @@
-"""What all kernels need for half precision and for gradients."""
+"""Helpers of all kernels for half precision and for gradients."""
 
 import jax
 import jax.numpy as jnp

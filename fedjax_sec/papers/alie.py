@@ -37,7 +37,7 @@ FIGURE4_SHARES = (0.05, 0.10, 0.15, 0.20, 0.24)
 
 
 def clean(case: Case) -> dict:
-    """What a row without an attack changes."""
+    """The changes of a row without an attack."""
     return {"attack": None, "defense": DEFENSES[case.plan["convention"]]["No Defense"]}
 
 

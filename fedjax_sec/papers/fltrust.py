@@ -31,7 +31,7 @@ LONG_STEPS = "FLTrust, author's step"
 IN_SIGHT = "Scaling attack, trigger in sight"
 #: V of the paper's adaptive attack, where a scale cannot afford its ten: most of a round's time.
 SWEEPS = {("smoke", "image"): 2, ("small", "image"): 2, ("smoke", "resnet"): 2}
-#: What normalises inside ResNet20: where batch norm's running statistics are, or group norm.
+#: The normalisation inside ResNet20: where batch norm's running statistics are, or group norm.
 NORMS = {
     "aggregated": {"name": "resnet", "depth": 20, "norm": "batch", "statistics": "aggregated"},
     "local": {"name": "resnet", "depth": 20, "norm": "batch", "statistics": "local"},
@@ -69,7 +69,7 @@ def kind(dataset: str) -> str:
 
 
 def defense(column: str, base: Mapping, bound: int | None = None) -> dict:
-    """What a column changes: the rule, whose f (Krum) and k (Trim-mean) are `bound`.
+    """A column's changes: the rule, whose f (Krum) and k (Trim-mean) are `bound`.
 
     The default is the malicious clients' number. "We set f = k = m", without an attack too: the
     rules are the same in every row (Section VI-A).
@@ -145,7 +145,7 @@ def _table3(case: Case) -> list[Row]:
 
 
 def _adaptive(case: Case) -> list[Row]:
-    """What ascending through the rule itself gains."""
+    """The rows that show the gain of an ascent through the rule itself."""
     known = {name: attacks(case.plan)[name] for name in ("No attack", "Adaptive attack")}
     return _table(case, known | {"Gradient adaptive attack": {"attack": "gradient_adaptive"}})
 

@@ -30,7 +30,7 @@ _CLEAN = {"attack": None, "threat.num_malicious": 0}
 
 
 def stages(aggregator: str, setting: str, *, rlr=False, clipped=False) -> dict:
-    """What one of Table 1's rows changes in an experiment: defence, server and projection.
+    """The changes of one of Table 1's rows: defence, server and projection.
 
     The order is Equation 2 with the learning rate of Equation 5: clip, aggregate, add noise,
     reverse. Every agent projects its own update (Section 4), the corrupt ones too.

@@ -39,7 +39,7 @@ class Audit(NamedTuple):
     verdict: str
 
     def to_json(self) -> str:
-        """What was measured; `from_json` judges it again."""
+        """The measurements as JSON; `from_json` judges them again."""
         return json.dumps({name: getattr(self, name) for name in MEASURED}, indent=2) + "\n"
 
     @classmethod
@@ -165,7 +165,7 @@ def audit(
 
 
 def _own(experiment, field: str, given):
-    """What is given, else the field of the run's adversarial training, else None."""
+    """The given value, else the field of the run's adversarial training, else None."""
     if given is not None:
         return given
     value = value_of(experiment.client, field)

@@ -1,4 +1,4 @@
-"""What models look at in images that a backdoor has stamped: Gradient SHAP of finished runs."""
+"""Gradient SHAP of finished runs on images that a backdoor has stamped."""
 
 from collections.abc import Mapping
 from pathlib import Path

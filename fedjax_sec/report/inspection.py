@@ -1,4 +1,4 @@
-"""What an experiment's clients hold, and what its backdoor does to images."""
+"""Pictures of an experiment before it runs: the clients' examples and its backdoor."""
 
 from typing import NamedTuple
 

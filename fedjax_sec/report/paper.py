@@ -80,7 +80,7 @@ class Part(NamedTuple):
 
 
 class Case(NamedTuple):
-    """What rows are computed from: `base` is the file at its scale with `--set` in it."""
+    """The input of an item's rows: `base` is the file at its scale with `--set` in it."""
 
     plan: Plan
     part: Part
@@ -108,7 +108,7 @@ class Row(NamedTuple):
         return " / ".join(filter(None, (self.row, self.column)))
 
     def at(self, seed: int) -> dict:
-        """What the row changes for one seed."""
+        """The row's changes for one seed."""
         return dict(self.changes(seed) if callable(self.changes) else self.changes)
 
 
@@ -192,7 +192,7 @@ class Paper:
         return Plan(scale, seeds, tuple(overrides), tuple(only), chosen)
 
     def scaled(self, scale: str, name: str) -> Mapping:
-        """What a scale changes for one of a part's scales, or for a row by its label."""
+        """A scale's changes for one of a part's scales, or for a row by its label."""
         return _scales(self.module).get(scale, {}).get(name, {})
 
     def published(self, item: str, dataset: str) -> dict[tuple[str, str, str], float]:
@@ -261,7 +261,7 @@ class Files:
 
 
 def base_of(paper: Paper, plan: Plan, part: Part, file: Mapping, *scales: str) -> dict:
-    """What rows are computed from: the file at the plan's scale, with `--set` in it already.
+    """The experiment that rows change: the file at the plan's scale, with `--set` in it already.
 
     An override that needs a row's component, such as `attack.z=1` on a file without an attack, is
     left to the rows.
@@ -438,7 +438,7 @@ class Entry(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What a writer writes: an item of one data set, its entries, and where they go.
+    """The input of a writer: an item of one data set, its entries, and the output path.
 
     `note` is what captions say of `--set`; `path` is the output file without suffix; `heading` the
     first line.
@@ -575,7 +575,7 @@ def _is_older(out: Path) -> bool:
 
 
 def note_of(overrides: Sequence[str], rows: Iterable[Mapping]) -> str:
-    """What a caption says of `--set`, beginning with a blank; nothing without it.
+    """The sentence of a caption about `--set`, beginning with a blank; empty without it.
 
     >>> note_of(["defense=median"], [{"defense": "mean"}, {"defense": "krum"}])
     " `--set defense=median` replaces every row's. Published numbers are of the paper's settings."

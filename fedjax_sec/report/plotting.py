@@ -90,7 +90,7 @@ def _words(metric: str) -> str:
 
 
 def band_of(seeds: int) -> str:
-    """What a line of `curves` is, for titles.
+    """Describes a line of `curves`, for titles.
 
     >>> band_of(1), band_of(3)
     ('one seed', 'mean over 3 seeds, band: ± one standard deviation')
@@ -275,7 +275,7 @@ def feature_maps(
     quantile: float = 1.0,
     said: str = "",
 ) -> list[Path]:
-    """What several models look at in the same images: one row an image, one column a model.
+    """Attributions of several models on the same images: one row an image, one column a model.
 
     Args:
         images: [B, H, W, C] in [0, 1]; the first column.

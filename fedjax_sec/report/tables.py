@@ -11,7 +11,7 @@ from fedjax_sec.sweeps.grid import Cell, named
 if TYPE_CHECKING:
     import pandas as pd
 
-#: What `to_frame` tells of a run beside its labels and metrics.
+#: Columns of `to_frame` beside a run's labels and metrics.
 _FACTS = (
     "seed",
     "rounds",
@@ -20,7 +20,7 @@ _FACTS = (
     "excluded_updates",
     "malicious_clients",
 )
-#: What a table of a metric says of itself.
+#: The caption of a metric's table.
 _LAST, _BEST = (
     "After the last round.",
     "At each run's best evaluation (`best_round` in `runs.csv`).",
@@ -28,7 +28,7 @@ _LAST, _BEST = (
 
 
 def _shown() -> dict[str, str]:
-    """What tables show where it was measured, beside what begins with `robust_HEADLINE/`."""
+    """The metrics of tables, where measured, beside all that begin with `robust_HEADLINE/`."""
     shown = {}
     for name in headlines():
         shown |= {name: _LAST, f"best_{name}": _BEST}

@@ -96,7 +96,7 @@ def server_data(
     params: Float[Array, " D"],
     index: Array,
 ) -> ServerData | None:
-    """What the server can compute on its root data set in this round; None without one."""
+    """The server's update and loss on its root data set in this round; None without one."""
     root, trainer = replica.population.root, replica.components.trainer
     if root is None:
         return None

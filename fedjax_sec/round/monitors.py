@@ -21,7 +21,7 @@ def observe(
     """All monitors' new states, and their metrics under their prefixes.
 
     A monitor of the `last` round looks where `last` is true; elsewhere its state stays and its
-    metrics are zero. What no monitor reads is not computed.
+    metrics are zero. Values that no monitor reads are not computed.
     """
     new, metrics = [], {}
     for i, (monitor, state) in enumerate(zip(monitors, states, strict=True)):

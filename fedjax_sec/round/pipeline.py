@@ -33,7 +33,7 @@ def _dump(stages):
 
 
 class Defended(NamedTuple):
-    """What a defence makes of a stack.
+    """The result of a defence on a stack.
 
     `view` is the one behind its stages: which rows are valid, and who is in them. `aggregates` are
     the aggregator's result and what each stage behind it made of that, in order.
@@ -148,7 +148,7 @@ class Poisoning(NamedTuple):
 
 
 def _poisonings_in(stage, malicious) -> Iterator[Poisoning]:
-    """What an attack on updates, or one nested in it, does to the data of the clients [N]."""
+    """The poisonings by an attack on updates, and by those nested in it, of the clients [N]."""
     shares = {}
     if malicious is not None:
         ranks = jnp.cumsum(malicious) - 1

@@ -15,7 +15,7 @@ from fedjax_sec.ops.client_axis import Layout
 
 
 class Pool(NamedTuple):
-    """What lies on the device once and is shared by all replicas and clients.
+    """Arrays that lie on the device once, shared by all replicas and clients.
 
     The training examples of all clients as stored, and the model's frozen leaves.
     """
@@ -26,7 +26,7 @@ class Pool(NamedTuple):
 
 
 class Population(NamedTuple):
-    """Who holds what, and who is malicious. `index` pads each client's row to M with zeros.
+    """The clients' examples and the malicious ones. `index` pads each client's row to M with zeros.
 
     `root` are the server's own examples, which no client holds; None where it has none. `local`
     are the clients' own test examples, padded with -1: of the training set where they were held
@@ -89,7 +89,7 @@ class RoundState(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """What is fixed for all replicas of one compiled program.
+    """The static part of one compiled program, the same for all its replicas.
 
     `layout` is how the round's clients are trained. `malicious_per_round` malicious clients are in
     every attacked round (None: as many as chance draws); `redraw`: each round has malicious clients
@@ -158,7 +158,7 @@ def backdoor_of(components: Components, state: Any, setting, task: BoundTask) ->
 
 
 def setting_of(problem: Problem) -> Setting:
-    """What the components were checked against, or the little that the problem says."""
+    """The setting that components were checked against, or the little that the problem says."""
     if problem.setting is not None:
         return problem.setting
     return Setting(

@@ -207,7 +207,7 @@ class Checkpoints:
         return Saved(done, state, about["elapsed"], about["rows"], about["start"])
 
     def _read(self, done: int) -> dict:
-        """What a checkpoint says of itself; every file of it is checked."""
+        """A checkpoint's description of itself; every file of it is checked."""
         path = self._path(done)
         about = files.read_json(path, digest=True)
         if isinstance(about.get("format"), (int, str)) and about["format"] != _FORMAT:

@@ -1,4 +1,4 @@
-"""What would stop an experiment, or make it silently do nothing, seen on its data."""
+"""Checks on an experiment's data: whatever stops it, or makes it silently do nothing."""
 
 import dataclasses
 import functools

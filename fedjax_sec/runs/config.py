@@ -133,7 +133,7 @@ class Data:
 
 @dataclasses.dataclass(frozen=True)
 class Server:
-    """Who takes part in a round, and how the aggregate changes the global parameters."""
+    """The clients of a round, and the server's step along the aggregate."""
 
     clients_per_round: int | None = static(
         None, "K, drawn without replacement every round (null: all N).", low=1, high=COUNT
@@ -165,7 +165,7 @@ def _sometimes(threat: "Threat") -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Threat:
-    """Who the adversary is and what it sees."""
+    """The adversary's clients and its knowledge."""
 
     num_malicious: int = static(
         0, "m, malicious clients among the N.", low=0, high=COUNT, compiles=False
@@ -206,7 +206,7 @@ class Threat:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """What is measured, and when."""
+    """The measurements, and when they are made."""
 
     every: int = static(
         10, "Rounds between evaluations; the last round is always one.", low=1, high=COUNT
@@ -480,7 +480,7 @@ class Experiment:
             check_components((backdoor,), "evaluation.backdoor", unattacked)
 
     def setting(self, **known) -> Setting:
-        """What components are checked against; `known` are fields that only the data tells."""
+        """The setting of the components' checks; `known` are fields that only the data tells."""
         n, k = self.data.num_clients, self.clients_per_round
         return Setting(
             k,

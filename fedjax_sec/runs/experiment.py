@@ -256,7 +256,7 @@ def train(
 
 
 def _whole(program: Program, state, replicas) -> dict:
-    """What a checkpoint holds: the state, and the global parameters [R, D] for later readers."""
+    """A checkpoint's content: the state, and the global parameters [R, D] for later readers."""
     return {"params": program.params(state, replicas), "state": state}
 
 
@@ -312,7 +312,7 @@ def _summarize(prepared: Prepared, program, metrics, timing) -> dict:
 
 
 def _total(metrics, name: str) -> int:
-    """What is counted in every round, over all rounds."""
+    """The counts of every round, over all rounds."""
     return int(np.nansum(metrics[name]))
 
 
@@ -324,7 +324,7 @@ def _first(metrics, name: str) -> str:
 
 
 def _warnings(prepared: Prepared, metrics) -> list[str]:
-    """What a reader must know before trusting the numbers; counts are over all rounds."""
+    """Warnings for the reader of the numbers; counts are over all rounds."""
     experiment = prepared.experiment
     warnings, counts, rounds = [], prepared.source.describe(), experiment.rounds
     if counts["subset"]:

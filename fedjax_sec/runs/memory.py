@@ -35,7 +35,7 @@ def _itemsize(dtype) -> int:
     return 8 if jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key) else dtype.itemsize
 
 
-#: What makes the largest part of a state smaller.
+#: Remedies that make the largest part of a state smaller.
 _SAVING = {
     "client": "Set client.keep_optimizer_state to false, or lower data.num_clients: a state of "
     "each registered client is kept.",

@@ -58,7 +58,7 @@ class Prepared(NamedTuple):
 
     @property
     def components(self) -> Components:
-        """What the round computes with."""
+        """The components of the round."""
         e = self.experiment
         return Components(
             e.complete_algorithm,
@@ -186,7 +186,7 @@ def initial_params(model, input_shape, num_classes):
 
 
 def make_problem(prepared: Prepared, choice: Choice, per_round: int) -> Problem:
-    """What is fixed for all replicas, local training computed as chosen."""
+    """The static part of all replicas, local training computed as chosen."""
     experiment, source = prepared.experiment, prepared.source
     network = network_of(experiment, source, choice)
     how = layout(choice.clients, choice.chunk, per_round, network.model.convolves)

@@ -37,7 +37,7 @@ def figures() -> tuple[str, ...]:
 
 
 class Mark(NamedTuple):
-    """What a folder is to us: `run`, `cell` (a sweep's run), `sweep`, or what it holds instead.
+    """A folder's kind: `run`, `cell` (a sweep's run), `sweep`, or a word for other content.
 
     `paper NAME` is a folder of a paper's tables and figures; `free` one that does not exist or
     holds nothing; `older` a run without a mark, as versions before the mark made them; `other`
@@ -49,7 +49,7 @@ class Mark(NamedTuple):
 
 
 def read_mark(folder: Path) -> Mark:
-    """What a folder is by its mark; `free` or `other` where it has none."""
+    """A folder's kind by its mark; `free` or `other` where it has none."""
     try:
         names = {path.name for path in folder.iterdir()}
     except FileNotFoundError:
@@ -124,7 +124,7 @@ class RunFolder:
             raise in_use(self.path, mark)
 
     def mark(self) -> Mark:
-        """What the folder is to us."""
+        """The folder's kind."""
         mark = read_mark(self.path)
         return Mark("older") if mark.kind == "other" and self._is_older_run() else mark
 

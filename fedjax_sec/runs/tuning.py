@@ -51,7 +51,7 @@ class Tuning(NamedTuple):
     milliseconds: dict[str, float]
 
     def to_dict(self) -> dict:
-        """What the summary and `execution.json` hold."""
+        """The content of the summary and of `execution.json`."""
         return {**self.choice._asdict(), "milliseconds": self.milliseconds}
 
     @classmethod

@@ -13,7 +13,7 @@ from fedjax_sec.runs import results
 from fedjax_sec.runs.checkpoints import Checkpoints
 from fedjax_sec.sweeps import groups as groups_lib
 
-#: What a run can be. `waiting`: nothing of it is done. `interrupted`: something is, but no process
+#: States of a run. `waiting`: nothing of it is done. `interrupted`: something is, but no process
 #: works on it.
 STATES = ("finished", "running", "waiting", "interrupted")
 

@@ -1,1 +1,1 @@
-"""What is learned, one component a file."""
+"""Tasks: outputs, losses and metrics, one component a file."""

@@ -1,4 +1,4 @@
-"""What a client, an algorithm and a task must do."""
+"""The contract of clients, algorithms and tasks."""
 
 import jax
 import jax.numpy as jnp
@@ -48,7 +48,7 @@ def check_client_shapes(client, kind: str) -> None:
 
 
 def check_client_ignores_padding(client, kind: str) -> None:
-    """What stands behind a client's own examples never matters; without any there is no update."""
+    """Padding behind a client's examples never matters; without examples there is no update."""
     run = jax.jit(lambda n, row: train_locally(client, n, row=row, kind=kind).delta)
     row = np.arange(9)
     other = np.where(row < 5, row, 30)

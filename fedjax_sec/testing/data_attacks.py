@@ -1,4 +1,4 @@
-"""What an attack on data must do."""
+"""The contract of attacks on data."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""What a stage of a defence must do."""
+"""The contract of a defence's stages."""
 
 import jax
 import jax.numpy as jnp

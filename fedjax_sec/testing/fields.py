@@ -1,4 +1,4 @@
-"""What holds of every component: its description, its fields, and the gate that builds it."""
+"""The contract of every component: its description, its fields, and the gate that builds it."""
 
 import contextlib
 import dataclasses

@@ -1,4 +1,4 @@
-"""What attacks on inputs, monitors, evaluators and attacks on privacy must do."""
+"""The contract of attacks on inputs, monitors, evaluators and attacks on privacy."""
 
 import dataclasses
 import functools

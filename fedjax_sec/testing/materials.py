@@ -1,4 +1,4 @@
-"""What networks, data sets and partitions must do."""
+"""The contract of networks, data sets and partitions."""
 
 import dataclasses
 import tempfile

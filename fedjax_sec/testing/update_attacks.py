@@ -1,4 +1,4 @@
-"""What an attack on updates must do, alone and inside other attacks."""
+"""The contract of attacks on updates, alone and inside other attacks."""
 
 import dataclasses
 import functools
@@ -42,7 +42,7 @@ def attack_updates(seed: int = 0, kind: str = "pixels"):
 
 
 def attacker_view(visible=MALICIOUS, params=None, malicious=MALICIOUS, kind="pixels", memory=None):
-    """What the adversary of a tiny world sees."""
+    """The view of a tiny world's adversary."""
     place = world(kind)
     return AttackerView(
         jnp.asarray(malicious),
@@ -100,7 +100,7 @@ def check_shapes(part) -> None:
 
 
 def check_sees_visible_rows_only(part) -> None:
-    """What honest clients send does not matter where the adversary does not see it."""
+    """Honest updates that the adversary does not see do not matter."""
     kind = kind_of(part)
     run = jax.jit(lambda u: assail(part, u, kind=kind)[0])
     updates = attack_updates(kind=kind)

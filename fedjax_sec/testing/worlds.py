@@ -68,7 +68,7 @@ def tiny_pool(count: int = 40, kind: str = "pixels") -> Pool:
 
 
 def inputs_of(kind: str) -> InputSpec:
-    """What one input of a tiny world is."""
+    """The `InputSpec` of a tiny world."""
     if kind == "tokens":
         return InputSpec("tokens", (LENGTH,))
     if kind == "features":
@@ -292,7 +292,7 @@ def plain_rounds(kind: str, linear: bool = False) -> tuple[RoundState, list]:
 
 
 def message_of(place: World) -> Message:
-    """What a client of a tiny world sends after one local step, with a rate of 0.1."""
+    """The message of a tiny world's client after one local step, with a rate of 0.1."""
     client = plain_client(steps=1)
     params = place.params()
     state = client.init(place.task.dim)

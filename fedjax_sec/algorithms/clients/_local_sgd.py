@@ -97,7 +97,7 @@ class LocalSgd(Client):
         return dataclasses.replace(self, steps=min(self.steps or steps, steps), epochs=None)
 
     def examples(self, key, params, x, y, mask, task):
-        """What a step at `params` trains on instead of the batch (x, y): here the batch itself."""
+        """The batch that a step at `params` trains on in place of (x, y): here the batch itself."""
         return x, y
 
     def init(self, dim: int):

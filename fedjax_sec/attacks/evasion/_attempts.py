@@ -1,4 +1,4 @@
-"""What gradient attacks on inputs share: losses, restarts, targets, and keeping the worst."""
+"""Shared parts of gradient attacks on inputs: losses, restarts, targets, and the worst kept."""
 
 import dataclasses
 

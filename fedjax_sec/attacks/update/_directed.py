@@ -1,4 +1,4 @@
-"""What attacks on updates share: whose updates are known, and where the server is heading."""
+"""Shared parts of attacks on updates: the known updates, and the server's direction."""
 
 import jax.numpy as jnp
 

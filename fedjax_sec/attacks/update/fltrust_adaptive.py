@@ -104,7 +104,7 @@ class FLTrustAdaptive(UpdateAttack):
         unit = unit_rows(updates, row_norms(updates))
         goal = unit_rows(server[None], length[None])[0]
 
-        # What the rule adds up over clients that are not the adversary's: with partial knowledge
+        # The rule's sum over clients that are not the adversary's: with partial knowledge
         # the stand-ins are counted as if they were there beside it.
         trust = jax.nn.relu(cosines_to(updates, server, known))
         everyone = jax.nn.relu(cosines_to(updates, server, known | view.corrupted))

@@ -1,4 +1,4 @@
-"""What the two forms of UCI's activity data share: its folder, its users and their split."""
+"""Shared parts of UCI's two activity data sets: folder, users and split."""
 
 from pathlib import Path
 
@@ -51,7 +51,7 @@ def uci_folder(root: Path) -> Path | None:
 
 
 def how_to_get(name: str, root: Path, error: Exception) -> str:
-    """What to do where the files cannot be read."""
+    """The remedy where the files cannot be read."""
     return (
         f"Data set {name!r} needs UCI's folder {FOLDER!r} in {root} ({type(error).__name__}: "
         f"{first_line(error)}). Get the zip file (60 MB) from {URL} and unpack it there; "

@@ -1,1 +1,1 @@
-"""What is measured between rounds, one component a file."""
+"""Evaluators, which measure between rounds, one component a file."""
