@@ -183,7 +183,7 @@ def test_the_round_uses_the_servers_own_update():
     state = program.init(replicas)
     before = np.asarray(state.server.params[0])
     task = task_on(program)
-    root = server_data(task, program.pool, replica, before, jnp.int32(0))
+    root = server_data(task, program.pool, replica, jnp.asarray(before), jnp.int32(0))
     mine = np.asarray(root.update())
     # The server's training, by hand: two steps on all of its 40 examples.
     x = program.pool.x[replica.population.root] / np.float32(program.problem.inputs.scale)
