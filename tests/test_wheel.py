@@ -1,5 +1,6 @@
 """The wheel, installed away from the checkout: the command, the demo's files and a run."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -48,9 +49,13 @@ def _call(arguments, folder, env=None):
     return done.stdout
 
 
+def without_checkout(env):
+    return {name: value for name, value in env.items() if name != "PYTHONPATH"}
+
+
 @pytest.mark.slow
 def test_the_demo_runs_in_an_empty_folder(command, tmp_path, subprocess_env):
-    env = {name: value for name, value in subprocess_env.items() if name != "PYTHONPATH"}
+    env = without_checkout(subprocess_env)
     where = [command.with_name("python"), "-c", "import fedjax_sec; print(fedjax_sec.__file__)"]
     assert str(command.parents[1]) in _call(where, tmp_path, env)
     assert _call([command, "--version"], tmp_path, env).strip() == fedjax_sec.__version__
@@ -64,3 +69,14 @@ def test_the_demo_runs_in_an_empty_folder(command, tmp_path, subprocess_env):
     assert {p.relative_to(packaged) for p in packaged.rglob("*.yaml")} == {
         p.relative_to(checkout) for p in checkout.rglob("*.yaml")
     }
+
+
+@pytest.mark.slow
+def test_a_papers_table_is_made_in_an_empty_folder(command, tmp_path, subprocess_env):
+    prepared = Path(os.environ.get("FEDJAX_SEC_TEST_DATA", "none")) / "tfds"
+    if not (prepared / "mnist").is_dir():
+        pytest.skip("FEDJAX_SEC_TEST_DATA names no folder with tfds/mnist")
+    table = ["paper", "alie", "table1", "--scale", "smoke", "--seeds", "1", "--out", "made"]
+    _call([command, *table, "--data-dir", prepared], tmp_path, without_checkout(subprocess_env))
+    lines = (tmp_path / "made" / "table1.csv").read_text().splitlines()
+    assert len(lines) == 5 and lines[0].startswith("z,accuracy: paper,accuracy: ours")
