@@ -168,6 +168,7 @@ def attack(
             f"attack: {needing[0]!r} needs a model and data; run it in an experiment "
             f"(fedjax_sec.run)."
         )
+    core.refuse_warm_up(pipeline.stages, "attack", 1)
     rule = _known_rule(pipeline, defense, setting)
     learned, loss, params = _what_it_knows(
         stack, pipeline, rule, knowledge, server_update, server_loss, params

@@ -30,6 +30,7 @@ from fedjax_sec.core.components import (
     fill_defaults,
     needing,
     paths_of,
+    refuse_warm_up,
     value_of,
     walk,
 )
@@ -148,6 +149,7 @@ __all__ = [
     "plain",
     "pytree",
     "rebuild",
+    "refuse_warm_up",
     "registry",
     "resolve",
     "section",

@@ -105,12 +105,14 @@ class UpdateAttack(Component):
     `rewrites = "message"` calls `tamper`, which sees and returns whole messages, with the weights
     that clients report and their extra; else `apply` rewrites the vectors [K, D]. `copies`: clients
     train on poisoned copies beside their own examples, by the attack on data nested in this one.
+    `warm_up` counts the first rounds in which a malicious client still sends what it is given.
     """
 
     stage: ClassVar[str] = "update"
     accepts: ClassVar[frozenset[str]] = _UPDATES
     rewrites: ClassVar[str] = "vector"
     copies: bool = False
+    warm_up: int = 0
 
     def init(self, num_clients: int, dim: int) -> State:
         """The state before round 0; `num_clients` is N."""
@@ -130,6 +132,16 @@ class UpdateAttack(Component):
         """(stacked messages, state, metrics); only malicious rows of each leaf are kept."""
         raise NotImplementedError
 
+    def remember(self, state: State, message: Message, rows, view) -> State:
+        """The state at the end of a round, from the messages as they were before any attack.
+
+        It is called in every round, also where nobody is malicious, after `apply` or `tamper`.
+        `rows` [K] are the messages that were sent and can be used. A client knows what it did
+        itself, malicious or not, and of others it learns nothing here: the memory of a row may
+        change later rows of that client only. An attack that holds others hands the call on.
+        """
+        return state
+
 
 class DataAttack(Component):
     """`stage = "data"`: poisons a malicious client's examples, and defines the backdoor's success.
@@ -143,11 +155,18 @@ class DataAttack(Component):
     keep their number and order, so that `y` are their true labels.
 
     An attack with memory returns its state from `init`; `prepare` renews it at the beginning of a
-    round, before anybody trains, from what the adversary sees.
+    round, before anybody trains, from what the adversary sees. `local_test`: the clients' own test
+    examples (`data.local_test`) are poisoned as well, in the evaluation on these.
     """
 
     stage: ClassVar[str] = "data"
     base: int | None = None
+    local_test: bool = False
+
+    @property
+    def bases(self) -> tuple[int, ...] | None:
+        """The classes that the backdoor acts on; None: all. An attack on several overrides it."""
+        return None if self.base is None else (self.base,)
 
     def init(self, setting: Setting, task: BoundTask) -> State:
         """The state before round 0."""
@@ -623,6 +642,21 @@ def check_components(components, path: str, setting: Setting) -> None:
             if all(reasons):
                 raise ConfigError(f"{at}: {reasons[0]}")
         setting = part.after(setting)
+
+
+def refuse_warm_up(stages: Sequence, path: str, rounds: int) -> None:
+    """Raises where an attack on updates, nested ones too, still warms up in all of the rounds.
+
+    `rounds` ends with the last round that is attacked.
+    """
+    for stage, place in zip(stages, paths_of(stages, path), strict=True):
+        for at, one, _ in walk(stage, place):
+            if one.stage == "update" and one.warm_up >= rounds:
+                raise ConfigError(
+                    f"{at}: {one.registered_name!r} would do nothing: it begins in round "
+                    f"{one.warm_up + 1}, and round {rounds} is the last that is attacked; run it "
+                    f"in an experiment with more rounds."
+                )
 
 
 def _check_applies(part, path: str, setting: Setting) -> None:

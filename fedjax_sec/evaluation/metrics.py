@@ -1,7 +1,7 @@
 """Metrics of a model on test data, streamed as sums. Nothing here ever sees training labels."""
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from fedjax_sec.core.types import BoundTask, Metrics
 from fedjax_sec.evaluation.batches import in_batches, sum_in_batches
@@ -38,7 +38,9 @@ def backdoor_metrics(
 
     with c_t = 1 for the probes that count (of a backdoor with a base class: that class);
     `exclude_target` leaves out those whose true label is the attacker's. `backdoor_loss` is the
-    mean loss of the same probes to the attacker's labels. Shares in [0, 1].
+    mean loss of the same probes to the attacker's labels. Shares in [0, 1]. Of a backdoor with
+    several base classes, `per_base_attack_success_rate` holds the success for each of them, in the
+    order of `bases`; NaN where nothing counts.
     """
     probes, target, include = backdoor.probes(state, task.inputs.decode(x), y, task)
 
@@ -50,7 +52,27 @@ def backdoor_metrics(
     if exclude_target and probes.shape[0] == y.shape[0]:
         include = include & (y != target)
     count = jnp.maximum(include.sum(), 1)
-    return {
+    metrics = {
         "attack_success_rate": jnp.sum(include & right) / count,
         "backdoor_loss": jnp.sum(jnp.where(include, losses, 0.0)) / count,
     }
+    if len(backdoor.bases or ()) > 1:  # its probes are the test examples
+        truth, bases = task.task.labels_of(y)[None], jnp.array(backdoor.bases)[:, None]
+        each = include[None] & (truth == bases)
+        hits = (each & right[None]).sum(axis=1)
+        metrics["per_base_attack_success_rate"] = hits / each.sum(axis=1)
+    return metrics
+
+
+def over_classes(shares: Float[Array, " B"], counts: Int[Array, " B"]) -> Float[Array, ""]:
+    """The share over the examples of several classes, from each class's share and number.
+
+    A class without examples, whose share is NaN, does not count. One class's share stays as it is.
+
+    >>> shares, counts = jnp.array([0.5, 1.0, jnp.nan]), jnp.array([30, 10, 0])
+    >>> over_classes(shares, counts).item()
+    0.625
+    """
+    if shares.shape[0] == 1:
+        return shares[0]
+    return jnp.sum(jnp.where(counts > 0, shares * counts, 0.0)) / counts.sum()

@@ -58,6 +58,23 @@ def local_data(
     return of
 
 
+def poisoned_tests(
+    task: BoundTask, replica: Replica, attack_state: Any, client: Array, x: Array, y: Array, held
+) -> tuple[Array, Array]:
+    """A client's own test examples [T, ...], poisoned where it is malicious and an attack says so.
+
+    `held` [T] is false where there is no example.
+    """
+    attack = replica.components.attack
+    if not any(stage.local_test for stage in attack.data_stages):
+        return x, y
+    poisoned_by = attack.poisoned_by(replica.population.malicious)
+    ranks = jnp.cumsum(poisoned_by, axis=1) - 1
+    key = jax.random.fold_in(stream(replica.key, Stream.LOCAL_TEST), client)
+    who, its_ranks = poisoned_by[:, client], ranks[:, client]
+    return attack.poison_tests(key, attack_state, x, y, held, who, its_ranks, task)
+
+
 def train_clients(
     problem: Problem,
     task: BoundTask,

@@ -231,6 +231,21 @@ class Attack:
         """The component whose success evaluation measures, or None."""
         return next(iter(self.backdoors), None)
 
+    def poison_tests(self, key, state: AttackState, x, y, held, who, ranks, task):
+        """One client's own test examples [T, ...] as the attacks leave them that poison these.
+
+        `held` [T] is false where a row is padding; `who` and `ranks` [P] as in `poison`.
+        """
+        memory, labels = self.memory(state), task.task.labels_of(y)
+        for i, (stage, _, _) in enumerate(self.poisonings()):
+            if not stage.local_test:
+                continue
+            choose_key, stage_key = jax.random.split(jax.random.fold_in(key, i))
+            mine = stage.choose(choose_key, labels, held) & who[i]
+            poisoned_x, poisoned_y = stage.poison(stage_key, memory(stage), x, y, ranks[i], task)
+            x, y = where_rows(mine, poisoned_x, x), where_rows(mine, poisoned_y, y)
+        return x, y
+
     def init(self, num_clients: int, dim: int, setting=None, task=None) -> AttackState:
         """The states before round 0; those of attacks on data need an experiment's task."""
         data = () if task is None else tuple(b.init(setting, task) for b in self.backdoors)
@@ -314,6 +329,13 @@ class Attack:
             new_state.append(new)
             metrics |= {f"{stage.registered_name}/{name}": v for name, v in extra.items()}
         return message, state._replace(update=tuple(new_state)), metrics
+
+    def remember(self, state: AttackState, message: Message, rows, view) -> AttackState:
+        """The states at the end of a round, from the messages before the attack."""
+        rows = rows & usable_rows(message.vector)
+        pairs = zip(self.update_stages, state.update, strict=True)
+        update = tuple(stage.remember(one, message, rows, view) for stage, one in pairs)
+        return state._replace(update=update)
 
 
 def where_rows(rows, chosen, other):

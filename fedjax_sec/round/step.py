@@ -52,7 +52,7 @@ def run_round(
     # From here on no component holds a schedule, only the numbers of this round.
     replica = replica._replace(components=core.resolve(replica.components, index))
     key = jax.random.fold_in(replica.key, index)
-    replica, attacked = _adversary_of(problem, replica, key, index)
+    replica, attacked = adversary_of(problem, replica, key, index)
     components, population = replica.components, replica.population
     algorithm, clients = components.algorithm, problem.num_clients
     params = algorithm.params(state.server)
@@ -136,6 +136,7 @@ def run_round(
         keep = functools.partial(jnp.where, attacked)
         attack_state = jax.tree.map(keep, attack_state, state.attack)
         attack_metrics = {name: keep(value, jnp.nan) for name, value in attack_metrics.items()}
+    attack_state = components.attack.remember(attack_state, sent_honestly, present, attacker)
 
     # The server.
     server_view = _received(server_view, sent)
@@ -202,12 +203,12 @@ def run_round(
     return new_state, metrics | seen
 
 
-def _adversary_of(
+def adversary_of(
     problem: Problem, replica: Replica, key: Array, index: Array
 ) -> tuple[Replica, Array]:
-    """The replica with this round's malicious clients, and whether the round is attacked.
+    """The replica with round `index`'s malicious clients, and whether the round is attacked.
 
-    In the other rounds nobody is malicious.
+    `key` is the round's. In the other rounds nobody is malicious.
     """
     population, attacked = replica.population, jnp.array(True)
     malicious = population.malicious

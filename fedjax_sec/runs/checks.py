@@ -65,22 +65,19 @@ FROM_DATA = (
 
 def check_bases(experiment: Experiment, source, population: Population, task) -> None:
     """Raises where an attack on data would poison nothing, or nothing could be measured."""
-    base = None if experiment.backdoor is None else experiment.backdoor.base
-    if base is not None and base not in np.asarray(source.y_test):
+    bases = None if experiment.backdoor is None else experiment.backdoor.bases
+    if bases is not None and not np.isin(bases, source.y_test).any():
         raise ConfigError(
-            f"attack: {source.label} has no test example of base class {base}, so the backdoor's "
+            f"attack: {source.label} has no test example of {_classes(bases)}, so the backdoor's "
             f"success cannot be measured; choose a base that is among "
             f"{', '.join(map(str, np.unique(source.y_test)[:20]))}."
         )
-    malicious = population.malicious
-    if experiment.threat.redraw:  # it is every client's turn
-        malicious = np.ones_like(malicious)
-    index, counts = population.index[malicious], population.counts[malicious]
-    held = np.asarray(source.y_train)[index[np.arange(index.shape[1]) < counts[:, None]]]
+    malicious, held = _held_by_malicious(experiment, source, population)
+    counts = population.counts[malicious]
     for stage in experiment.attack.data_stages:
-        if stage.base is not None and stage.base not in held:
+        if stage.bases is not None and not np.isin(stage.bases, held).any():
             raise ConfigError(
-                f"attack: no malicious client holds an example of base class {stage.base}, so "
+                f"attack: no malicious client holds an example of {_classes(stage.bases)}, so "
                 f"{stage.registered_name!r} would do nothing; choose another base, or change the "
                 f"seed, data.partition or threat.num_malicious."
             )
@@ -92,6 +89,37 @@ def check_bases(experiment: Experiment, source, population: Population, task) ->
                 f"malicious client falls into its share, and none of them has more than "
                 f"{counts.max()}; raise its fraction, or give clients more data."
             )
+
+
+def _classes(bases) -> str:
+    return f"base class{'es' if len(bases) > 1 else ''} {', '.join(map(str, bases))}"
+
+
+def _held_by_malicious(experiment: Experiment, source, population: Population):
+    """Who is ever malicious [N], and the labels of all training examples that they hold."""
+    malicious = population.malicious
+    if experiment.threat.redraw:  # it is every client's turn
+        malicious = np.ones_like(malicious)
+    index, counts = population.index[malicious], population.counts[malicious]
+    return malicious, np.asarray(source.y_train)[index[np.arange(index.shape[1]) < counts[:, None]]]
+
+
+def missing_bases(experiment: Experiment, source, population: Population) -> list[str]:
+    """What attacks on several base classes lack, in words: classes without examples."""
+    missing = []
+    for stage in experiment.attack.data_stages:
+        if stage.bases is None:
+            continue
+        held = _held_by_malicious(experiment, source, population)[1]
+        if lacking := [base for base in stage.bases if base not in held]:
+            missing.append(
+                f"no malicious client holds an example of {_classes(lacking)}, which "
+                f"{stage.registered_name!r} would poison"
+            )
+    bases = (experiment.backdoor.bases if experiment.backdoor is not None else None) or ()
+    if lacking := [base for base in bases if base not in np.asarray(source.y_test)]:
+        missing.append(f"success is not measured on {_classes(lacking)}: no test example is of it")
+    return missing
 
 
 def _poisons(experiment: Experiment, source, population: Population, task) -> list[bool]:

@@ -429,6 +429,9 @@ class Experiment:
                 f"threat.start = {self.threat.start} would leave no round with an attack; it needs "
                 f"threat.num_malicious > 0, got {m}, and must be < rounds = {self.rounds}."
             )
+        after_start = self.rounds - 1 - self.threat.start
+        last = self.threat.start + after_start // self.threat.every * self.threat.every
+        core.refuse_warm_up(self.attack.stages, "attack", last + 1)
         if self.threat.every > 1 and m == 0:
             raise ConfigError(
                 f"threat.every = {self.threat.every} does nothing without malicious clients; set "
@@ -450,6 +453,7 @@ class Experiment:
         self._check_server_rate()
         if self.data.local_test is not None:
             self.data.local_test.check("data.local_test")
+        self._check_local_test()
         setting = self.setting(**known)
         check_components((self.model,), "model", setting)
         check_components((self.client,), "client", setting)
@@ -525,6 +529,22 @@ class Experiment:
                     f"rounds = {self.rounds} times client.{name} = {a_round} is "
                     f"{self.rounds * a_round}, beyond {COUNT}, the largest number in int32; lower "
                     f"one of them."
+                )
+
+    def _check_local_test(self) -> None:
+        """Raises where an attack is to poison test data and nobody has any, or nobody poisons."""
+        for one in self.attack.backdoors:
+            if not one.local_test:
+                continue
+            if self.data.local_test is None:
+                raise ConfigError(
+                    f"attack: local_test of {one.registered_name!r} poisons the clients' own test "
+                    f"data, and they have none; set data.local_test, or local_test to false."
+                )
+            if not any(one is stage for stage in self.attack.data_stages):
+                raise ConfigError(
+                    f"attack: local_test of {one.registered_name!r} would do nothing, since no "
+                    f"client's data is poisoned by it; set it to false."
                 )
 
     def _check_root(self) -> None:

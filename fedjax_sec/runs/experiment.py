@@ -20,6 +20,7 @@ from fedjax_sec.evaluation.robustness import surrogates_of
 from fedjax_sec.runs import config as config_lib
 from fedjax_sec.runs import results
 from fedjax_sec.runs.checkpoints import Checkpoints, Saved
+from fedjax_sec.runs.checks import missing_bases
 from fedjax_sec.runs.config import Experiment
 from fedjax_sec.runs.execution import choose_layout
 from fedjax_sec.runs.prepare import Prepared, make_replicas, malicious_clients, prepare
@@ -354,6 +355,7 @@ def _warnings(prepared: Prepared, metrics) -> list[str]:
             f"success is measured for the first of {len(backdoors)} backdoors, "
             f"{backdoors[0].registered_name!r}; evaluation.backdoor names another"
         )
+    warnings += missing_bases(experiment, prepared.source, prepared.population)
     seen, pixels = prepared.pixels or (0, 0)
     if seen < pixels:
         warnings.append(f"the network sees {seen} of the {pixels} pixels of the attack's trigger")

@@ -18,14 +18,17 @@ from fedjax_sec.core.random import Stream, stream
 from fedjax_sec.core.types import TestSet
 from fedjax_sec.evaluation.batches import in_batches
 from fedjax_sec.evaluation.local import by_client
+from fedjax_sec.evaluation.metrics import over_classes
 from fedjax_sec.evaluation.robustness import labels, robust_mask
 from fedjax_sec.round import (
     Pool,
     Replica,
     RoundState,
+    adversary_of,
     backdoor_of,
     init_state,
     make_task,
+    poisoned_tests,
     run_round,
     setting_of,
 )
@@ -252,24 +255,35 @@ class Program:
             prefix = evaluator.registered_name if evaluator.prefix is None else evaluator.prefix
             for name, value in values.items():
                 metrics[f"{prefix}/{name}" if prefix else name] = value
-        each = f"per_class_{headline}"
-        if adversary is not None and adversary[0].base is not None and each in metrics:
-            metrics[f"base_class_{headline}"] = metrics[each][adversary[0].base]
+        bases, each = None if adversary is None else adversary[0].bases, f"per_class_{headline}"
+        if bases is not None and each in metrics:
+            truth = task.task.labels_of(test.y)
+            counts = jnp.stack([(truth == base).sum() for base in bases])
+            shares = jnp.stack([metrics[each][base] for base in bases])
+            metrics[f"base_class_{headline}"] = over_classes(shares, counts)
         robust = functools.partial(self._robust, task, replica, last, others)
         images = self.experiment.evaluation.evasion_images
         x, y = test.x[:images], test.y[:images]
         for name, mask in robust(params, task.inputs.decode(x), y).items():
             metrics[name] = mask.mean()
-        if (positions := replica.population.local) is not None:
+        if replica.population.local is not None:
             held_out = self.experiment.data.local_test.data == "held_out"
             data = pool if held_out else test
-            metrics |= self._local(task, state, components, data, positions, params, robust)
+            replica = replica._replace(components=components)
+            replica = adversary_of(
+                self.problem, replica, jax.random.fold_in(replica.key, last), last
+            )[0]
+            metrics |= self._local(task, state, replica, data, params, robust)
         return metrics
 
-    def _local(self, task, state, components, data, positions, params, robust) -> dict:
-        """Metrics on the clients' own test data, of the global model or of each client's own."""
-        algorithm, headline = components.algorithm, task.task.headline
-        size = self.experiment.evaluation.batch_size
+    def _local(self, task, state, replica, data, params, robust) -> dict:
+        """Metrics on the clients' own test data, of the global model or of each client's own.
+
+        `replica` has the malicious clients of the last round, some of whose test data may be
+        poisoned.
+        """
+        algorithm, headline = replica.components.algorithm, task.task.headline
+        size, positions = self.experiment.evaluation.batch_size, replica.population.local
 
         def right(params, x, y):
             def answers(x, y):
@@ -277,18 +291,26 @@ class Program:
 
             return {headline: in_batches(answers, size, x, y)} | robust(params, x, y)
 
-        rows = jnp.maximum(positions, 0)
+        clients = jnp.arange(positions.shape[0])
+
+        def examples(client, row):
+            at = jnp.maximum(row, 0)
+            x, y = task.inputs.decode(data.x[at]), data.y[at]
+            return poisoned_tests(task, replica, state.attack, client, x, y, row >= 0)
+
         if not algorithm.personalizes:
-            flat = rows.reshape(-1)
-            x, y = task.inputs.decode(data.x[flat]), data.y[flat]
+            x, y = jax.tree.map(
+                lambda leaf: leaf.reshape(-1, *leaf.shape[2:]),
+                jax.vmap(examples)(clients, positions),
+            )
             return by_client(right(params, x, y), positions)
 
         def of_client(args):
-            local_state, row = args
+            local_state, client, row = args
             personal = algorithm.personal(state.server, local_state, task)
-            return right(personal, task.inputs.decode(data.x[row]), data.y[row])
+            return right(personal, *examples(client, row))
 
-        masks = jax.lax.map(of_client, (state.client, rows))
+        masks = jax.lax.map(of_client, (state.client, clients, positions))
         return by_client(
             {name: mask.reshape(-1, *mask.shape[2:]) for name, mask in masks.items()}, positions
         )

@@ -167,8 +167,9 @@ def check_component(component: Any, kind: str | None = None, *, choices: bool = 
         if kind == "attack" and base.stage == "update":
             for outer, field in update_attacks.fields_for_attacks(base):
                 with _named(name, f"check_wrapped in {field}"):
-                    inner = registry.attacks.build({"name": "scaling"})
-                    update_attacks.check_wrapped(outer, field, inner)
+                    for inner in ("scaling", {"name": "lazy_worker", "base": "client"}):
+                        part = registry.attacks.build(inner)
+                        update_attacks.check_wrapped(outer, field, part)
 
 
 @contextlib.contextmanager

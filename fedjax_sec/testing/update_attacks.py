@@ -9,7 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_sec import core
-from fedjax_sec.core import AttackerView, ConfigError, Message, Setting, check_components
+from fedjax_sec.core import (
+    AttackerView,
+    ConfigError,
+    Message,
+    Setting,
+    UpdateAttack,
+    check_components,
+)
 from fedjax_sec.round.pipeline import Attack
 from fedjax_sec.testing.compare import (
     both_ways,
@@ -58,13 +65,25 @@ def attacker_view(visible=MALICIOUS, params=None, malicious=MALICIOUS, kind="pix
 
 
 def assail(part, updates, seed=0, visible=MALICIOUS, malicious=MALICIOUS, kind="pixels"):
-    """(updates, state, metrics) of the component as an attack of its own."""
+    """(updates, state, metrics) of the component as an attack of its own, once it has warmed up."""
     attack, place = Attack((part,)), world(kind)
-    state = attack.init(*updates.shape, place.setting, place.task)
+    state, key = attack.init(*updates.shape, place.setting, place.task), jax.random.key(seed)
     view = attacker_view(visible, malicious=malicious, kind=kind)
+    everyone = jnp.ones(CLIENTS, bool)
+    for index in range(warm_up_of(part)):
+        message = Message(attack_updates(100 + index, kind), jnp.ones(CLIENTS))
+        state = attack.apply(jax.random.fold_in(key, index), message, state, view)[1]
+        state = attack.remember(state, message, everyone, view)
+        view = view._replace(round=view.round + 1)
     message = Message(updates, jnp.ones(CLIENTS))
-    sent, state, metrics = attack.apply(jax.random.key(seed), message, state, view)
-    return sent.vector, state, metrics
+    sent, state, metrics = attack.apply(key, message, state, view)
+    return sent.vector, attack.remember(state, message, everyone, view), metrics
+
+
+def warm_up_of(part) -> int:
+    """The first rounds in which the attack, or one nested in it, sends what it is given."""
+    updates = [one for _, one, _ in core.walk(part) if one.stage == "update"]
+    return max(one.warm_up for one in updates)
 
 
 def few_steps(part):
@@ -200,11 +219,44 @@ def check_acts_or_is_refused(part) -> None:
             expect(moved.min() > 1e-4, f"{count} clients, {knowledge}: it does nothing")
 
 
+def check_remembers_own_rows_only(part) -> None:
+    """What an honest client sent in an earlier round matters to no other client.
+
+    The adversary does not see it, and a client remembers what it did itself. A row with NaN or
+    infinity is not remembered.
+    """
+    updates = [one for _, one, _ in core.walk(part) if one.stage == "update"]
+    if all(type(one).remember is UpdateAttack.remember for one in updates):
+        return
+    kind, part = kind_of(part), few_steps(part)
+    attack, place, nobody = Attack((part,)), world(kind), jnp.zeros(CLIENTS, bool)
+    earlier, updates = attack_updates(2, kind), attack_updates(kind=kind)
+    everyone = jnp.ones(CLIENTS, bool)
+
+    @jax.jit
+    def run(earlier):
+        first, second = jax.random.split(jax.random.key(0))
+        view = attacker_view(nobody, malicious=nobody, kind=kind)
+        state = attack.init(*updates.shape, place.setting, place.task)
+        message = Message(earlier, jnp.ones(CLIENTS))
+        state = attack.apply(first, message, state, view)[1]
+        state = attack.remember(state, message, everyone, view)
+        view = attacker_view(kind=kind)._replace(round=jnp.array(1))
+        return attack.apply(second, Message(updates, jnp.ones(CLIENTS)), state, view)[0].vector
+
+    sent, row = run(earlier), np.flatnonzero(MALICIOUS)[0]
+    same_bits(run(earlier.at[0].set(1000.0))[MALICIOUS], sent[MALICIOUS])
+    for bad in (np.nan, -np.inf, 1e30):
+        again = run(earlier.at[row, 0].set(bad))
+        finite(again[MALICIOUS], f"{bad} of an earlier round reaches what the attack sends, which")
+
+
 CHECKS = (
     check_shapes,
     check_sees_visible_rows_only,
     check_ignores_unseen_rows,
     check_survives_bad_rows,
+    check_remembers_own_rows_only,
     check_acts_or_is_refused,
     check_over_seeds,
     check_fields,
@@ -226,6 +278,17 @@ def fields_for_attacks(outer):
         inner = getattr(outer, field.name)
         if field.metadata.get("kind") == "attack" and inner.stage == "update":
             yield outer, field.name
+
+
+def remembers_messages(part) -> bool:
+    """Whether the state of the attack, or of one nested in it, changes with a round's messages."""
+    kind, attack = kind_of(part), Attack((part,))
+    place, updates = world(kind), attack_updates(kind=kind)
+    state = attack.init(*updates.shape, place.setting, place.task)
+    message, everyone = Message(updates, jnp.ones(CLIENTS)), jnp.ones(CLIENTS, bool)
+    after = attack.remember(state, message, everyone, attacker_view(kind=kind))
+    pairs = zip(jax.tree.leaves(state), jax.tree.leaves(after), strict=True)
+    return any(differs(*pair) for pair in pairs)
 
 
 def wrappings(registry, part):
@@ -253,6 +316,10 @@ def check_wrapped(outer, field: str, part) -> None:
         shares = wrapped.shares(jnp.cumsum(mask) - 1)
         same_bits(who, MALICIOUS & np.asarray(shares[field]))
         expect(who.any(), "no client poisons")
+    expect(
+        remembers_messages(wrapped) or not remembers_messages(part),
+        "what the attack inside is to remember is lost",
+    )
     checked = []
     spy = type(
         part.__class__.__name__,

@@ -68,3 +68,9 @@ class Hybrid(UpdateAttack):
         single, solo_state, _ = self.solo.apply(solo_key, updates, state["solo"], solo_view)
         crafted = jnp.where(alone[:, None], single, crafted)
         return crafted, {"main": main_state, "solo": solo_state}, metrics
+
+    def remember(self, state, message, rows, view):
+        return {
+            "main": self.main.remember(state["main"], message, rows, view),
+            "solo": self.solo.remember(state["solo"], message, rows, view),
+        }
