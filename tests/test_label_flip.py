@@ -135,7 +135,7 @@ def answers(result, x):
 
 
 def test_success_is_over_the_examples_of_all_pairs():
-    result = fedjax_sec.run(federation())
+    result = fedjax_sec.run(federation(data={"max_test": 250}))  # 26 threes and 24 twos
     source, m = load_source(result.experiment), result.metrics
     read = answers(result, source.x_test)
     counted = np.isin(source.y_test, [3, 2])
@@ -146,6 +146,7 @@ def test_success_is_over_the_examples_of_all_pairs():
     assert each[0] != each[1] and 0 < success < 1
     right = np.mean(read[counted] == source.y_test[counted])
     assert m["base_class_accuracy"][-1] == pytest.approx(right, abs=1e-6)
+    assert abs(m["per_class_accuracy"][-1, [3, 2]].mean() - right) > 1e-4  # not the classes' mean
     assert "attack_rounds" not in m
 
 

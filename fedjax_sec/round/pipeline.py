@@ -332,6 +332,8 @@ class Attack:
 
     def remember(self, state: AttackState, message: Message, rows, view) -> AttackState:
         """The states at the end of a round, from the messages before the attack."""
+        if not self.update_stages:
+            return state
         rows = rows & usable_rows(message.vector)
         pairs = zip(self.update_stages, state.update, strict=True)
         update = tuple(stage.remember(one, message, rows, view) for stage, one in pairs)

@@ -8,7 +8,8 @@ from fedjax_sec.evaluation.metrics import backdoor_metrics
 class Backdoor(Evaluator):
     """`attack_success_rate` and `backdoor_loss` of the backdoor; measured wherever there is one.
 
-    The backdoor is measured as it is by then, with the state that an attack with memory has
+    Of a backdoor with several base classes, `per_base_attack_success_rate` has one for each. The
+    backdoor is measured as it is by then, with the state that an attack with memory has
     learned. See `fedjax_sec.evaluation.metrics.backdoor_metrics` for the formulas.
 
     Source: none needed; the share of triggered test examples that are read as the attacker wishes.
