@@ -15,6 +15,7 @@ from fedjax_sec import core, sweeps
 from fedjax_sec.algorithms._averaging import Averaging
 from fedjax_sec.core import ConfigError, exact_share, registry
 from fedjax_sec.core.random import Stream, stream
+from fedjax_sec.round.pipeline import Attack
 from fedjax_sec.runs import loading
 from fedjax_sec.runs.config import from_mapping
 from fedjax_sec.runs.prepare import make_population, prepare
@@ -238,6 +239,25 @@ def test_local_test_labels_of_malicious_clients_are_flipped(data):
     assert both.metrics["local_accuracy"][-1] == pytest.approx(average, abs=1e-6)
     changed = expected != shares
     assert changed[population.malicious].any() and not changed[~population.malicious].any()
+
+
+def test_a_share_of_the_local_test_labels_is_flipped_and_no_padding():
+    attack = {"name": "label_flip", "pairs": PAIRS, "fraction": 0.5, "local_test": True}
+    labels, held = jnp.asarray(LABELS), jnp.arange(200) < 150
+
+    def tests_of(spec, who):
+        args = (jnp.zeros((200, 1)), labels, held, jnp.array([who]), jnp.array([0]), tiny_task())
+        pipeline = Attack.build(spec)
+        return np.asarray(pipeline.poison_tests(jax.random.key(0), pipeline.init(1, 1), *args)[1])
+
+    y = tests_of(attack, True)
+    for source, target in PAIRS:
+        mine = y[:150][LABELS[:150] == source]
+        assert (mine == target).sum() == len(mine) // 2 and set(mine) == {source, target}
+    others = ~np.isin(LABELS, [3, 2]) | (np.arange(200) >= 150)
+    same_bits(y[others], LABELS[others])
+    same_bits(tests_of(attack, False), LABELS)
+    same_bits(tests_of(attack | {"local_test": False}, True), LABELS)
 
 
 @core.pytree
