@@ -1,5 +1,7 @@
 """Attacks inside `hybrid`: their needs, their backdoors, and whose data they poison."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -156,3 +158,25 @@ def test_hybrids_inside_hybrids_share_their_clients():
         "attack.main.solo",
         "attack.solo",
     ]
+
+
+@core.pytree
+class Inflates(core.UpdateAttack):
+    """Reports more examples than it has."""
+
+    registered_name = "inflates"
+    rewrites = "message"
+
+    def tamper(self, key, message, state, view):
+        return message._replace(weight=10 * message.weight), state, {}
+
+
+@pytest.mark.parametrize("field", ["main", "solo"])
+def test_an_attack_on_messages_inside_one_on_vectors_is_refused(field):
+    """Nothing would call it: a wrapper hands on the updates alone."""
+    plain = registry.attacks.build("hybrid")
+    hybrid = dataclasses.replace(plain, **{field: Inflates()})
+    words = f"attack.{field}: 'inflates' rewrites whole messages, and 'hybrid' around it only"
+    with pytest.raises(ConfigError, match=words):
+        check_components((hybrid,), "attack", Setting(10, 5))
+    check_components((Inflates(), plain), "attack", Setting(10, 5))  # in a list it is called

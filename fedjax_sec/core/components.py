@@ -630,11 +630,13 @@ def check_components(components, path: str, setting: Setting) -> None:
 
     A component whose fields follow schedules is checked with each of their values. One that would
     do nothing with any of them is refused: its `idle(setting)` says why, or None. A component that
-    does not work on the inputs, on what the clients send, or without labels is refused as well.
+    does not work on the inputs, on what the clients send, or without labels is refused as well, and
+    so is one that rewrites messages inside one that hands on vectors.
     """
     for part, place in zip(components, paths_of(components, path), strict=True):
         for at, nested, met in walk(part, place, setting):
             _check_applies(nested, at, met)
+            _check_handed_on(part, nested, at)
             reasons = []
             for one in every_value(nested):
                 one.check(at, met)
@@ -674,6 +676,18 @@ def _check_applies(part, path: str, setting: Setting) -> None:
     if part.needs_labels and not setting.labelled:
         raise ConfigError(
             f"{path}: {name!r} needs one class for each example, which this task's do not have."
+        )
+
+
+def _check_handed_on(outer, nested, path: str) -> None:
+    """Raises where `nested` needs whole messages, of which the attack around it has the vectors."""
+    if outer.stage != "update" or nested.stage != "update":
+        return
+    if (outer.rewrites, nested.rewrites) == ("vector", "message"):
+        raise ConfigError(
+            f"{path}: {nested.registered_name!r} rewrites whole messages, and "
+            f"{outer.registered_name!r} around it only vectors; give both in a list instead, one "
+            f"after the other."
         )
 
 
