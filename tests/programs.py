@@ -2,16 +2,40 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
+from fedjax_sec import core
+from fedjax_sec.algorithms import Averaging
 from fedjax_sec.core import optimizers, registry
 from fedjax_sec.core.space import make_space
-from fedjax_sec.core.types import InputSpec
+from fedjax_sec.core.types import InputSpec, Message
 from fedjax_sec.round import Problem, make_task
 from fedjax_sec.runs import experiment as experiment_lib
 from fedjax_sec.runs.prepare import make_replicas, prepare
 from fedjax_sec.runs.program import Program
+
+
+@core.pytree
+class Apart(Averaging):
+    """Clients keep models of their own, which nobody sends."""
+
+    registered_name = "apart"
+    personalizes = True
+    client: Any = core.given("How a client trains.")
+    optimizer: Any = core.given("The server's optimizer.")
+
+    def init_client(self, params, setting, task):
+        return params
+
+    def train(self, key, download, state, data, task):
+        done = self.local(key, state, (), data, task)
+        return Message(jnp.zeros_like(state), data.reported), state + done.delta, done.metrics
+
+    def personal(self, server, state, task):
+        return state
 
 
 def program_of(experiment, *args, **options) -> Program:

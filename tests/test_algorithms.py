@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from helpers import NumpyMlp, same_bits, small
 from jax.flatten_util import ravel_pytree
-from programs import program_of, replicas_of
+from programs import Apart, program_of, replicas_of
 
 import fedjax_sec
 from fedjax_sec import core
@@ -170,26 +170,6 @@ def test_extras_that_are_no_numbers_never_reach_the_server():
     )
     norms = [one.metrics["scaffold/variate_norm"][-1] for one in (moved, clean)]
     assert norms[0] > 10 * norms[1]
-
-
-@core.pytree
-class Apart(Averaging):
-    """Clients keep models of their own, which nobody sends."""
-
-    registered_name = "apart"
-    personalizes = True
-    client: Any = core.given("How a client trains.")
-    optimizer: Any = core.given("The server's optimizer.")
-
-    def init_client(self, params, setting, task):
-        return params
-
-    def train(self, key, download, state, data, task):
-        done = self.local(key, state, (), data, task)
-        return Message(jnp.zeros_like(state), data.reported), state + done.delta, done.metrics
-
-    def personal(self, server, state, task):
-        return state
 
 
 def test_models_of_the_clients_are_measured_on_their_own_test_data():

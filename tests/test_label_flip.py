@@ -1,18 +1,16 @@
 """Label flipping with several pairs at once, and in the clients' own test data."""
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import same_bits, small, tiny_task
-from programs import train
+from programs import Apart, train
 
 import fedjax_sec
-from fedjax_sec import core, sweeps
-from fedjax_sec.algorithms._averaging import Averaging
+from fedjax_sec import sweeps
 from fedjax_sec.core import ConfigError, exact_share, registry
 from fedjax_sec.core.random import Stream, stream
 from fedjax_sec.round.pipeline import Attack
@@ -258,26 +256,6 @@ def test_a_share_of_the_local_test_labels_is_flipped_and_no_padding():
     same_bits(y[others], LABELS[others])
     same_bits(tests_of(attack, False), LABELS)
     same_bits(tests_of(attack | {"local_test": False}, True), LABELS)
-
-
-@core.pytree
-class Apart(Averaging):
-    """Clients keep models of their own, which nobody sends."""
-
-    registered_name = "apart"
-    personalizes = True
-    client: Any = core.given("How a client trains.")
-    optimizer: Any = core.given("The server's optimizer.")
-
-    def init_client(self, params, setting, task):
-        return params
-
-    def train(self, key, download, state, data, task):
-        done = self.local(key, state, (), data, task)
-        return core.Message(0 * state, data.reported), state + done.delta, done.metrics
-
-    def personal(self, server, state, task):
-        return state
 
 
 def test_models_of_the_clients_are_measured_on_the_labels_that_they_learn():
