@@ -1,4 +1,4 @@
-"""What tests of attacks on models share: whole rounds, with everything that was sent in each."""
+"""Shared parts of tests of attacks on models: whole rounds, with all messages of each."""
 
 import dataclasses
 

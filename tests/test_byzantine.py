@@ -30,7 +30,7 @@ def attack(mode, updates=UPDATES, **options):
 
 
 def test_each_mode_sends_its_model():
-    """What the server makes of an update is the global model plus it."""
+    """The server adds an update to the global model."""
     for mode in ("zero", "random", "flip"):
         sent = attack(mode)
         same_bits(sent[~BAD], UPDATES[~BAD])

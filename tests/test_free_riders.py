@@ -27,7 +27,7 @@ HONEST = RNG.normal(size=(7, K, D)).astype(np.float32)
 
 
 def play(spec, count=6, malicious=None, ids=None, clients=K, task=None, key=0, models=MODELS):
-    """What is sent in each round [count, K, D]; the keys of the rounds are equal."""
+    """The rows sent in each round [count, K, D]; the keys of the rounds are equal."""
     pipeline = Attack.build(spec)
     state = pipeline.init(clients, models.shape[1])
     malicious = np.broadcast_to(BAD, (count, K)) if malicious is None else malicious
@@ -208,7 +208,7 @@ def test_lazy_with_the_global_model_sends_the_mask_alone():
 
 
 def previous_models(malicious, ids, clients, by_position=False):
-    """What each lazy row sends without a mask, by loops: the model it sent when it trained last."""
+    """Each lazy row without a mask, by loops: the model that it sent when it trained last."""
     kept, expected = [None] * clients, []
     for t in range(len(malicious)):
         rows = []

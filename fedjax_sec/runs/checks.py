@@ -96,7 +96,7 @@ def _classes(bases) -> str:
 
 
 def _held_by_malicious(experiment: Experiment, source, population: Population):
-    """Who is ever malicious [N], and the labels of all training examples that they hold."""
+    """The clients [N] that are ever malicious, and the labels of their training examples."""
     malicious = population.malicious
     if experiment.threat.redraw:  # it is every client's turn
         malicious = np.ones_like(malicious)
@@ -104,20 +104,22 @@ def _held_by_malicious(experiment: Experiment, source, population: Population):
     return malicious, np.asarray(source.y_train)[index[np.arange(index.shape[1]) < counts[:, None]]]
 
 
+def _lacking(attack, labels) -> list[int]:
+    """The base classes of an attack on data that are not among the labels."""
+    bases = () if attack is None or attack.bases is None else attack.bases
+    return [base for base in bases if not np.any(np.asarray(labels) == base)]
+
+
 def missing_bases(experiment: Experiment, source, population: Population) -> list[str]:
-    """What attacks on several base classes lack, in words: classes without examples."""
-    missing = []
+    """Sentences about the base classes of attacks on data of which there are no examples."""
+    missing, held = [], _held_by_malicious(experiment, source, population)[1]
     for stage in experiment.attack.data_stages:
-        if stage.bases is None:
-            continue
-        held = _held_by_malicious(experiment, source, population)[1]
-        if lacking := [base for base in stage.bases if base not in held]:
+        if lacking := _lacking(stage, held):
             missing.append(
                 f"no malicious client holds an example of {_classes(lacking)}, which "
                 f"{stage.registered_name!r} would poison"
             )
-    bases = (experiment.backdoor.bases if experiment.backdoor is not None else None) or ()
-    if lacking := [base for base in bases if base not in np.asarray(source.y_test)]:
+    if lacking := _lacking(experiment.backdoor, source.y_test):
         missing.append(f"success is not measured on {_classes(lacking)}: no test example is of it")
     return missing
 

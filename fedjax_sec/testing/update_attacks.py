@@ -220,7 +220,7 @@ def check_acts_or_is_refused(part) -> None:
 
 
 def check_remembers_own_rows_only(part) -> None:
-    """What an honest client sent in an earlier round matters to no other client.
+    """An honest client's earlier messages matter to no other client.
 
     The adversary does not see it, and a client remembers what it did itself. A row with NaN or
     infinity is not remembered.

@@ -83,7 +83,7 @@ class LabelFlip(DataAttack):
     def bases(self):
         if self.pairs is not None:
             return tuple(pair[0] for pair in self.pairs)
-        return None if self.base is None else (self.base,)
+        return super().bases
 
     def check(self, path, setting):
         classes = setting.num_classes
@@ -131,10 +131,7 @@ class LabelFlip(DataAttack):
     def _flip(self, y, task):
         if self.pairs is not None:
             flipped = y
-            for (
-                source,
-                target,
-            ) in self.pairs:  # by the true class, so no pair meets another's target
+            for source, target in self.pairs:  # by `y`, so no pair meets another's target
                 flipped = jnp.where(y == source, target, flipped)
             return flipped
         return task.num_classes - 1 - y if self.target is None else jnp.full_like(y, self.target)

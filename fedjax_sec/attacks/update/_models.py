@@ -1,4 +1,4 @@
-"""What attacks on models share: the global model, and which entries of a message are trained."""
+"""Shared parts of attacks on models: the global model, and the trained entries of a message."""
 
 import jax.numpy as jnp
 

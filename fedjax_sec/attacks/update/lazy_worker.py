@@ -111,8 +111,8 @@ class LazyWorker(UpdateAttack):
         if self.base == "global":
             if self.convention == "paper":
                 return masks.astype(updates.dtype), state, {}
-            shared = jnp.where(view.malicious[:, None], masks, 0.0).sum(axis=0, keepdims=True)
-            return jnp.where(state["held"], shared.astype(updates.dtype), updates), state, {}
+            shared = view.malicious.astype(masks.dtype) @ masks
+            return jnp.where(state["held"], shared[None].astype(updates.dtype), updates), state, {}
         slots, model = self._slots(view), global_model(view, updates.shape[1])
         held, sent = state["held"][slots], state["models"][slots] + masks
         if self.convention == "fedsecurity":
