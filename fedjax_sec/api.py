@@ -93,16 +93,16 @@ def aggregate(
         except ConfigError as error:
             warnings.warn(f"with the rows that are left, {error}", stacklevel=2)
     run = _aggregate if loss is None else _anew(_aggregate, loss=loss)
-    output = run(pipeline, stack.rows, weights, key, params, learned)
+    output = run(pipeline, stack.rows, weights, key, params, learned, stack.space)
     _check_finite(output, pipeline, "the aggregate")
     return stack.restore(output)
 
 
 @jax.jit
-def _aggregate(pipeline, updates, weights, key, params, learned, loss=None):
+def _aggregate(pipeline, updates, weights, key, params, learned, space, loss=None):
     root, read = _server_data(pipeline.stages, learned, loss)
-    view = _server_view(updates, weights, params, root)
-    output = pipeline.apply(key, updates, pipeline.init(*updates.shape), view).aggregate
+    view = _server_view(updates, weights, params, root, space)
+    output = pipeline.apply(key, updates, pipeline.init(*updates.shape, space), view).aggregate
     _refuse_unread(read, pipeline.stages, learned, loss)
     return output
 
@@ -180,7 +180,8 @@ def attack(
     _warn_of(huge, visible, "numbers too large to square and are in no statistic", 3)
     run = functools.partial(_attack if loss is None else _anew(_attack, loss=loss), pipeline, rule)
     everything = knowledge == "omniscient"
-    sent = run(stack.rows, mask, jnp.asarray(finite), key, params, learned, everything=everything)
+    rows, seen = stack.rows, jnp.asarray(finite)
+    sent = run(rows, mask, seen, key, params, learned, stack.space, everything=everything)
     bad = np.flatnonzero(mask)
     _check_finite(sent[bad], pipeline, "what the malicious clients would send")
     if not _is_traced(sent) and np.array_equal(sent[bad], stack.rows[bad]):
@@ -193,7 +194,7 @@ def attack(
 
 @functools.partial(jax.jit, static_argnames="everything")
 def _attack(
-    pipeline, rule, updates, malicious, visible, key, params, learned, everything, loss=None
+    pipeline, rule, updates, malicious, visible, key, params, learned, space, everything, loss=None
 ):
     clients, dim = updates.shape
     stages = (*pipeline.stages, *(rule.stages if rule else ()))
@@ -205,10 +206,11 @@ def _attack(
         jnp.arange(clients),
         jnp.array(0),
         server_update=None if root is None else root.update,
+        space=space,
     )
     if rule is not None:
-        state = rule.init(clients, dim) if everything else None
-        seen = _server_view(updates, jnp.ones(clients, updates.dtype), params, root)
+        state = rule.init(clients, dim, space) if everything else None
+        seen = _server_view(updates, jnp.ones(clients, updates.dtype), params, root, space)
         view = view._replace(defend=known_defense(rule, key, seen, state, clients)[0])
     message = Message(updates, jnp.ones(clients, updates.dtype))
     state = pipeline.init(clients, dim)
@@ -419,7 +421,7 @@ def _refuse_unread(read, stages, learned, loss) -> None:
             raise ConfigError(f"{name} would be ignored: none of {names} reads it.")
 
 
-def _server_view(updates, weights, params, root):
+def _server_view(updates, weights, params, root, space):
     return ServerView(
         params=params,
         weights=weights.astype(updates.dtype),
@@ -427,6 +429,7 @@ def _server_view(updates, weights, params, root):
         valid=jnp.ones(updates.shape[0], bool),
         round=jnp.array(0),
         root=root,
+        space=space,
     )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float
 
-from fedjax_sec.core import ConfigError
+from fedjax_sec.core import ConfigError, Space, tree_space
 from fedjax_sec.core.advice import one_line, shown
 
 _KEPT = (jnp.float16, jnp.bfloat16, jnp.float32)
@@ -25,12 +25,13 @@ class Stack(NamedTuple):
 
     `like` is the first client's pytree with arrays in floating point, None where the caller gave
     vectors; `restore` makes of a vector [D] what one client's update is: a pytree like it, or the
-    vector itself.
+    vector itself. `space` says where the pytree's leaves lie, None for vectors.
     """
 
     rows: Float[Array, "K D"]
     like: Any
     restore: Callable
+    space: Space | None = None
 
     @property
     def one(self) -> str:
@@ -193,7 +194,8 @@ def _stack_trees(clients) -> Stack:
         trees.append(_arrays(client, f"updates[{i}]"))
         _same_form(trees[i], trees[0], f"updates[{i}]", "updates[0]")
     vectors, restores = zip(*(ravel_pytree(tree) for tree in trees), strict=True)
-    return Stack(jnp.stack(vectors), trees[0], restores[0])
+    space = tree_space(trees[0], clients[0])
+    return Stack(jnp.stack(vectors), trees[0], restores[0], space)
 
 
 def _arrays(tree, name):

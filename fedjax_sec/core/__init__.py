@@ -28,6 +28,7 @@ from fedjax_sec.core.components import (
     UpdateAttack,
     check_components,
     fill_defaults,
+    init_stage,
     needing,
     paths_of,
     refuse_warm_up,
@@ -62,7 +63,7 @@ from fedjax_sec.core.schedule import (
     has_schedules,
     resolve,
 )
-from fedjax_sec.core.space import make_space
+from fedjax_sec.core.space import last_layer, make_space, tensors, tree_space
 from fedjax_sec.core.types import (
     AttackerView,
     BoundTask,
@@ -75,6 +76,7 @@ from fedjax_sec.core.types import (
     RoundTrace,
     ServerData,
     ServerView,
+    Space,
     State,
 )
 from fedjax_sec.core.values import admit, check_range, coerce, dump, is_list, plain
@@ -114,6 +116,7 @@ __all__ = [
     "ServerData",
     "ServerView",
     "Setting",
+    "Space",
     "Stage",
     "State",
     "Task",
@@ -139,7 +142,9 @@ __all__ = [
     "fill_defaults",
     "given",
     "has_schedules",
+    "init_stage",
     "is_list",
+    "last_layer",
     "make_space",
     "needing",
     "numeric",
@@ -156,6 +161,8 @@ __all__ = [
     "shown",
     "static",
     "suggestion",
+    "tensors",
+    "tree_space",
     "uniform_by_position",
     "value_of",
     "walk",

@@ -18,7 +18,7 @@ from fedjax_sec.core.advice import shown, suggestion
 from fedjax_sec.core.fields import ConfigError
 from fedjax_sec.core.random import exact_share
 from fedjax_sec.core.schedule import every_value
-from fedjax_sec.core.types import BoundTask, Message, Metrics, State
+from fedjax_sec.core.types import BoundTask, Message, Metrics, Space, State
 
 #: Kinds of inputs: pixels in [0, 1], features of any scale, tokens numbered from 0.
 INPUTS = frozenset({"pixels", "features", "tokens"})
@@ -26,8 +26,9 @@ INPUTS = frozenset({"pixels", "features", "tokens"})
 SENDS = frozenset({"update", "predictions", "features"})
 _UPDATES = frozenset({"update"})
 #: Needs of a component beside its arguments: a model and data; the server's own examples; the
-#: server's rule; the learning rate of a server that takes plain gradient steps; another model.
-NEEDS = frozenset({"task", "root", "rule", "rate", "surrogate"})
+#: server's rule; the learning rate of a server that takes plain gradient steps; another model; for
+#: its state, where the model's tensors lie in the vector.
+NEEDS = frozenset({"task", "root", "rule", "rate", "surrogate", "space"})
 
 
 class Setting(NamedTuple):
@@ -270,14 +271,20 @@ class Stage(Component):
 
     `stage` says where it stands: `before` aggregation (reshapes the stack, may merge rows),
     `aggregate` ([rows, D] -> [D], exactly one) or `after` it (changes the aggregate).
-    `keeps_scale = False` tells that the result is not in units of the updates.
+    `keeps_scale = False` tells that the result is not in units of the updates, `symmetric = False`
+    that it depends on the order of the clients, `noisy = True` that an aggregator adds noise.
+
+    A rule whose state depends on the model's tensors has "space" among its `needs`; its `init` then
+    gets a third argument, the `Space` or None. `view.space` holds it for every rule.
     """
 
     stage: ClassVar[str]
     accepts: ClassVar[frozenset[str]] = _UPDATES
     keeps_scale: bool = True
+    symmetric: bool = True
+    noisy: bool = False
 
-    def init(self, num_clients: int, dim: int) -> State:
+    def init(self, num_clients: int, dim: int, *space: Space | None) -> State:
         """The state before round 0: histories have one row a registered client."""
         return ()
 
@@ -298,6 +305,12 @@ class Stage(Component):
         than to be applied again and again.
         """
         return None
+
+
+def init_stage(stage, num_clients: int, dim: int, space: Space | None) -> State:
+    """The state of a stage, or of a rule inside another, before round 0."""
+    given = (space,) if "space" in stage.needs else ()
+    return stage.init(num_clients, dim, *given)
 
 
 # --- Learning -------------------------------------------------------------------------------------

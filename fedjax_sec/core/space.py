@@ -1,9 +1,14 @@
 """The space of parameters: which of a model's variables are trained, observed and frozen."""
 
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
+from jax.tree_util import DictKey, SequenceKey
 
 from fedjax_sec.core.types import Model, Space
 
@@ -22,12 +27,18 @@ def make_space(model: Model) -> Space:
     >>> space.dim, dict(space.slices)
     (3, {'params/b': slice(0, 3, None)})
     """
-    shapes = jax.eval_shape(model.init, jax.random.key(0))
-    leaves, tree = jax.tree.flatten_with_path(shapes)
-    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
+    made = []
+
+    def init(key):
+        variables = model.init(key)
+        made.extend(_by_making(variables))
+        return variables
+
+    leaves, tree = jax.tree.flatten_with_path(jax.eval_shape(init, jax.random.key(0)))
+    names = _names(leaves)
     kinds = []
     for name in names:
-        observed = model.observe is not None and name.startswith(f"{STATISTICS}/")
+        observed = model.observe is not None and _is_statistic(name)
         kinds.append("observed" if observed else "trained" if model.trainable(name) else "frozen")
     order = [i for kind in ("observed", "trained") for i, k in enumerate(kinds) if k == kind]
     slices, start = {}, 0
@@ -61,4 +72,126 @@ def make_space(model: Model) -> Space:
         frozen = tuple(v for v, kind in zip(values, kinds, strict=True) if kind == "frozen")
         return jnp.concatenate(parts or [jnp.zeros(0)]), frozen
 
-    return Space(start, slice(0, observed), slice(observed, start), slices, join, split)
+    last = f"{model.head}/kernel"
+    if last not in slices:
+        trained = [(names[i], len(leaves[i][1].shape)) for i in made if kinds[i] == "trained"]
+        last = _last(trained)
+    return Space(start, slice(0, observed), slice(observed, start), slices, join, split, last)
+
+
+def tree_space(tree: Any, made: Any = None) -> Space:
+    """The space of a pytree of arrays, such as what one client sends: one slice a leaf.
+
+    Names are the leaves' paths. Leaves below `batch_stats` are observed where they come first.
+    Equal trees have one space, so that what is compiled for it serves them all. `made` is the same
+    tree as it was made, where `tree` has lost the order in which its mappings hold their layers.
+
+    >>> space = tree_space([np.ones((2, 3)), np.ones(3)])
+    >>> dict(space.slices), space.last
+    ({'0': slice(0, 6, None), '1': slice(6, 9, None)}, '0')
+    """
+    leaves, form = jax.tree.flatten_with_path(tree)
+    names = _names(leaves)
+    order = _by_making(tree if made is None else made)
+    kept = [i for i in order if not _is_statistic(names[i])]
+    last = _last([(names[i], np.ndim(leaves[i][1])) for i in kept])
+    kinds = tuple(
+        (np.shape(leaf), str(jax.dtypes.canonicalize_dtype(leaf.dtype))) for _, leaf in leaves
+    )
+    try:
+        return _space_of(form, kinds, tuple(names), last)
+    except TypeError:  # a node of the caller's own that cannot be hashed
+        return _space_of.__wrapped__(form, kinds, tuple(names), last)
+
+
+@functools.lru_cache(maxsize=256)
+def _space_of(form, kinds, names, last) -> Space:
+    stops = np.cumsum([int(np.prod(shape)) for shape, _ in kinds]).tolist()
+    slices = {
+        name: slice(start, stop)
+        for name, start, stop in zip(names, [0, *stops[:-1]], stops, strict=True)
+    }
+    observed = 0
+    for name in names:
+        if not _is_statistic(name):
+            break
+        observed = slices[name].stop
+    zeros = [jnp.zeros(shape, dtype) for shape, dtype in kinds]
+    unravel = ravel_pytree(jax.tree.unflatten(form, zeros))[1]
+
+    def join(vector, frozen=()):
+        return unravel(vector)
+
+    def split(variables):
+        return ravel_pytree(variables)[0], ()
+
+    dim = stops[-1]
+    return Space(dim, slice(0, observed), slice(observed, dim), slices, join, split, last)
+
+
+def _is_statistic(name: str) -> bool:
+    return f"{name}/".startswith(f"{STATISTICS}/")
+
+
+def _names(leaves) -> list[str]:
+    return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
+
+
+def _by_making(tree) -> list[int]:
+    """The numbers of the leaves in the order in which mappings hold them, not in that of names.
+
+    A network's layers are in its mappings as they were made, and so, mostly, as they are applied.
+    """
+    places = []
+    for number, (path, _) in enumerate(jax.tree.leaves_with_path(tree)):
+        node, place = tree, []
+        for key in path:
+            if isinstance(key, DictKey) and isinstance(node, Mapping):
+                place.append(list(node).index(key.key))
+                node = node[key.key]
+            elif isinstance(key, SequenceKey) and isinstance(node, Sequence):
+                place.append(key.idx)
+                node = node[key.idx]
+            else:  # JAX's own order
+                place.append(number)
+                node = None
+        places.append(place)
+    return sorted(range(len(places)), key=places.__getitem__)
+
+
+def _last(tensors: list[tuple[str, int]]) -> str:
+    """The kernel of the last layer, of (name, axes): the last of two axes, else the last but one.
+
+    >>> _last([("w1", 2), ("b1", 1), ("w2", 2), ("b2", 1)]), _last([("a", 1), ("b", 1), ("c", 1)])
+    ('w2', 'b')
+    """
+    kernels = [name for name, axes in tensors if axes > 1]
+    names = kernels[-1:] or [name for name, _ in tensors[-2:]]
+    return names[0] if names else ""
+
+
+# --- Reading it -------------------------------------------------------------------------------
+
+
+def tensors(space: Space | None, dim: int) -> list[slice]:
+    """The places of all tensors in a vector [D], in order; one for all of it without a space.
+
+    The part of a vector behind the model, such as control variates, is one tensor more.
+
+    >>> tensors(None, 5)
+    [slice(0, 5, None)]
+    """
+    places = [] if space is None else list(space.slices.values())
+    done = places[-1].stop if places else 0
+    return [*places, slice(done, dim)] if done < dim else places
+
+
+def last_layer(space: Space | None, dim: int) -> slice:
+    """The place of the last layer's kernel in a vector [D]; all of it without a space.
+
+    >>> last_layer(None, 5)
+    slice(0, 5, None)
+    """
+    if space is None or space.last not in space.slices:
+        return slice(0, dim)
+    return space.slices[space.last]

@@ -5,6 +5,7 @@ client after padding, `B` batch size, `D = S + T` parameters of a vector: `S` ob
 statistics), which come first, and `T` trained ones. Imports nothing of this package.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -91,11 +92,16 @@ class InputSpec(NamedTuple):
         return (x - mean.reshape(shape)) / std.reshape(shape)
 
 
-class Space(NamedTuple):
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True, eq=False)
+class Space:
     """How a model's variables are split: a vector [D] = observed | trained, and frozen leaves.
 
-    `slices` maps a variable's name, such as `params/output/kernel`, to its place in the vector.
-    `join(vector, frozen) -> variables`, `split(variables) -> (vector, frozen)`.
+    `slices` maps a variable's name, such as `params/output/kernel`, to its place in the vector, in
+    the vector's order; `last` is the name of the last layer's kernel. `join(vector, frozen) ->
+    variables`, `split(variables) -> (vector, frozen)`.
+
+    In a view it is part of the structure, not a leaf, and it equals itself alone.
     """
 
     dim: int
@@ -104,6 +110,7 @@ class Space(NamedTuple):
     slices: Mapping[str, slice]
     join: Callable
     split: Callable
+    last: str
 
     def group(self, prefix: str) -> slice:
         """The place of all variables below a name, such as `params/output`."""
@@ -206,7 +213,8 @@ class ServerView(NamedTuple):
     """The knowledge of an honest server. The true malicious mask is deliberately absent.
 
     A stage that merges rows returns `weights`, `valid` and `members` of the new rows; `client_ids`
-    stays that of the clients.
+    stays that of the clients. `space` says where the model's tensors lie in the vector, None where
+    that is unknown: `core.tensors` and `core.last_layer` then take the vector for one tensor.
     """
 
     params: Float[Array, " D"]
@@ -216,6 +224,7 @@ class ServerView(NamedTuple):
     round: Int[Array, ""]
     root: ServerData | None = None  # only where `server.root` gives the server examples
     members: Float[Array, "rows K"] | None = None  # which clients a row is made of: 0 or 1
+    space: Space | None = None
 
     def included(self) -> Bool[Array, " K"]:
         """The clients of which a valid row holds something."""
@@ -243,7 +252,8 @@ class AttackerView(NamedTuple):
     its own clients' stands for it. `server_rate` is the learning rate of a server that takes plain
     gradient steps, else None. Both are None outside an experiment: equal weights, and a rate of 1.
 
-    `memory(attack) -> state` is the state of an attack on data nested in this one.
+    `memory(attack) -> state` is the state of an attack on data nested in this one. `space` is as in
+    `ServerView`.
     """
 
     malicious: Bool[Array, " K"]
@@ -260,6 +270,7 @@ class AttackerView(NamedTuple):
     weights: Float[Array, " K"] | None = None
     server_rate: Float[Array, ""] | None = None
     memory: Callable = lambda attack: ()
+    space: Space | None = None
 
     @property
     def corrupted(self) -> Bool[Array, " K"]:

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fedjax_sec.core import COUNT, ConfigError, Stage, component, registry, static
+from fedjax_sec.core import COUNT, ConfigError, Stage, component, init_stage, registry, static
 from fedjax_sec.defenses._bounds import check_num_byzantine
 from fedjax_sec.ops import coordinatewise
 
@@ -56,8 +56,12 @@ class Bulyan(Stage):
                 f"{path}.selection must be an aggregator, got {self.selection.registered_name!r}."
             )
 
-    def init(self, num_clients, dim):
-        return self.selection.init(num_clients, dim)
+    @property
+    def needs(self):
+        return self.selection.needs & {"space"}
+
+    def init(self, num_clients, dim, space=None):
+        return init_stage(self.selection, num_clients, dim, space)
 
     def apply(self, key, updates, state, view):
         f = self.num_byzantine

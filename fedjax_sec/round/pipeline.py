@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from fedjax_sec import core
 from fedjax_sec.core import ConfigError, Setting, fill_defaults, paths_of, registry
 from fedjax_sec.core.components import STAGES
-from fedjax_sec.core.types import AttackerView, Message, Metrics, ServerView
+from fedjax_sec.core.types import AttackerView, Message, Metrics, ServerView, Space
 from fedjax_sec.ops.moments import finite_rows, usable_rows
 
 
@@ -83,8 +83,8 @@ class Defense:
     def dump_spec(self):
         return _dump(self.stages)
 
-    def init(self, num_clients: int, dim: int):
-        return tuple(stage.init(num_clients, dim) for stage in self.stages)
+    def init(self, num_clients: int, dim: int, space: Space | None = None):
+        return tuple(core.init_stage(stage, num_clients, dim, space) for stage in self.stages)
 
     def apply(self, key, updates, state, view: ServerView) -> Defended:
         """Aggregates the stack [K, D]."""

@@ -191,7 +191,7 @@ def init_state(
         server=server,
         client=client,
         attack=components.attack.init(clients, dim, setting, task),
-        defense=components.defense.init(clients, dim),
+        defense=components.defense.init(clients, dim, task.space),
         monitors=tuple(m.init(setting, task, message) for m in components.monitors),
     )
 

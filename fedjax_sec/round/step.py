@@ -87,6 +87,7 @@ def run_round(
         ranks=(jnp.cumsum(population.malicious) - 1)[ids],
         weights=known_weights(jnp.where(present, counts, 0), malicious, visible),
         server_rate=algorithm.rate,
+        space=task.space,
     )
     attack_state = components.attack.prepare(stream(key, Stream.PREPARE), state.attack, attacker)
 
@@ -114,6 +115,7 @@ def run_round(
         valid=present,
         round=index,
         root=server_data(task, pool, replica, params, index),
+        space=task.space,
     )
     stages = (*components.attack.stages, *components.defense.stages)
     if core.needing(stages, "root") and server_view.root is not None:

@@ -28,7 +28,9 @@ def known_defense(
         view = view._replace(weights=jnp.ones_like(view.weights), root=None)
 
     def defend(updates, guess=None):
-        at = defense.init(num_clients, updates.shape[1]) if state is None else state
+        at = state
+        if at is None:
+            at = defense.init(num_clients, updates.shape[1], view.space)
         root = view.root
         if guess is not None:
             root = ServerData(lambda: guess, _unseen if root is None else root.loss)

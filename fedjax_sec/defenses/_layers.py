@@ -1,0 +1,23 @@
+"""Clients' models, and their last layers, for rules that do not act on updates."""
+
+import jax.numpy as jnp
+
+from fedjax_sec.core import last_layer
+from fedjax_sec.ops.precision import wide
+
+
+def last_layers(updates, view):
+    """(features [K, F], their place): the last layer's kernel of every client's model.
+
+    A model is the global one plus the client's update, in at least float32. Rows that are not valid
+    are zero.
+    """
+    place = last_layer(view.space, updates.shape[1])
+    return models(updates, view, place), place
+
+
+def models(updates, view, place: slice):
+    """That part of the clients' models [K, F]; zero for rows that are not valid."""
+    dtype = wide(updates.dtype)
+    rows = updates[:, place].astype(dtype) + view.params[place].astype(dtype)[None]
+    return jnp.where(view.valid[:, None], rows, 0.0)
