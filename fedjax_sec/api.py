@@ -247,6 +247,12 @@ def _defense(spec, setting) -> Defense:
     built = Defense(
         tuple(fill_defaults(s, {"num_malicious": setting.num_malicious}) for s in built.stages)
     )
+    if built.client_stages:
+        raise ConfigError(
+            f"defense: {built.client_stages[0].registered_name!r} acts in the clients' local "
+            f"training, and here the updates are given; leave it out, or run it in an experiment "
+            f"(fedjax_sec.run)."
+        )
     _refuse_schedules(built.stages, "defense")
     check_components(built.stages, "defense", setting)
     return built

@@ -91,7 +91,7 @@ def test_classes_differ_in_structure(kind):
 
 def test_every_kind_is_there():
     stages = {registry.defenses.get(name).stage for name in registry.defenses.names()}
-    assert stages == {"before", "aggregate", "after"}
+    assert stages == {"client", "before", "aggregate", "after"}
     assert 0 < len(UPDATE_ATTACKS) < len(registry.attacks.names()) and WRAPPERS
     empty = {kind for kind, known in registry.KINDS.items() if not known.names()}
     assert empty <= {"privacy_attack"}

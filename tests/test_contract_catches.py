@@ -794,7 +794,11 @@ def method(*args):
     [
         ("defense", {"stage": "after"}, "a defense must define apply"),
         ("defense", {"stage": "after", "aply": method}, "apply.* Did you mean 'aply'"),
-        ("defense", {"stage": "last", "apply": method}, "`stage` must be one of before, .*'last'"),
+        (
+            "defense",
+            {"stage": "last", "apply": method},
+            "`stage` must be one of client, before, .*'last'",
+        ),
         ("attack", {"stage": "update", "tamper": method}, "an attack must define apply"),
         (
             "attack",

@@ -69,8 +69,9 @@ class Averaging(Algorithm):
     def download(self, server, client):
         return server.params
 
-    def train(self, key, download, state, data, task):
-        done = self.local(key, download, state, data, task, self.hooks(download))
+    def train(self, key, download, state, data, task, hooks=NO_HOOKS):
+        hooks = self.hooks(download).then(hooks)
+        done = self.local(key, download, state, data, task, hooks)
         return Message(done.delta, data.reported), done.state, done.metrics
 
     def step(self, key, server, aggregate, messages, view, task):

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from fedjax_sec.algorithms._averaging import Averaging, Server
-from fedjax_sec.core import Hooks, Message, State, registry, static
+from fedjax_sec.core import NO_HOOKS, Hooks, Message, State, registry, static
 
 
 class ScaffoldServer(NamedTuple):
@@ -65,12 +65,12 @@ class Scaffold(Averaging):
     def download(self, server, client):
         return server.server.params, server.variate
 
-    def train(self, key, download, state, data, task):
+    def train(self, key, download, state, data, task, hooks=NO_HOOKS):
         params, variate = download
-        hooks = Hooks(
+        corrected = Hooks(
             correct=lambda gradient, delta: gradient - state.variate + variate, mean_gradient=True
         )
-        done = self.local(key, params, state.client, data, task, hooks)
+        done = self.local(key, params, state.client, data, task, corrected.then(hooks))
         # A client without examples took no step, so it keeps its variate.
         new = jnp.where(done.steps > 0, done.gradient, state.variate)
         change = new - state.variate

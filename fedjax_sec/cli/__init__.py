@@ -2,7 +2,18 @@
 
 import sys
 
-from fedjax_sec.cli import audit, bench, demo, draw, paper, run, show, status, sweep  # entered
+from fedjax_sec.cli import (  # entered
+    audit,
+    bench,
+    certify,
+    demo,
+    draw,
+    paper,
+    run,
+    show,
+    status,
+    sweep,
+)
 from fedjax_sec.cli.common import (
     DataDir,
     Out,
@@ -32,6 +43,7 @@ __all__ = [
     "app",
     "audit",
     "bench",
+    "certify",
     "console",
     "data_overrides",
     "demo",

@@ -67,6 +67,7 @@ from fedjax_sec.core.space import last_layer, make_space, tensors, tree_space
 from fedjax_sec.core.types import (
     AttackerView,
     BoundTask,
+    ClientView,
     InputSpec,
     Known,
     LocalData,
@@ -94,6 +95,7 @@ __all__ = [
     "AttackerView",
     "BoundTask",
     "Client",
+    "ClientView",
     "Component",
     "ConfigError",
     "DataAttack",

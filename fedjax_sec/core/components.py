@@ -12,13 +12,14 @@ from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from fedjax_sec.core.advice import shown, suggestion
 from fedjax_sec.core.fields import ConfigError
 from fedjax_sec.core.random import exact_share
 from fedjax_sec.core.schedule import every_value
-from fedjax_sec.core.types import BoundTask, Message, Metrics, Space, State
+from fedjax_sec.core.types import BoundTask, ClientView, Message, Metrics, Space, State
 
 #: Kinds of inputs: pixels in [0, 1], features of any scale, tokens numbered from 0.
 INPUTS = frozenset({"pixels", "features", "tokens"})
@@ -42,6 +43,8 @@ class Setting(NamedTuple):
     `threat.knowledge` (None: unknown). `malicious_per_round`: how many malicious clients every
     attacked round has (None: unknown). `inputs` is the kind of input (None: unknown), `labelled`
     whether an example has one class, `sends` what the algorithm's clients send, and `registered` N.
+    `client` is the component that trains the clients (None: unknown); its numbers are one
+    replica's, so that nothing but checks reads them.
     """
 
     num_clients: int
@@ -60,6 +63,7 @@ class Setting(NamedTuple):
     labelled: bool = True
     sends: str = "update"
     registered: int | None = None
+    client: Any = None
 
 
 class Component:
@@ -263,19 +267,89 @@ class PrivacyAttack(Component):
         raise NotImplementedError
 
 
+# --- Local steps ----------------------------------------------------------------------------------
+
+
+class Hooks(NamedTuple):
+    """What is added to a client's local steps, on the trained part [T] of the vector.
+
+    Algorithms add it, and defences in local training. `correct(gradient [T], delta [T]) ->
+    gradient` acts after clipping and L2, before the optimizer. `after_step(key, delta [T],
+    gradient [T], memory) -> (delta, memory)` acts after the optimizer; `memory` begins as given and
+    is dropped at the end of the round. `mean_gradient` asks for `Trained.gradient`.
+    """
+
+    correct: Callable | None = None
+    after_step: Callable | None = None
+    memory: State = ()
+    mean_gradient: bool = False
+
+    def then(self, other: "Hooks") -> "Hooks":
+        """Both, the other one behind this one.
+
+        >>> halved = Hooks(correct=lambda gradient, delta: gradient / 2)
+        >>> pulled = Hooks(correct=lambda gradient, delta: gradient + delta)
+        >>> halved.then(pulled).correct(4.0, 1.0), pulled.then(halved).correct(4.0, 1.0)
+        (3.0, 2.5)
+        """
+        if self.after_step is None or other.after_step is None:
+            only = other if self.after_step is None else self
+            after_step, memory = only.after_step, only.memory
+        else:
+            after_step = _both_steps(self.after_step, other.after_step)
+            memory = (self.memory, other.memory)
+        correct = self.correct or other.correct
+        if self.correct is not None and other.correct is not None:
+            correct = _both_corrections(self.correct, other.correct)
+        return Hooks(correct, after_step, memory, self.mean_gradient or other.mean_gradient)
+
+    def where(self, acts) -> "Hooks":
+        """These hooks where `acts` (traced) is true, else none."""
+        correct, after_step = self.correct, self.after_step
+
+        def corrected(gradient, delta):
+            return jnp.where(acts, correct(gradient, delta), gradient)  # pyright: ignore
+
+        def moved(key, delta, gradient, memory):
+            new, memory = after_step(key, delta, gradient, memory)  # pyright: ignore
+            return jnp.where(acts, new, delta), memory
+
+        return self._replace(correct=correct and corrected, after_step=after_step and moved)
+
+
+NO_HOOKS = Hooks()
+
+
+def _both_corrections(first: Callable, second: Callable) -> Callable:
+    return lambda gradient, delta: second(first(gradient, delta), delta)
+
+
+def _both_steps(first: Callable, second: Callable) -> Callable:
+    def after_step(key, delta, gradient, memory):
+        delta, kept = first(jax.random.fold_in(key, 0), delta, gradient, memory[0])
+        delta, also_kept = second(jax.random.fold_in(key, 1), delta, gradient, memory[1])
+        return delta, (kept, also_kept)
+
+    return after_step
+
+
 # --- Defences -------------------------------------------------------------------------------------
 
 
 class Stage(Component):
     """A stage of a defence; `init` gets N, the registered clients, whoever takes part in a round.
 
-    `stage` says where it stands: `before` aggregation (reshapes the stack, may merge rows),
-    `aggregate` ([rows, D] -> [D], exactly one) or `after` it (changes the aggregate).
-    `keeps_scale = False` tells that the result is not in units of the updates, `symmetric = False`
-    that it depends on the order of the clients, `noisy = True` that an aggregator adds noise.
+    `stage` says where it stands: in the training of each `client`, `before` aggregation (reshapes
+    the stack, may merge rows), `aggregate` ([rows, D] -> [D], exactly one) or `after` it (changes
+    the aggregate). `keeps_scale = False` tells that the result is not in units of the updates,
+    `symmetric = False` that it depends on the order of the clients, `noisy = True` that an
+    aggregator adds noise.
 
     A rule whose state depends on the model's tensors has "space" among its `needs`; its `init` then
     gets a third argument, the `Space` or None. `view.space` holds it for every rule.
+
+    A stage `client` defines `hooks`, all others `apply`. It has no state, and `malicious_follow`,
+    which may be a field, says whether malicious clients follow it, too.
     """
 
     stage: ClassVar[str]
@@ -283,10 +357,16 @@ class Stage(Component):
     keeps_scale: bool = True
     symmetric: bool = True
     noisy: bool = False
+    malicious_follow: bool = False
 
     def init(self, num_clients: int, dim: int, *space: Space | None) -> State:
         """The state before round 0: histories have one row a registered client."""
         return ()
+
+    @abstractmethod
+    def hooks(self, view: ClientView) -> Hooks:
+        """`client`: what is added to each local step of a client; `view` is a `ClientView`."""
+        raise NotImplementedError
 
     @abstractmethod
     def apply(self, key, *args) -> tuple:
@@ -314,24 +394,6 @@ def init_stage(stage, num_clients: int, dim: int, space: Space | None) -> State:
 
 
 # --- Learning -------------------------------------------------------------------------------------
-
-
-class Hooks(NamedTuple):
-    """An algorithm's additions to a client's local steps, on the trained part [T] of the vector.
-
-    `correct(gradient [T], delta [T]) -> gradient` acts after clipping and L2, before the optimizer.
-    `after_step(key, delta [T], gradient [T], memory) -> (delta, memory)` acts after the optimizer;
-    `memory` begins as given and is dropped at the end of the round. `mean_gradient` asks for
-    `Trained.gradient`.
-    """
-
-    correct: Callable | None = None
-    after_step: Callable | None = None
-    memory: State = ()
-    mean_gradient: bool = False
-
-
-NO_HOOKS = Hooks()
 
 
 class Trained(NamedTuple):
@@ -407,8 +469,15 @@ class Algorithm(Component):
         return server
 
     @abstractmethod
-    def train(self, key, download, state, data, task: BoundTask) -> tuple[Message, State, Metrics]:
-        """One client's round: (its message, what it keeps, metrics with `train_loss`)."""
+    def train(
+        self, key, download, state, data, task: BoundTask, hooks: Hooks = NO_HOOKS
+    ) -> tuple[Message, State, Metrics]:
+        """One client's round: (its message, what it keeps, metrics with `train_loss`).
+
+        `hooks` are those of a defence in local training. An algorithm hands them to the client's
+        training behind its own, `own.then(hooks)`; one without this argument is refused beside such
+        a defence.
+        """
         raise NotImplementedError
 
     @abstractmethod
@@ -544,7 +613,7 @@ BASES: dict[str, Any] = {
 
 
 #: kind -> the stages that its components name.
-STAGES = {"attack": ("update", "data"), "defense": ("before", "aggregate", "after")}
+STAGES = {"attack": ("update", "data"), "defense": ("client", "before", "aggregate", "after")}
 #: The method of an attack on updates that nothing calls, by what it `rewrites`.
 _NOT_CALLED = {"vector": "tamper", "message": "apply"}
 
@@ -570,10 +639,7 @@ def with_defaults(cls: type, kind: str) -> type:
             for name, value in vars(one).items():
                 if not name.startswith("__") and not hasattr(cls, name):
                     setattr(cls, name, value)
-    not_called = None
-    if issubclass(base, UpdateAttack):
-        _check_one_of(cls, "rewrites", tuple(_NOT_CALLED))
-        not_called = _NOT_CALLED[cls.rewrites]  # pyright: ignore[reportAttributeAccessIssue]
+    not_called = _not_called(cls, base)
     for name in dir(cls):
         method = inspect.getattr_static(cls, name)
         if getattr(method, "__isabstractmethod__", False) and name != not_called:
@@ -583,6 +649,16 @@ def with_defaults(cls: type, kind: str) -> type:
                 f"{suggestion(name, [other for other in written if not hasattr(base, other)])}"
             )
     return cls
+
+
+def _not_called(cls: Any, base: type) -> str | None:
+    """The abstract method of its kind that nothing calls of this class."""
+    if issubclass(base, UpdateAttack):
+        _check_one_of(cls, "rewrites", tuple(_NOT_CALLED))
+        return _NOT_CALLED[cls.rewrites]
+    if issubclass(base, Stage):
+        return "apply" if cls.stage == "client" else "hooks"
+    return None
 
 
 def _check_one_of(cls: type, name: str, allowed: Collection[str]) -> None:

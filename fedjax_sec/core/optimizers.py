@@ -117,6 +117,15 @@ class Optimizer(Component):
         alone = alone and not any(value for _, value in self.fixed)  # momentum: null is none
         return self.traced["learning_rate"] if alone else None
 
+    @property
+    def learning_rate(self):
+        """The learning rate, whatever the rule; None where it counts steps, or there is none.
+
+        >>> build({"name": "sgd", "learning_rate": 0.5, "momentum": 0.9}).learning_rate
+        0.5
+        """
+        return self.traced.get("learning_rate")
+
     def dump_spec(self) -> dict:
         """The name and arguments as they stand in a configuration."""
         fixed = {name: _dump(value) for name, value in self.fixed}

@@ -41,9 +41,10 @@ def make_space(model: Model) -> Space:
         observed = model.observe is not None and _is_statistic(name)
         kinds.append("observed" if observed else "trained" if model.trainable(name) else "frozen")
     order = [i for kind in ("observed", "trained") for i, k in enumerate(kinds) if k == kind]
-    slices, start = {}, 0
+    slices, sizes, start = {}, {}, 0
     for i in order:
         size = int(np.prod(leaves[i][1].shape))
+        sizes[names[i]] = leaves[i][1].shape
         slices[names[i]] = slice(start, start + size)
         start += size
     observed = sum(int(np.prod(leaves[i][1].shape)) for i in order if kinds[i] == "observed")
@@ -76,7 +77,8 @@ def make_space(model: Model) -> Space:
     if last not in slices:
         trained = [(names[i], len(leaves[i][1].shape)) for i in made if kinds[i] == "trained"]
         last = _last(trained)
-    return Space(start, slice(0, observed), slice(observed, start), slices, join, split, last)
+    observed, trained = slice(0, observed), slice(observed, start)
+    return Space(start, observed, trained, slices, join, split, last, sizes)
 
 
 def tree_space(tree: Any, made: Any = None) -> Space:
@@ -126,7 +128,9 @@ def _space_of(form, kinds, names, last) -> Space:
         return ravel_pytree(variables)[0], ()
 
     dim = stops[-1]
-    return Space(dim, slice(0, observed), slice(observed, dim), slices, join, split, last)
+    shapes = dict(zip(names, (shape for shape, _ in kinds), strict=True))
+    observed, trained = slice(0, observed), slice(observed, dim)
+    return Space(dim, observed, trained, slices, join, split, last, shapes)
 
 
 def _is_statistic(name: str) -> bool:

@@ -98,8 +98,8 @@ class Space:
     """How a model's variables are split: a vector [D] = observed | trained, and frozen leaves.
 
     `slices` maps a variable's name, such as `params/output/kernel`, to its place in the vector, in
-    the vector's order; `last` is the name of the last layer's kernel. `join(vector, frozen) ->
-    variables`, `split(variables) -> (vector, frozen)`.
+    the vector's order, `shapes` to its shape; `last` is the name of the last layer's kernel.
+    `join(vector, frozen) -> variables`, `split(variables) -> (vector, frozen)`.
 
     In a view it is part of the structure, not a leaf, and it equals itself alone.
     """
@@ -111,6 +111,7 @@ class Space:
     join: Callable
     split: Callable
     last: str
+    shapes: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
 
     def group(self, prefix: str) -> slice:
         """The place of all variables below a name, such as `params/output`."""
@@ -209,12 +210,25 @@ class ServerData(NamedTuple):
     loss: Callable
 
 
+class ClientView(NamedTuple):
+    """What a stage of a defence in local training may use.
+
+    The client's `data`, the component `client` that trains it, and the `task`.
+    """
+
+    task: BoundTask
+    data: LocalData
+    client: Any
+
+
 class ServerView(NamedTuple):
     """The knowledge of an honest server. The true malicious mask is deliberately absent.
 
     A stage that merges rows returns `weights`, `valid` and `members` of the new rows; `client_ids`
     stays that of the clients. `space` says where the model's tensors lie in the vector, None where
     that is unknown: `core.tensors` and `core.last_layer` then take the vector for one tensor.
+    `rate` is the learning rate of a server that takes plain gradient steps, else None; None outside
+    an experiment, too, where it is 1.
     """
 
     params: Float[Array, " D"]
@@ -225,6 +239,7 @@ class ServerView(NamedTuple):
     root: ServerData | None = None  # only where `server.root` gives the server examples
     members: Float[Array, "rows K"] | None = None  # which clients a row is made of: 0 or 1
     space: Space | None = None
+    rate: Float[Array, ""] | None = None
 
     def included(self) -> Bool[Array, " K"]:
         """The clients of which a valid row holds something."""

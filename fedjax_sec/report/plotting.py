@@ -317,3 +317,22 @@ def feature_maps(
     if said:
         titled(figure, said, size=8)
     return save(figure, path)
+
+
+def certified_curves(curves: Mapping[str, object], title: str, path: Path) -> list[Path]:
+    """Certified rate and certified accuracy against the backdoor's radius, one line a run.
+
+    `curves`: label -> `fedjax_sec.evaluation.certificate.Certified`.
+    """
+    figure, panels = subplots(1, 2, figsize=(9, 3.8), sharey=True, layout="constrained")
+    for panel, name in zip(panels, ("rate", "accuracy"), strict=True):
+        for i, (label, curve) in enumerate(curves.items()):
+            shape = _STYLES[i % len(_STYLES)]
+            panel.plot(curve.radius, 100 * getattr(curve, name), shape, label=label, linewidth=1.4)
+        panel.set(xlabel="norm of the backdoor", ylim=(0, 101), xlim=(0, None))
+        panel.set_title(f"certified {name}", size=10)
+        panel.grid(alpha=0.3)
+    panels[0].set_ylabel("test examples (%)")
+    legend_below(figure)
+    titled(figure, title, size=9)
+    return save(figure, path)

@@ -9,8 +9,17 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from fedjax_sec import core
+from fedjax_sec.core import ConfigError, Hooks
 from fedjax_sec.core.random import Stream, stream
-from fedjax_sec.core.types import BoundTask, LocalData, Message, Metrics, ServerData, State
+from fedjax_sec.core.types import (
+    BoundTask,
+    ClientView,
+    LocalData,
+    Message,
+    Metrics,
+    ServerData,
+    State,
+)
 from fedjax_sec.ops.client_axis import map_clients
 from fedjax_sec.round.state import Pool, Problem, Replica
 
@@ -96,14 +105,41 @@ def train_clients(
     # all rounds that it spans.
     client_key = stream(replica.key, Stream.CLIENT)
     data = local_data(task, pool, replica, attack_state, index)
+    defense = replica.components.defense
 
     def train_client(client_id, local_state):
         # Closed over and called in here: leaves that ignore the client stay unbatched.
         download = algorithm.download(server, client_id)
-        key = jax.random.fold_in(client_key, client_id)
-        return algorithm.train(key, download, local_state, data(client_id), task)
+        key, own = jax.random.fold_in(client_key, client_id), data(client_id)
+        if not defense.client_stages:
+            return algorithm.train(key, download, local_state, own, task)
+        honest = ~replica.population.malicious[client_id]
+        hooks, called = _noting(defense.hooks(ClientView(task, own, algorithm.client), honest))
+        trained = algorithm.train(key, download, local_state, own, task, hooks)
+        if not called:
+            raise ConfigError(
+                f"defense: {[stage.registered_name for stage in defense.client_stages]} act in "
+                f"local training, and there the algorithm {algorithm.registered_name!r} with its "
+                f"client calls no hooks, so they would do nothing."
+            )
+        return trained
 
     return map_clients(train_client, problem.layout, ids, local_states)
+
+
+def _noting(hooks: Hooks) -> tuple[Hooks, list]:
+    """The hooks, and a list that is not empty once one of them was called."""
+    called = []
+
+    def noted(function):
+        def call(*args):
+            called.append(function)
+            return function(*args)
+
+        return None if function is None else call
+
+    noting = hooks._replace(correct=noted(hooks.correct), after_step=noted(hooks.after_step))
+    return noting, called
 
 
 def server_data(

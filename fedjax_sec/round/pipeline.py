@@ -1,7 +1,8 @@
 """Attack and defence pipelines: how a list of components acts as one.
 
-An attack is any number of data stages and update stages; a defence is stages before aggregation,
-exactly one aggregator, and stages after it. Both are pytrees, so their numeric fields are traced.
+An attack is any number of data stages and update stages; a defence is stages in local training and
+before aggregation, exactly one aggregator, and stages after it. Both are pytrees, so their numeric
+fields are traced.
 """
 
 import dataclasses
@@ -13,9 +14,16 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_sec import core
-from fedjax_sec.core import ConfigError, Setting, fill_defaults, paths_of, registry
+from fedjax_sec.core import NO_HOOKS, ConfigError, Hooks, Setting, fill_defaults, paths_of, registry
 from fedjax_sec.core.components import STAGES
-from fedjax_sec.core.types import AttackerView, Message, Metrics, ServerView, Space
+from fedjax_sec.core.types import (
+    AttackerView,
+    ClientView,
+    Message,
+    Metrics,
+    ServerView,
+    Space,
+)
 from fedjax_sec.ops.moments import finite_rows, usable_rows
 
 
@@ -48,7 +56,10 @@ class Defended(NamedTuple):
 
 @core.pytree
 class Defense:
-    """Stages before aggregation, one aggregator, stages after it.
+    """Stages in local training and before aggregation, one aggregator, stages after it.
+
+    Stages in local training only give `hooks`. All else is of the others, `server_stages`, whose
+    states and randomness they do not shift.
 
     Rows that hold a NaN or an infinity are marked invalid before any stage runs and never reach
     the aggregate; `excluded` [K] marks them, of those that the view calls valid. When no row is
@@ -76,15 +87,38 @@ class Defense:
         if ranks != sorted(ranks):
             named = [f"{part.registered_name} ({part.stage})" for part in parts]
             raise ConfigError(
-                f"{path}: stages must stand in the order before, aggregate, after; got {named}."
+                f"{path}: stages must stand in the order {', '.join(STAGES['defense'])}; got "
+                f"{named}."
             )
         return cls(parts)
 
     def dump_spec(self):
         return _dump(self.stages)
 
+    @property
+    def client_stages(self) -> tuple:
+        """The stages in the clients' local training."""
+        return tuple(stage for stage in self.stages if stage.stage == "client")
+
+    @property
+    def server_stages(self) -> tuple:
+        """All other stages."""
+        return tuple(stage for stage in self.stages if stage.stage != "client")
+
+    def hooks(self, view: ClientView, honest) -> Hooks:
+        """The additions of the stages in local training to a client's local steps.
+
+        `honest` is a traced boolean: malicious clients follow those stages only that say so.
+        """
+        hooks = NO_HOOKS
+        for stage in self.client_stages:
+            added = stage.hooks(view)
+            hooks = hooks.then(added if stage.malicious_follow else added.where(honest))
+        return hooks
+
     def init(self, num_clients: int, dim: int, space: Space | None = None):
-        return tuple(core.init_stage(stage, num_clients, dim, space) for stage in self.stages)
+        stages = self.server_stages
+        return tuple(core.init_stage(stage, num_clients, dim, space) for stage in stages)
 
     def apply(self, key, updates, state, view: ServerView) -> Defended:
         """Aggregates the stack [K, D]."""
@@ -94,7 +128,7 @@ class Defense:
         if view.members is None:
             view = view._replace(members=jnp.eye(clients, dtype=updates.dtype))
         new_state, aggregates = [], []
-        for i, stage in enumerate(self.stages):
+        for i, stage in enumerate(self.server_stages):
             stage_key = jax.random.fold_in(key, i)
             if stage.stage == "before":
                 before = updates.shape[0]

@@ -116,6 +116,7 @@ def run_round(
         round=index,
         root=server_data(task, pool, replica, params, index),
         space=task.space,
+        rate=algorithm.rate,
     )
     stages = (*components.attack.stages, *components.defense.stages)
     if core.needing(stages, "root") and server_view.root is not None:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import hashlib
+import inspect
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -451,6 +452,7 @@ class Experiment:
             )
         self._check_root()
         self._check_server_rate()
+        self._check_local_training()
         if self.data.local_test is not None:
             self.data.local_test.check("data.local_test")
         self._check_local_test()
@@ -494,6 +496,7 @@ class Experiment:
             malicious_per_round=self.malicious_in_each_round,
             sends=self.algorithm.sends,
             registered=n,
+            client=self.client,
             **known,
         )
 
@@ -567,13 +570,27 @@ class Experiment:
             )
 
     def _check_server_rate(self) -> None:
-        needing = core.needing(self.attack.stages, "rate")
-        if needing and self.complete_algorithm.rate is None:
+        if self.complete_algorithm.rate is not None:
+            return
+        remedy = (
+            f"needs a server whose step is a rate times the aggregate; set server.optimizer to sgd "
+            f"with a learning_rate alone, got {self.server.optimizer.dump_spec()}"
+        )
+        if needing := core.needing(self.attack.stages, "rate"):
             raise ConfigError(
-                f"attack: {needing[0]!r} with accounts_for 'weights_and_rate' needs a server whose "
-                f"step is a rate times the aggregate; set server.optimizer to sgd with a "
-                f"learning_rate alone, got {self.server.optimizer.dump_spec()}, or accounts_for to "
-                f"clients."
+                f"attack: {needing[0]!r} with accounts_for 'weights_and_rate' {remedy}, or "
+                f"accounts_for to clients."
+            )
+        if needing := core.needing(self.defense.stages, "rate"):
+            raise ConfigError(f"defense: {needing[0]!r} {remedy}.")
+
+    def _check_local_training(self) -> None:
+        stages = self.defense.client_stages
+        if stages and "hooks" not in inspect.signature(self.algorithm.train).parameters:
+            raise ConfigError(
+                f"defense: {stages[0].registered_name!r} acts in local training, and the algorithm "
+                f"{self.algorithm.registered_name!r} hands no hooks to it; choose another "
+                f"algorithm, such as 'fedavg'."
             )
 
 
@@ -596,7 +613,8 @@ def from_mapping(mapping: Mapping, overrides: Mapping | Iterable[str] = ()) -> E
     """An experiment from a plain mapping and overrides, checked and with nothing left open.
 
     `overrides` are `{"client.l2": 1e-4}` or strings `"client.l2=1e-4"`. A Byzantine bound left
-    open becomes `threat.num_malicious` when all clients take part, else `threat.per_round`.
+    open becomes `threat.num_malicious` when all clients take part, else `threat.per_round`; the
+    last round of a defence that asks for it becomes `rounds`.
 
     >>> from_mapping({"defense": "krum", "threat": {"num_malicious": 3}}).defense.stages[0]
     Krum(num_byzantine=3, convention='paper')
@@ -614,11 +632,9 @@ def from_mapping(mapping: Mapping, overrides: Mapping | Iterable[str] = ()) -> E
         experiment = core.build(Experiment, spec, "", registry.BUILDERS)
     except core.UnknownKey as error:
         raise _with_advice(error, spec) from None
-    if (bad := experiment.malicious_in_each_round) is not None:
-        stages = tuple(
-            fill_defaults(stage, {"num_malicious": bad}) for stage in experiment.defense.stages
-        )
-        experiment = dataclasses.replace(experiment, defense=Defense(stages))
+    known = {"num_malicious": experiment.malicious_in_each_round, "rounds": experiment.rounds}
+    stages = tuple(fill_defaults(stage, known) for stage in experiment.defense.stages)
+    experiment = dataclasses.replace(experiment, defense=Defense(stages))
     experiment = dataclasses.replace(
         experiment, client=experiment.client.resolve_auto(), data=_resolved(experiment.data)
     )

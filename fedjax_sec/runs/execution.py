@@ -45,6 +45,8 @@ def choose_layout(prepared: Prepared) -> Tuning:
         "algorithm": str(jax.tree.structure(experiment.algorithm)),
         "poison": str(jax.tree.structure(experiment.attack.data_stages)),
     }
+    if stages := experiment.defense.client_stages:
+        shape["defense"] = str(jax.tree.structure(stages))
 
     @functools.cache
     def inputs():

@@ -1,10 +1,12 @@
 """The contract of clients, algorithms and tasks."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_sec.core import LARGEST, Message, ServerView
+from fedjax_sec.core import LARGEST, NO_HOOKS, Hooks, Message, ServerView
 from fedjax_sec.testing.compare import (
     both_ways,
     close,
@@ -66,6 +68,23 @@ def check_client_over_clients(client, kind: str) -> None:
     close(mapped, looped, rtol=1e-4)
 
 
+def check_client_hooks(client, kind: str) -> None:
+    """Hooks are called where they say: of an algorithm, or of a defence in local training."""
+    place = world(kind)
+
+    def run(hooks):
+        state, data = client.init(place.task.dim), place.local_data(7)
+        key, params = jax.random.key(0), place.params()
+        train = lambda: client.apply(key, params, state, data, place.task, hooks)  # noqa: E731
+        return jax.jit(lambda: train().delta[place.task.space.trained])()
+
+    stays = Hooks(after_step=lambda key, delta, gradient, memory: (0.0 * delta, memory))
+    stayed = run(stays)
+    same_bits(stayed, jnp.zeros_like(stayed))
+    turned = Hooks(correct=lambda gradient, delta: -gradient)
+    expect(differs(run(turned), run(NO_HOOKS)), "the client does not call `hooks.correct`")
+
+
 def check_client_fields(client, kind: str) -> None:
     """Numeric fields are traced."""
     check_numeric_fields_are_traced(client, lambda one: train_locally(one, 7, kind=kind).delta)
@@ -75,6 +94,7 @@ CLIENT_CHECKS = (
     check_client_shapes,
     check_client_ignores_padding,
     check_client_over_clients,
+    check_client_hooks,
     check_client_fields,
 )
 
@@ -90,10 +110,10 @@ def _begun(algorithm, place):
     return algorithm, server, algorithm.init_client(params, place.setting, place.task)
 
 
-def _train(algorithm, server, client, place, count=7):
+def _train(algorithm, server, client, place, count=7, **options):
     download = algorithm.download(server, jnp.int32(0))
     data = place.local_data(count)
-    return algorithm.train(jax.random.key(6), download, client, data, place.task)
+    return algorithm.train(jax.random.key(6), download, client, data, place.task, **options)
 
 
 def _stacked(message: Message) -> Message:
@@ -189,6 +209,18 @@ def check_algorithm_leaves_out(algorithm, kind: str) -> None:
     finite((algorithm.params(new), metrics), "the server beside a row that is left out")
 
 
+def check_algorithm_hooks(algorithm, kind: str) -> None:
+    """Hooks of a defence in local training reach it, where `train` takes them."""
+    if "hooks" not in inspect.signature(algorithm.train).parameters:
+        return
+    place = world(kind)
+    algorithm, server, client = _begun(algorithm, place)
+    stays = Hooks(after_step=lambda key, delta, gradient, memory: (0.0 * delta, memory))
+    messages = [_train(algorithm, server, client, place, hooks=h)[0] for h in (NO_HOOKS, stays)]
+    same_form(*messages, "the message under a defence in local training")
+    expect(differs(*(one.vector for one in messages)), "`train` drops the hooks that it is given")
+
+
 def check_algorithm_fields(algorithm, kind: str) -> None:
     """Numeric fields are traced."""
     place = world(kind)
@@ -209,6 +241,7 @@ ALGORITHM_CHECKS = (
     check_algorithm_rounds,
     check_algorithm_zeros,
     check_algorithm_leaves_out,
+    check_algorithm_hooks,
     check_algorithm_fields,
 )
 

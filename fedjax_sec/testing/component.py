@@ -12,6 +12,7 @@ from fedjax_sec.testing import (
     data_attacks,
     defenses,
     fields,
+    local_defenses,
     looking,
     materials,
     update_attacks,
@@ -21,7 +22,9 @@ from fedjax_sec.testing.worlds import kinds_of
 #: Checks of how a component is compiled, on which the kind of input has no influence.
 _ONCE = (
     clients.check_client_over_clients,
+    clients.check_client_hooks,
     clients.check_client_fields,
+    clients.check_algorithm_hooks,
     clients.check_algorithm_fields,
 )
 
@@ -64,7 +67,7 @@ def checks_of(part, kind: str) -> Iterator[tuple[str, Callable[[], Any]]]:
     Checks on inputs run on every kind of input that the component works on.
     """
     if kind == "defense":
-        for check in defenses.CHECKS:
+        for check in local_defenses.CHECKS if part.stage == "client" else defenses.CHECKS:
             yield check.__name__, lambda check=check: check(part)
         return
     if kind == "attack" and part.stage == "update":

@@ -71,7 +71,7 @@ class Pairs(Stage):
 
 def as_pipeline(part) -> Defense:
     """The component in its place beside a plain mean."""
-    if part.stage == "before":
+    if part.stage in ("client", "before"):
         return Defense((part, PlainMean()))
     return Defense((part,)) if part.stage == "aggregate" else Defense((PlainMean(), part))
 

@@ -17,9 +17,10 @@ class Trojan(Trigger):
     in every round, and relabels them. Success is the share of all test images of the class,
     stamped with the whole pattern, that are read as `target`. Images are [B, H, W, C] in [0, 1].
 
-    `plus` and `square` set their pixels to `value`, and so does `pixels`, a list of your own. The
-    marks `copyright` and `apple` cover the image and are added: x + (2 value - 1) mark, so value
-    1 adds and value 0 subtracts; the sum is clipped to [0, 1].
+    `plus` and `square` set their pixels to `value`, and so does `pixels`, a list of your own; with
+    `added` they add it to what is there. The marks `copyright` and `apple` cover the image and are
+    added: x + (2 value - 1) mark, so value 1 adds and value 0 subtracts. Sums are clipped to
+    [0, 1].
 
     Distributed backdoor: with `split` > 1 the pattern falls into so many parts, and malicious
     client number r (by client id, from 0) stamps part r mod `split`. The parts are consecutive
@@ -40,7 +41,9 @@ class Trojan(Trigger):
     `place: [8, 6]`, `size: 5`, `value: 0`, 1 -> 7; use value 1 where digits are light on dark, as
     in MNIST. The marks are our drawings in place of the author's image files, whose uint8 sum
     wraps around: `overflow: wrap`. Distributed: Xie et al. 2019; `parts: author` are the RLR
-    code's four parts of a plus, which overlap. Defaults of `base`, `target` are choices.
+    code's four parts of a plus, which overlap. `added`: CRFL's author code (AI-secure/CRFL,
+    `utils/image_helper.py`, `add_pixel_pattern`), which adds delta / sqrt(number of pixels) to
+    each, so that delta is the norm of the pattern. Defaults of `base`, `target` are choices.
 
     Example:
         >>> import jax.numpy as jnp
@@ -79,6 +82,12 @@ class Trojan(Trigger):
     )
     value: float | None = numeric(
         None, "Pixel value (null: 1 on grey images, 0 on coloured ones).", low=0, high=1
+    )
+    added: float | None = numeric(
+        None,
+        "Added to the pixels of plus, square or `pixels`, which are not set then (null: set).",
+        low=-1,
+        high=1,
     )
     overflow: str = static(
         "clip", "Sums of image and mark: `clip`, or `wrap` modulo 256.", choices=("clip", "wrap")
@@ -143,6 +152,11 @@ class Trojan(Trigger):
             and (self.size < 3 or not self.size % 2)
         ):
             raise ConfigError(f"{path}.size of a plus must be odd and >= 3, got {self.size}.")
+        if self.added is not None and (self.pattern in DRAWN or self.value is not None):
+            raise ConfigError(
+                f"{path}.added is added to the pixels of plus, square or 'pixels', in place of "
+                f"value; got pattern={self.pattern!r}, value={self.value}."
+            )
         if self.overflow == "wrap" and self.pattern not in DRAWN:
             raise ConfigError(
                 f"{path}.overflow is read by the patterns {', '.join(DRAWN)} only, got pattern="
@@ -200,6 +214,8 @@ class Trojan(Trigger):
         mark = marks.max(0) if rank is None else jnp.asarray(marks)[rank % len(marks)]
         mark = jnp.asarray(mark)[None, :, :, None]
         value = (1.0 if x.shape[-1] == 1 else 0.0) if self.value is None else self.value
+        if self.added is not None:
+            return jnp.clip(x + self.added * mark, 0.0, 1.0)
         if self.pattern not in DRAWN:
             return jnp.where(mark > 0, value, x)
         added = (2 * value - 1) * mark
