@@ -66,6 +66,7 @@ from fedjax_sec.core.schedule import (
 from fedjax_sec.core.space import last_layer, make_space, tensors, tree_space
 from fedjax_sec.core.types import (
     AttackerView,
+    Auxiliary,
     BoundTask,
     ClientView,
     InputSpec,
@@ -93,6 +94,7 @@ __all__ = [
     "SMALLEST",
     "Algorithm",
     "AttackerView",
+    "Auxiliary",
     "BoundTask",
     "Client",
     "ClientView",

@@ -45,6 +45,7 @@ class Setting(NamedTuple):
     whether an example has one class, `sends` what the algorithm's clients send, and `registered` N.
     `client` is the component that trains the clients (None: unknown); its numbers are one
     replica's, so that nothing but checks reads them.
+    `auxiliary` maps what attacks on data name in `auxiliary` to an `Auxiliary` (None: unknown).
     """
 
     num_clients: int
@@ -64,6 +65,7 @@ class Setting(NamedTuple):
     sends: str = "update"
     registered: int | None = None
     client: Any = None
+    auxiliary: Mapping | None = None
 
 
 class Component:
@@ -159,6 +161,11 @@ class DataAttack(Component):
     `probes` what success is measured on: `(x, target, include)`. Probes made of the test examples
     keep their number and order, so that `y` are their true labels.
 
+    `auxiliary` is (data set, class) of examples that the attack brings along (class None: all of
+    them), or None. They are loaded with the experiment's data, `task.auxiliary(*auxiliary)` gives
+    them, and those that were taken out of the training part are withheld from clients and server.
+    `probes_are_tests` is false where the probes are not made of the test examples.
+
     An attack with memory returns its state from `init`; `prepare` renews it at the beginning of a
     round, before anybody trains, from what the adversary sees. `local_test`: the clients' own test
     examples (`data.local_test`) are poisoned as well, in the evaluation on these.
@@ -167,6 +174,8 @@ class DataAttack(Component):
     stage: ClassVar[str] = "data"
     base: int | None = None
     local_test: bool = False
+    auxiliary: tuple[Any, int | None] | None = None
+    probes_are_tests: ClassVar[bool] = True
 
     @property
     def bases(self) -> tuple[int, ...] | None:

@@ -16,7 +16,9 @@ from fedjax_sec.core.values import admit, dump, plain
 SCHEDULES = {
     "steps": "each value from its round on",
     "linear": "straight lines between the points, constant outside them",
+    "exponential": "a constant factor a round between the points, constant outside them",
 }
+_BETWEEN = ("linear", "exponential")  # their values lie between those of the points
 
 
 @pytree
@@ -38,14 +40,20 @@ class Schedule:
         [0.0, 4.0]
         >>> Schedule("linear", (10, 20), (1.0, 2.0)).at(jnp.array([0, 15, 20, 90])).tolist()
         [1.0, 1.5, 2.0, 2.0]
+        >>> Schedule("exponential", (0, 2), (1.0, 0.25)).at(jnp.arange(4)).tolist()
+        [1.0, 0.5, 0.25, 0.25]
         """
         value = self.values[0]
         for i in range(1, len(self.rounds)):
             begin, end, new = self.rounds[i - 1], self.rounds[i], self.values[i]
-            if self.kind == "linear":
+            if self.kind in _BETWEEN:
                 share = jnp.clip((index - begin) / (end - begin), 0.0, 1.0)
-                # As a weighted sum it is exact at both ends.
-                new = self.values[i - 1] * (1.0 - share) + new * share
+                old = self.values[i - 1]
+                # As a weighted sum, or a product of powers, it is exact at both ends.
+                if self.kind == "linear":
+                    new = old * (1.0 - share) + new * share
+                else:
+                    new = old ** (1.0 - share) * new**share
                 value = jnp.where(index > begin, new, value)
             else:
                 value = jnp.where(index >= end, new, value)
@@ -55,6 +63,8 @@ class Schedule:
         """As `at`, of Python numbers alone."""
         if self.kind == "linear":
             return float(np.interp(index, self.rounds, self.values))
+        if self.kind == "exponential":
+            return float(np.exp(np.interp(index, self.rounds, np.log(self.values))))
         return [v for r, v in zip(self.rounds, self.values, strict=True) if r <= index][-1]
 
     def dump_spec(self) -> dict:
@@ -64,7 +74,7 @@ class Schedule:
 
 
 def build_schedule(spec, hint, path: str, metadata: Mapping) -> Schedule:
-    """A schedule from `{schedule: steps or linear, values: {round: value}}`, every value checked.
+    """A schedule from `{schedule: KIND, values: {round: value}}`, every value checked.
 
     >>> build_schedule({"schedule": "steps", "values": {0: 0, 9: 4}}, float, "x", {}).values
     (0.0, 4.0)
@@ -112,10 +122,17 @@ def build_schedule(spec, hint, path: str, metadata: Mapping) -> Schedule:
             f"{path}.values: steps need a value for round 0, the first is for round "
             f"{min(by_round)}."
         )
-    if kind == "linear" and len(by_round) < 2:
-        raise ConfigError(f"{path}.values: a linear schedule needs at least two rounds.")
-    if kind == "linear" and args[0] is int:
-        raise ConfigError(f"{path} is an integer, which a linear schedule would leave; use steps.")
+    article = "an" if kind[0] in "aeiou" else "a"
+    if kind in _BETWEEN and len(by_round) < 2:
+        raise ConfigError(f"{path}.values: {article} {kind} schedule needs at least two rounds.")
+    if kind in _BETWEEN and args[0] is int:
+        raise ConfigError(
+            f"{path} is an integer, which {article} {kind} schedule would leave; use steps."
+        )
+    if kind == "exponential" and (low := [v for v in by_round.values() if v <= 0]):
+        raise ConfigError(
+            f"{path}.values: an exponential schedule needs values > 0, got {low[0]}; use linear."
+        )
     return Schedule(kind, tuple(sorted(by_round)), tuple(by_round[key] for key in sorted(by_round)))
 
 

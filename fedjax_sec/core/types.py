@@ -119,6 +119,22 @@ class Space:
         return slice(min(s.start for s in ours), max(s.stop for s in ours))
 
 
+class Auxiliary(NamedTuple):
+    """Examples that the adversary holds beside the training set, as stored, and their true labels.
+
+    They are of a data set that an attack on data names in `auxiliary`.
+    """
+
+    x_train: Array
+    y_train: Int[Array, " A"]
+    x_test: Array
+    y_test: Int[Array, " P"]
+
+
+def _no_auxiliary(dataset, label=None):
+    raise LookupError(f"the data set {dataset.registered_name!r} is not on the device")
+
+
 class BoundTask(NamedTuple):
     """The task on flat parameters, shared by clients, adversary, server and evaluation.
 
@@ -127,7 +143,8 @@ class BoundTask(NamedTuple):
     forward pass of a training step: the outputs and the statistics [S] as that step moves them.
     `losses(outputs, y) -> (total [B], units [B])` are the task's, which an algorithm may replace.
     `example(i) -> (x, y)` is training example `i` of the source's own order. `run(part, params, h)`
-    runs a piece of the model alone. `frozen` are the model's frozen leaves.
+    runs a piece of the model alone. `frozen` are the model's frozen leaves. `auxiliary(dataset,
+    label) -> Auxiliary` are the examples that an attack on data brings along.
     """
 
     task: Any
@@ -141,6 +158,7 @@ class BoundTask(NamedTuple):
     run: Callable
     head: str = ""
     frozen: Any = ()
+    auxiliary: Callable = _no_auxiliary
 
     @property
     def dim(self) -> int:

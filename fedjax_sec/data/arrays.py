@@ -65,7 +65,9 @@ def arrays(
     return source
 
 
-def of_arrays(name, origin, given, num_classes, scale, mean, std, kind, task) -> Source:
+def of_arrays(
+    name, origin, given, num_classes, scale, mean, std, kind, task, all_classes=None
+) -> Source:
     """The checked source `name` of arrays; see `arrays` for what may be None."""
     given = {
         key: None if value is None and key in USERS else _array(value, f"Data set {name!r}: {key}")
@@ -91,6 +93,7 @@ def of_arrays(name, origin, given, num_classes, scale, mean, std, kind, task) ->
         origin=origin,
         kind=kind,
         task=task,
+        all_classes=all_classes is None or bool(all_classes),
         **given,
     )
     return checked(source, name)
@@ -115,9 +118,14 @@ def _numbers(value) -> Any:
 
 
 def digest_of(source: Source) -> str:
-    """A digest of everything in a source."""
-    digest = hashlib.sha256()
+    """A digest of everything in a source.
+
+    Fields that came later count where they are set, so digests of earlier versions stay true.
+    """
+    digest, later = hashlib.sha256(), ("ids_train", "ids_test", "taken_from", "all_classes")
     for key, value in sorted(source._asdict().items()):
+        if key in later and value is Source._field_defaults[key]:
+            continue
         if isinstance(value, np.ndarray):
             digest.update(repr((key, value.dtype.str, value.shape)).encode())
             digest.update(np.ascontiguousarray(value).data)

@@ -29,6 +29,11 @@ class Source(NamedTuple):
     Where the data set says who made an example, `users_train` and `users_test` number its users
     from 0, the same in both parts.
 
+    Where the data set numbers its examples, `ids_train` and `ids_test` are these numbers, in the
+    order in which it is published. Images that were taken out of another data set's training part
+    name it in `taken_from`, their ids being its numbers. `all_classes` is false where some classes
+    have no example, as in images that only an attacker uses.
+
     Sequences of tokens (`kind="tokens"`) are integers [T, L] from 0 to `num_classes` - 1, and so
     are the targets `y [T, L]`, -1 where a sequence has ended; `task` is then `language_model`.
 
@@ -57,6 +62,10 @@ class Source(NamedTuple):
     users_test: np.ndarray | None = None  # int32 [E]
     kind: str | None = None  # of the inputs: pixels, features or tokens (None: by their shape)
     task: str = "classification"  # what is learned on it, unless the configuration says otherwise
+    ids_train: np.ndarray | None = None  # int32 [T]
+    ids_test: np.ndarray | None = None  # int32 [E]
+    taken_from: str | None = None
+    all_classes: bool = True
 
     @property
     def inputs(self) -> InputSpec:
@@ -190,6 +199,10 @@ def checked(source: Any, name: str) -> Source:
                     f"{at}: users_{part} must number users from 0, got {users.min()}."
                 )
         arrays[f"users_{part}"] = users
+        ids = getattr(source, f"ids_{part}")
+        arrays[f"ids_{part}"] = (
+            None if ids is None else _whole(ids, f"{at}: ids_{part}", "id", len(x))
+        )
     train, test = arrays["x_train"], arrays["x_test"]
     if train.shape[1:] != test.shape[1:] or train.dtype != test.dtype:
         raise ConfigError(
@@ -212,7 +225,7 @@ def checked(source: Any, name: str) -> Source:
         official_sizes=tuple(map(int, official)),
     )
     there = np.union1d(sound.y_train, sound.y_test)
-    if not sound.is_subset and len(there) < classes:
+    if sound.all_classes and not sound.is_subset and len(there) < classes:
         missing = np.setdiff1d(np.arange(classes), there)[0]
         raise ConfigError(
             f"{at}: num_classes is {classes}, but class {missing} has no example; relabel 0 to "

@@ -49,7 +49,7 @@ def backdoor_metrics(
         return task.task.right(outputs, labels), task.losses(outputs, labels)[0]
 
     right, losses = in_batches(answers, batch_size, probes, target)
-    if exclude_target and probes.shape[0] == y.shape[0]:
+    if exclude_target and backdoor.probes_are_tests and probes.shape[0] == y.shape[0]:
         include = include & (y != target)
     count = jnp.maximum(include.sum(), 1)
     metrics = {

@@ -133,7 +133,7 @@ def _lines() -> Iterator[str]:
         "file; nothing else is filled in, and environment variables are\nrefused.\n\n"
         "Fields that `show` calls *traced* take a new value without a new compilation and can "
         "follow a schedule\nover rounds: `{schedule: steps, values: {0: 1.0, 100: 0.1}}`, or "
-        "`linear`.\n\n"
+        "`linear`\nor `exponential`.\n\n"
         "The largest integer, 2147483647, is the largest position in int32; the largest seed, "
         "4294967295, is\nwhat JAX's keys hold.\n"
     )

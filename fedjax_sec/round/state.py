@@ -17,12 +17,14 @@ from fedjax_sec.ops.client_axis import Layout
 class Pool(NamedTuple):
     """Arrays that lie on the device once, shared by all replicas and clients.
 
-    The training examples of all clients as stored, and the model's frozen leaves.
+    The training examples of all clients as stored, the model's frozen leaves, and the examples
+    that attacks on data bring along, in the order of `Problem.auxiliary`.
     """
 
     x: Array
     y: Int[Array, " T *shape"]
     frozen: Any = ()
+    auxiliary: tuple = ()
 
 
 class Population(NamedTuple):
@@ -93,7 +95,8 @@ class Problem(NamedTuple):
 
     `layout` is how the round's clients are trained. `malicious_per_round` malicious clients are in
     every attacked round (None: as many as chance draws); `redraw`: each round has malicious clients
-    of its own. `setting` is what components were checked against.
+    of its own. `setting` is what components were checked against. `auxiliary` says of which data
+    set, and of which class of it (None: all), each of the pool's `auxiliary` is.
     """
 
     model: Model
@@ -107,6 +110,7 @@ class Problem(NamedTuple):
     malicious_per_round: int | None = None
     redraw: bool = False
     setting: Setting | None = None
+    auxiliary: tuple = ()
 
 
 def make_task(problem: Problem, pool: Pool, task: Any) -> BoundTask:
@@ -132,6 +136,15 @@ def make_task(problem: Problem, pool: Pool, task: Any) -> BoundTask:
     def run(part, params, h):
         return model.parts[part](space.join(params, pool.frozen), h)
 
+    def auxiliary(dataset, label=None):
+        for known, examples in zip(problem.auxiliary, pool.auxiliary, strict=True):
+            if known == (dataset, label):
+                return examples
+        raise core.ConfigError(
+            f"attack: the examples of {dataset.registered_name!r} (class {label}) are not on the "
+            f"device; an attack on data names them in `auxiliary`."
+        )
+
     return BoundTask(
         task=task,
         outputs=outputs,
@@ -144,6 +157,7 @@ def make_task(problem: Problem, pool: Pool, task: Any) -> BoundTask:
         run=run,
         head=model.head,
         frozen=pool.frozen,
+        auxiliary=auxiliary,
     )
 
 

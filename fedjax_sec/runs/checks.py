@@ -18,7 +18,9 @@ from fedjax_sec.runs.config import Experiment
 from fedjax_sec.runs.memory import check_stack, device_memory
 
 
-def setting_on_data(experiment: Experiment, source: Source, task, shapes, dim: int, capacity: int):
+def setting_on_data(
+    experiment: Experiment, source: Source, task, shapes, dim: int, capacity: int, auxiliary: dict
+):
     """The setting with what only the data tells; components are checked against it."""
     return experiment.setting(
         capacity=capacity,
@@ -29,6 +31,7 @@ def setting_on_data(experiment: Experiment, source: Source, task, shapes, dim: i
         examples=len(source.y_train),
         inputs=source.input_kind,
         labelled=has_labels(task, source),
+        auxiliary=auxiliary,
     )
 
 
@@ -60,6 +63,7 @@ FROM_DATA = (
     "examples",
     "inputs",
     "labelled",
+    "auxiliary",
 )
 
 

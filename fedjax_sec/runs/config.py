@@ -578,8 +578,8 @@ class Experiment:
         )
         if needing := core.needing(self.attack.stages, "rate"):
             raise ConfigError(
-                f"attack: {needing[0]!r} with accounts_for 'weights_and_rate' {remedy}, or "
-                f"accounts_for to clients."
+                f"attack: {needing[0]!r} multiplies updates by what the server's weights and rate "
+                f"make necessary, so it {remedy}, or give the attack a factor of its own."
             )
         if needing := core.needing(self.defense.stages, "rate"):
             raise ConfigError(f"defense: {needing[0]!r} {remedy}.")
@@ -636,13 +636,30 @@ def from_mapping(mapping: Mapping, overrides: Mapping | Iterable[str] = ()) -> E
     stages = tuple(fill_defaults(stage, known) for stage in experiment.defense.stages)
     experiment = dataclasses.replace(experiment, defense=Defense(stages))
     experiment = dataclasses.replace(
-        experiment, client=experiment.client.resolve_auto(), data=_resolved(experiment.data)
+        experiment,
+        client=experiment.client.resolve_auto(),
+        data=_resolved(experiment.data),
+        attack=Attack(tuple(map(_with_files, experiment.attack.stages))),
+        evaluation=_with_files(experiment.evaluation),
     )
     if experiment.start_from is not None:  # the same run wherever this one is taken up again
         start = str(Path(experiment.start_from).expanduser().absolute())
         experiment = dataclasses.replace(experiment, start_from=start)
     experiment.check()
     return experiment
+
+
+def _with_files(part):
+    """The component with open fields filled of every data set that attacks in it name."""
+    changes = {}
+    for field in dataclasses.fields(part):
+        value, kind = getattr(part, field.name), field.metadata.get("kind")
+        if kind == "dataset":
+            changes[field.name] = value.resolve_auto()
+        elif kind == "attack" and value is not None:
+            changes[field.name] = _with_files(value)
+    changes = {name: one for name, one in changes.items() if one != getattr(part, name)}
+    return dataclasses.replace(part, **changes) if changes else part
 
 
 def _resolved(data: Data) -> Data:

@@ -8,8 +8,7 @@ import jax.numpy as jnp
 
 from fedjax_sec import core
 from fedjax_sec.core import value_of
-from fedjax_sec.round import Pool, init_state, make_task, train_clients
-from fedjax_sec.runs.loading import frozen_of
+from fedjax_sec.round import init_state, make_task, train_clients
 from fedjax_sec.runs.memory import USABLE, device_memory
 from fedjax_sec.runs.prepare import Prepared, make_problem, make_replicas
 from fedjax_sec.runs.tuning import Tuning, candidates, tune
@@ -51,8 +50,7 @@ def choose_layout(prepared: Prepared) -> Tuning:
     @functools.cache
     def inputs():
         replica = jax.tree.map(lambda leaf: leaf[0], make_replicas([short]))
-        frozen = frozen_of(prepared.network)
-        return replica, jax.device_put(Pool(source.x_train, source.y_train, frozen))
+        return replica, jax.device_put(prepared.pool)
 
     def measure(choice):
         replica, pool = inputs()

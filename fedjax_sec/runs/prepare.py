@@ -26,7 +26,13 @@ from fedjax_sec.runs.checks import (
 )
 from fedjax_sec.runs.config import Experiment
 from fedjax_sec.runs.loading import frozen_of, load_start, load_surrogates
-from fedjax_sec.runs.source import Network, load_source, network_of
+from fedjax_sec.runs.source import (
+    Network,
+    load_auxiliary,
+    load_source,
+    network_of,
+    withheld,
+)
 from fedjax_sec.runs.tuning import Choice
 
 
@@ -36,7 +42,8 @@ class Prepared(NamedTuple):
     `task` is the component that says what is learned. `probes` holds, for each monitor, the test
     examples that it looks at, or None. `start` are the parameters [D] that are given, `surrogates`
     the models that attacks on inputs are made on. `pixels` are how many pixels of the trigger the
-    network sees, and of how many.
+    network sees, and of how many. `auxiliary` maps (data set, class) to the examples that attacks
+    bring along.
     """
 
     experiment: Experiment
@@ -50,6 +57,15 @@ class Prepared(NamedTuple):
     start: np.ndarray | None
     surrogates: dict
     pixels: tuple[int, int] | None
+    auxiliary: dict
+
+    @property
+    def pool(self) -> Pool:
+        """What lies on the device once, on the host."""
+        frozen = frozen_of(self.network)
+        return Pool(
+            self.source.x_train, self.source.y_train, frozen, tuple(self.auxiliary.values())
+        )
 
     @property
     def space(self) -> Space:
@@ -86,9 +102,10 @@ def prepare(experiment: Experiment) -> Prepared:
     shapes = jax.eval_shape(network.model.init, jax.random.key(0))
     known = experiment.setting(inputs=source.input_kind, labelled=has_labels(task, source))
     check_components((experiment.data.partition,), "data.partition", known)  # it reads labels
+    auxiliary = load_auxiliary(experiment, source)
     population, unused = make_population(experiment, source)
     capacity, dim = population.index.shape[1], network.space.dim
-    setting = setting_on_data(experiment, source, task, shapes, dim, capacity)
+    setting = setting_on_data(experiment, source, task, shapes, dim, capacity, auxiliary)
     check_on_data(experiment, source, setting)
     bound = bound_task(experiment, source, network, task, setting)
     check_bases(experiment, source, population, task)
@@ -106,14 +123,16 @@ def prepare(experiment: Experiment) -> Prepared:
         load_start(experiment),
         load_surrogates(experiment),
         pixels,
+        auxiliary,
     )
 
 
 def bound_task(experiment, source: Source, network: Network, task, setting) -> BoundTask:
     """The task on the experiment's network, on the host's arrays."""
-    problem = _problem(experiment, source, network, layout("vmap", None, 1, False), 1, setting)
-    frozen = frozen_of(network)
-    return make_task(problem, Pool(source.x_train, source.y_train, frozen), task)
+    how, auxiliary = layout("vmap", None, 1, False), load_auxiliary(experiment, source)
+    problem = _problem(experiment, source, network, how, 1, setting, auxiliary)
+    frozen, arrays = frozen_of(network), tuple(auxiliary.values())
+    return make_task(problem, Pool(source.x_train, source.y_train, frozen, arrays), task)
 
 
 def _probes(experiment: Experiment, source: Source, task: BoundTask, setting) -> tuple:
@@ -134,10 +153,11 @@ def make_population(experiment: Experiment, source) -> tuple[Population, int]:
     def random(purpose: Stream):
         return np.random.default_rng([experiment.seed, int(purpose)])
 
-    left = np.arange(len(labels))
+    unseen = withheld(experiment, source)
+    left = np.delete(np.arange(len(labels)), unseen)
     if experiment.server.root is not None:
-        root = experiment.server.root.draw(random(Stream.ROOT), labels)
-        left, root = np.delete(left, root), root.astype(np.int32)
+        root = experiment.server.root.draw(random(Stream.ROOT), labels[left])
+        left, root = np.delete(left, root), left[root].astype(np.int32)
     users = None if users is None else users[left]
     rng = random(Stream.PARTITION)
     parts = data.partition.split(rng, labels[left], data.num_clients, users)
@@ -162,7 +182,7 @@ def make_population(experiment: Experiment, source) -> tuple[Population, int]:
     if experiment.server.dropout:
         dropout = np.float32(experiment.server.dropout)
     population = Population(index, counts, malicious, root, local, start, every, dropout)
-    return population, parts.unused
+    return population, parts.unused + len(unseen)
 
 
 def malicious_clients(population: Population) -> list[int]:
@@ -190,10 +210,13 @@ def make_problem(prepared: Prepared, choice: Choice, per_round: int) -> Problem:
     experiment, source = prepared.experiment, prepared.source
     network = network_of(experiment, source, choice)
     how = layout(choice.clients, choice.chunk, per_round, network.model.convolves)
-    return _problem(experiment, source, network, how, per_round, prepared.setting)
+    setting, auxiliary = prepared.setting, prepared.auxiliary
+    return _problem(experiment, source, network, how, per_round, setting, auxiliary)
 
 
-def _problem(experiment, source: Source, network: Network, how, per_round, setting) -> Problem:
+def _problem(
+    experiment, source: Source, network: Network, how, per_round, setting, auxiliary
+) -> Problem:
     return Problem(
         model=network.model,
         space=network.space,
@@ -206,6 +229,7 @@ def _problem(experiment, source: Source, network: Network, how, per_round, setti
         malicious_per_round=experiment.threat.per_round,
         redraw=experiment.threat.redraw,
         setting=setting,
+        auxiliary=tuple(auxiliary),
     )
 
 

@@ -21,7 +21,6 @@ from fedjax_sec.evaluation.local import by_client
 from fedjax_sec.evaluation.metrics import over_classes
 from fedjax_sec.evaluation.robustness import labels, robust_mask
 from fedjax_sec.round import (
-    Pool,
     Replica,
     RoundState,
     adversary_of,
@@ -34,7 +33,6 @@ from fedjax_sec.round import (
 )
 from fedjax_sec.runs.config import Experiment
 from fedjax_sec.runs.execution import choose_layout
-from fedjax_sec.runs.loading import frozen_of
 from fedjax_sec.runs.memory import check_state, device_memory, replicas_that_fit, tree_bytes
 from fedjax_sec.runs.prepare import Prepared, initial_params, make_problem, make_replicas
 from fedjax_sec.runs.tuning import Tuning
@@ -56,8 +54,8 @@ class Program:
     ):
         self.prepared, self.experiment = prepared, prepared.experiment
         self.source, self.at_once = prepared.source, at_once
-        source, frozen = prepared.source, frozen_of(prepared.network)
-        self.pool = jax.device_put(Pool(source.x_train, source.y_train, frozen))
+        source = prepared.source
+        self.pool = jax.device_put(prepared.pool)
         self.test = jax.device_put(TestSet(source.x_test, source.y_test))
         self.tuning = tuning or choose_layout(prepared)
         per_round = self.experiment.clients_per_round

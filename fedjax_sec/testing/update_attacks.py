@@ -87,9 +87,13 @@ def warm_up_of(part) -> int:
 
 
 def few_steps(part):
-    """The attack with a short search: a long one amplifies the rounding of vmap."""
+    """The attack with a short search: a long one amplifies the rounding of vmap.
+
+    So are the attacks on updates that are nested in it.
+    """
     names = {f.name for f in dataclasses.fields(part)} & {"steps", "rounds"}
-    return dataclasses.replace(part, **dict.fromkeys(names, 1))
+    inner = {field: few_steps(getattr(part, field)) for _, field in fields_for_attacks(part)}
+    return dataclasses.replace(part, **dict.fromkeys(names, 1), **inner)
 
 
 def check_shapes(part) -> None:

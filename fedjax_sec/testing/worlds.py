@@ -10,6 +10,7 @@ import numpy as np
 
 from fedjax_sec.core import (
     Algorithm,
+    Auxiliary,
     BoundTask,
     ConfigError,
     InputSpec,
@@ -65,6 +66,16 @@ def tiny_pool(count: int = 40, kind: str = "pixels") -> Pool:
         y = rng.integers(0, CLASSES, count).astype(np.int32)
     with jax.ensure_compile_time_eval():  # the first call may come from within a trace
         return Pool(jnp.asarray(x), jnp.asarray(y))
+
+
+def tiny_auxiliary(kind: str):
+    """`BoundTask.auxiliary` of a tiny world: for any data set the pool's last examples."""
+
+    def auxiliary(dataset, label=None):
+        pool = tiny_pool(kind=kind)
+        return Auxiliary(pool.x[-6:], pool.y[-6:], pool.x[-9:-6], pool.y[-9:-6])
+
+    return auxiliary
 
 
 def inputs_of(kind: str) -> InputSpec:
@@ -176,7 +187,8 @@ def world(kind: str = "pixels", linear: bool = False) -> World:
         setting=setting,
     )
     task = registry.tasks.build("classification" if labelled else "language_model")
-    return World(kind, problem, pool, make_task(problem, pool, task), setting)
+    bound = make_task(problem, pool, task)._replace(auxiliary=tiny_auxiliary(kind))
+    return World(kind, problem, pool, bound, setting)
 
 
 def tiny_task(kind: str = "pixels") -> BoundTask:

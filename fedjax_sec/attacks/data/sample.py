@@ -27,6 +27,7 @@ class Sample(DataAttack):
     """
 
     needs_labels = True
+    probes_are_tests = False
     index: int = numeric(
         0, "Position in the training set, in the source's order.", low=0, high=COUNT
     )

@@ -7,6 +7,28 @@ import jax.numpy as jnp
 from fedjax_sec.core import ANY_SCALE, ConfigError, UpdateAttack, numeric, static
 
 
+def replacement_factor(view, weights=None):
+    """[]: what the malicious clients' mean update is multiplied by, to be what the model moves by.
+
+    With w the clients' `weights` (None: as the adversary knows them), M the malicious ones and eta
+    the server's rate it is sum_i w_i / (eta sum_M w_i); for m of K equal ones K / (eta m).
+
+    >>> import types
+    >>> view = types.SimpleNamespace(
+    ...     malicious=jnp.array([True, False, False]),
+    ...     weights=jnp.array([2.0, 3.0, 5.0]),
+    ...     server_rate=0.5,
+    ... )
+    >>> replacement_factor(view).item()
+    10.0
+    """
+    if weights is None:
+        weights = jnp.ones(view.malicious.shape) if view.weights is None else view.weights
+    rate = 1.0 if view.server_rate is None else view.server_rate
+    divisor = rate * jnp.sum(jnp.where(view.malicious, weights, 0.0))
+    return weights.sum() / jnp.where(divisor > 0, divisor, 1.0)
+
+
 @dataclasses.dataclass(frozen=True)
 class Replacement(UpdateAttack):
     """An attack that multiplies updates by a factor, given or computed."""
@@ -39,8 +61,4 @@ class Replacement(UpdateAttack):
         if self.accounts_for == "clients":
             factor = updates.shape[0] if self.factor is None else self.factor
             return factor * updates, state, {}
-        weights = jnp.ones(updates.shape[0]) if view.weights is None else view.weights
-        rate = 1.0 if view.server_rate is None else view.server_rate
-        divisor = rate * jnp.sum(jnp.where(view.malicious, weights, 0.0))
-        factor = weights.sum() / jnp.where(divisor > 0, divisor, 1.0)
-        return factor.astype(updates.dtype) * updates, state, {}
+        return replacement_factor(view).astype(updates.dtype) * updates, state, {}

@@ -28,15 +28,20 @@ _PROBE_SECONDS = 3.0
 _HARMLESS = ("was created with group size", "OpenCV is not installed")
 
 
-def load_tfds(name: str, data_dir: str | None, download: bool, **meta) -> Source:
+def load_tfds(
+    name: str, data_dir: str | None, download: bool, numbered: bool = False, **meta
+) -> Source:
     """Reads both splits of the data set `name`, from our cache where it was decoded before.
 
     `data_dir` None means the environment variable TFDS_DATA_DIR, else `~/tensorflow_datasets`.
+    `numbered`: its examples have the feature `id`, such as "train_00012", which numbers them.
     `meta` are the remaining fields of `Source` (`num_classes`, `scale`, `mean`, `std`,
     `official_sizes`). Raises `MissingDataError` when the prepared folder is absent and cannot be
     downloaded, or cannot be read.
     """
-    arrays, origin = load_arrays(name, data_dir, download)
+    arrays, origin = load_arrays(name, data_dir, download, numbered=numbered)
+    if numbered and any(arrays[f"ids_{split}"].min() < 0 for split in _SPLITS):
+        arrays |= {f"ids_{split}": None for split in _SPLITS}
     return Source(name=name, origin=origin, **arrays, **meta)
 
 
@@ -46,10 +51,12 @@ def load_arrays(
     download: bool,
     splits: tuple[str, ...] = _SPLITS,
     convert: Callable[[np.ndarray], np.ndarray] | None = None,
+    numbered: bool = False,
 ) -> tuple[dict[str, np.ndarray], str]:
     """The arrays `x_SPLIT` and `y_SPLIT` of tfds's data set `name`, and where they are from.
 
-    `convert` is applied to every image before it is kept.
+    `convert` is applied to every image before it is kept. `numbered` adds `ids_SPLIT`, the numbers
+    in the examples' ids, -1 where an example has none.
     """
     root = data_root(data_dir)
     folder = _prepared_folder(root, name)
@@ -60,10 +67,13 @@ def load_arrays(
         folder = _prepared_folder(root, name)
         if folder is None:
             raise MissingDataError(_how_to_get(name, root, "the download left no prepared folder"))
-    path = cache_file(f"{name}-{folder.name}", folder.glob("*array_record*"))
-    arrays = load_cache(path, [f"{part}_{split}" for split in splits for part in ("x", "y")])
+    parts = ("x", "y", "ids") if numbered else ("x", "y")
+    label = f"{name}-{folder.name}-ids" if numbered else f"{name}-{folder.name}"
+    path = cache_file(label, folder.glob("*array_record*"))
+    arrays = load_cache(path, [f"{part}_{split}" for split in splits for part in parts])
     if arrays is None:
         arrays = _decode(name, folder, splits, convert)
+        arrays = {key: array for key, array in arrays.items() if key.partition("_")[0] in parts}
         store_cache(path, arrays)
     return arrays, f"tfds {name}/{folder.name}"
 
@@ -163,8 +173,9 @@ def _decode(name: str, folder: Path, splits, convert) -> dict[str, np.ndarray]:
             task = bar.add_task(f"Decoding {name}", total=total)
             arrays = {}
             for split, examples in sources.items():
-                x, y = _decode_split(examples, convert, lambda done: bar.advance(task, done))
-                arrays |= {f"x_{split}": x, f"y_{split}": y}
+                advance = lambda done: bar.advance(task, done)  # noqa: E731
+                x, y, ids = _decode_split(examples, convert, advance)
+                arrays |= {f"x_{split}": x, f"y_{split}": y, f"ids_{split}": ids}
     except Exception as error:  # the readers raise whatever the damaged file makes them raise
         raise MissingDataError(
             f"The prepared folder {folder} cannot be read ({type(error).__name__}: "
@@ -174,20 +185,31 @@ def _decode(name: str, folder: Path, splits, convert) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _decode_split(examples, convert, advance) -> tuple[np.ndarray, np.ndarray]:
+def _decode_split(examples, convert, advance) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     total = len(examples)
-    x, y = None, np.empty(total, np.int32)
+    x, y, ids = None, np.empty(total, np.int32), np.empty(total, np.int32)
     for start in range(0, total, _BATCH):
         stop = min(start + _BATCH, total)
         for i, example in enumerate(examples.__getitems__(range(start, stop)), start):
             image = example["image"] if convert is None else convert(example["image"])
             if x is None:
                 x = np.empty((total, *image.shape), np.uint8)
-            x[i], y[i] = image, example["label"]
+            x[i], y[i], ids[i] = image, example["label"], _number(example.get("id", b""))
         advance(stop - start)
     if x is None:
         raise ValueError("a split has no examples")
-    return x, y
+    return x, y, ids
+
+
+def _number(name: bytes | str) -> int:
+    """The number at the end of an example's id; -1 without one.
+
+    >>> _number(b"train_00012"), _number(b"")
+    (12, -1)
+    """
+    text = name.decode() if isinstance(name, bytes) else str(name)
+    number = text.rpartition("_")[2]
+    return int(number) if number.isascii() and number.isdigit() else -1
 
 
 @contextlib.contextmanager

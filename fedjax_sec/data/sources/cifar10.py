@@ -27,6 +27,7 @@ class Cifar10(Dataset):
             "cifar10",
             data_dir,
             download,
+            numbered=True,
             num_classes=10,
             scale=255.0,
             # As in the author code of ALIE (Baruch et al. 2019); not the true moments.

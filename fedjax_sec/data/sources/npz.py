@@ -10,7 +10,7 @@ from fedjax_sec.data.arrays import USERS, of_arrays
 from fedjax_sec.data.source import MissingDataError, Source
 
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
-NUMBERS = ("num_classes", "scale", "mean", "std", "kind", "task")
+NUMBERS = ("num_classes", "scale", "mean", "std", "kind", "task", "all_classes")
 
 
 @registry.datasets.register("npz")
@@ -19,9 +19,11 @@ class Npz(Dataset):
 
     It holds `x_train`, `y_train`, `x_test` and `y_test`, and may hold `users_train`, `users_test`,
     `num_classes`, `scale`, `mean`, `std`, `kind` and `task`, each as the argument of
-    `fedjax_sec.data.arrays`. A relative path is one from the folder in which the program was
-    started; the configuration is written with the whole path. A file that has changed is read
-    again, and a run that began with other content does not go on with it: the digest says so.
+    `fedjax_sec.data.arrays`, and `all_classes`: false where some class has no example, such as in
+    images that only an attacker uses (`edge_images`). A relative path is one from the folder in
+    which the program was started; the configuration is written with the whole path. A file that has
+    changed is read again, and a run that began with other content does not go on with it: the
+    digest says so.
 
     Raises: `MissingDataError` for a file that is not there, `ConfigError` for one that NumPy cannot
     read or that lacks an array.
