@@ -12,7 +12,7 @@ import fedjax_sec
 from fedjax_sec.core import registry
 from fedjax_sec.core.types import LocalData
 from fedjax_sec.evaluation.batches import in_batches
-from fedjax_sec.models.resnet import _BatchNorm
+from fedjax_sec.models._residual import Normalization, normalized
 from fedjax_sec.ops.client_axis import Layout
 from fedjax_sec.round import Pool, make_task
 
@@ -72,14 +72,15 @@ def test_what_an_example_is_normalised_with(kind, train, alone):
 
 def test_batch_norm_is_flaxs():
     x = 2 + 3 * jax.random.normal(jax.random.key(0), (6, 5, 4, 3))
-    ours, theirs = _BatchNorm(True, 0.9), nn.BatchNorm(momentum=0.9, epsilon=1e-5)
-    variables = ours.init(jax.random.key(1), x, None, True)
-    variables["params"] = {"scale": jnp.array([1.0, 2.0, 3.0]), "bias": jnp.arange(3.0)}
-    outcome, moved = ours.apply(variables, x, None, True, mutable=["batch_stats"])
+    theirs, how = nn.BatchNorm(momentum=0.9, epsilon=1e-5), Normalization("batch", 1, True, 0.9)
+    params = {"scale": jnp.array([1.0, 2.0, 3.0]), "bias": jnp.arange(3.0)}
+    statistics = {"mean": jnp.zeros(3), "var": jnp.ones(3)}
+    variables = {"params": params, "batch_stats": statistics}
+    outcome, moved = normalized(x, params | statistics, how, None, True)
     expected, held = theirs.apply(variables, x, use_running_average=False, mutable=["batch_stats"])
     np.testing.assert_allclose(outcome, expected, rtol=1e-4, atol=1e-4)
-    close(dict(moved), dict(held), rtol=1e-5, atol=0)
-    outcome = ours.apply(variables | moved, x, None, False)
+    close(moved, dict(held["batch_stats"]), rtol=1e-5, atol=0)
+    outcome, _ = normalized(x, params | moved, how, None, False)
     expected = theirs.apply(variables | held, x, use_running_average=True)
     np.testing.assert_allclose(outcome, expected, rtol=1e-4, atol=1e-4)
 

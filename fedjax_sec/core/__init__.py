@@ -9,6 +9,7 @@ from fedjax_sec.core.builder import UnknownKey, build, default_spec, rebuild
 from fedjax_sec.core.components import (
     NO_HOOKS,
     Algorithm,
+    Augmentation,
     Client,
     Component,
     DataAttack,
@@ -94,6 +95,7 @@ __all__ = [
     "SMALLEST",
     "Algorithm",
     "AttackerView",
+    "Augmentation",
     "Auxiliary",
     "BoundTask",
     "Client",

@@ -19,7 +19,15 @@ from fedjax_sec.core.advice import shown, suggestion
 from fedjax_sec.core.fields import ConfigError
 from fedjax_sec.core.random import exact_share
 from fedjax_sec.core.schedule import every_value
-from fedjax_sec.core.types import BoundTask, ClientView, Message, Metrics, Space, State
+from fedjax_sec.core.types import (
+    BoundTask,
+    ClientView,
+    InputSpec,
+    Message,
+    Metrics,
+    Space,
+    State,
+)
 
 #: Kinds of inputs: pixels in [0, 1], features of any scale, tokens numbered from 0.
 INPUTS = frozenset({"pixels", "features", "tokens"})
@@ -442,6 +450,22 @@ class Client(Component):
         raise NotImplementedError
 
 
+class Augmentation(Component):
+    """Changes a client's training inputs at random; nothing else is augmented.
+
+    It sees each fetched batch, poisoned where the client is malicious, before adversarial examples
+    are made of it. Targets stay.
+    """
+
+    @abstractmethod
+    def apply(self, key, x, inputs: InputSpec):
+        """The inputs [B, ...] changed, each example by draws of its own.
+
+        `inputs` is their specification: range, shape and normalisation.
+        """
+        raise NotImplementedError
+
+
 class Algorithm(Component):
     """The messages of clients, and the server's step.
 
@@ -533,7 +557,14 @@ class Task(Component):
 
 
 class Network(Component):
-    """A network: `make(input_shape, num_classes)` returns a `fedjax_sec.core.types.Model`."""
+    """A network: `make(input_shape, num_classes)` returns a `fedjax_sec.core.types.Model`.
+
+    `shortened()` is a network of the same layers, but fewer, to measure ways to compute it.
+    """
+
+    def shortened(self) -> "Network":
+        """The same network with as few equal layers as it can have."""
+        return self
 
     @abstractmethod
     def make(self, input_shape: tuple[int, ...], num_classes: int):
@@ -611,6 +642,7 @@ BASES: dict[str, Any] = {
     "evasion": Evasion,
     "privacy_attack": PrivacyAttack,
     "client": Client,
+    "augmentation": Augmentation,
     "algorithm": Algorithm,
     "task": Task,
     "model": Network,

@@ -172,6 +172,7 @@ models = Registry("model", "fedjax_sec.models")
 tasks = Registry("task", "fedjax_sec.tasks")
 algorithms = Registry("algorithm", "fedjax_sec.algorithms")
 clients = Registry("client", "fedjax_sec.algorithms.clients")
+augmentations = Registry("augmentation", "fedjax_sec.algorithms.augmentations")
 attacks = Registry("attack", "fedjax_sec.attacks.data", "fedjax_sec.attacks.update")
 defenses = Registry("defense", "fedjax_sec.defenses")
 evasions = Registry("evasion", "fedjax_sec.attacks.evasion")
@@ -189,6 +190,7 @@ KINDS = {
         tasks,
         algorithms,
         clients,
+        augmentations,
         attacks,
         defenses,
         evasions,

@@ -28,7 +28,8 @@ class Model(NamedTuple):
     `init(key) -> variables`; `apply(variables, x [B, ...], *, train, key) -> outputs`, logits
     [B, C] of a classifier. `convolves`: whether most of its work is convolutions, which decides how
     clients are trained. `pools_batch`: a batch's examples change each other's outputs, so `apply`
-    takes `mask [B]` too (None: all count).
+    takes `mask [B]` too (None: all count). `deep`: compiling it takes long, so that programs hold
+    its training step once rather than twice.
 
     `observe(variables, x, mask, key) -> (outputs, variables)`, where the network keeps running
     statistics in the collection `batch_stats` (else None), is a training step's forward pass and
@@ -48,6 +49,7 @@ class Model(NamedTuple):
     init_frozen: Callable | None = None
     parts: Mapping[str, Callable] = {}
     head: str = ""
+    deep: bool = False
 
 
 class InputSpec(NamedTuple):
@@ -143,8 +145,8 @@ class BoundTask(NamedTuple):
     forward pass of a training step: the outputs and the statistics [S] as that step moves them.
     `losses(outputs, y) -> (total [B], units [B])` are the task's, which an algorithm may replace.
     `example(i) -> (x, y)` is training example `i` of the source's own order. `run(part, params, h)`
-    runs a piece of the model alone. `frozen` are the model's frozen leaves. `auxiliary(dataset,
-    label) -> Auxiliary` are the examples that an attack on data brings along.
+    runs a piece of the model alone. `frozen` are the model's frozen leaves; `deep` as in `Model`.
+    `auxiliary(dataset, label) -> Auxiliary` are the examples that an attack on data brings along.
     """
 
     task: Any
@@ -159,6 +161,7 @@ class BoundTask(NamedTuple):
     head: str = ""
     frozen: Any = ()
     auxiliary: Callable = _no_auxiliary
+    deep: bool = False
 
     @property
     def dim(self) -> int:

@@ -49,6 +49,7 @@ class Root:
     batch_size: int | None = static(
         None, "Batch of the server's training (null: all of its examples).", low=1, high=COUNT
     )
+    augment: bool = static(False, "Train on its examples with the clients' augmentation.")
 
     def check(self, path: str) -> None:
         """Raises `ConfigError` for fields that do not go together."""

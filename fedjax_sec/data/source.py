@@ -35,7 +35,8 @@ class Source(NamedTuple):
     have no example, as in images that only an attacker uses.
 
     Sequences of tokens (`kind="tokens"`) are integers [T, L] from 0 to `num_classes` - 1, and so
-    are the targets `y [T, L]`, -1 where a sequence has ended; `task` is then `language_model`.
+    are the targets `y [T, L]`, -1 where a sequence has ended; `task` is then `language_model`. With
+    `task="classification"` a sequence has one class instead, `y [T]`.
 
     >>> source = Source(
     ...     "toy", np.zeros((6, 2, 2, 1), np.uint8), np.zeros(6, np.int32),
@@ -235,7 +236,7 @@ def checked(source: Any, name: str) -> Source:
 
 
 def _checked_tokens(source: Source, at: str) -> Source:
-    """The source with int32 tokens and targets, if they fit the vocabulary."""
+    """The source with int32 (or uint8) tokens and int32 targets, if they fit the vocabulary."""
     size, arrays = source.num_classes, {}
     if not _is_whole(size) or size < 2:
         raise ConfigError(f"{at}: num_classes, the vocabulary, must be >= 2, got {shown(size)}.")
@@ -248,18 +249,22 @@ def _checked_tokens(source: Source, at: str) -> Source:
                 f"{at}: x_{part} must hold at least one sequence of whole numbers [n, L], got "
                 f"{x.dtype} with shape {x.shape}."
             )
-        if y.shape != x.shape or y.dtype.kind not in "iu":
+        classes = source.task == "classification"
+        shape = x.shape[:1] if classes else x.shape
+        if y.shape != shape or y.dtype.kind not in "iu":
+            what = "one class for each sequence" if classes else "the next token at every place"
             raise ConfigError(
-                f"{at}: y_{part} must hold the next token at every place, whole numbers of shape "
-                f"{x.shape}, got {y.dtype} with shape {y.shape}."
+                f"{at}: y_{part} must hold {what}, whole numbers of shape "
+                f"{shape}, got {y.dtype} with shape {y.shape}."
             )
-        for name, array, low in (("x", x, 0), ("y", y, -1)):
+        for name, array, low in (("x", x, 0), ("y", y, 0 if classes else -1)):
             if array.min() < low or array.max() >= size:
                 raise ConfigError(
                     f"{at}: {name}_{part} holds tokens from {array.min()} to {array.max()}, and "
                     f"with num_classes = {size} they are {low} to {size - 1}."
                 )
-        arrays |= {f"x_{part}": x.astype(np.int32), f"y_{part}": y.astype(np.int32)}
+        kept = x if x.dtype == np.uint8 else x.astype(np.int32)  # many windows: a byte each
+        arrays |= {f"x_{part}": kept, f"y_{part}": y.astype(np.int32)}
         users = getattr(source, f"users_{part}")
         if users is not None:
             users = _whole(users, f"{at}: users_{part}", "user", len(x))

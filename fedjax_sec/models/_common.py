@@ -169,11 +169,13 @@ def flax_model(
     keeps_statistics: bool = False,
     dtype: Any = jnp.float32,
     head: str = "params/output",
+    deep: bool = False,
 ) -> Model:
     """The pure-function form of a linen module for inputs [B, *input_shape] of this type.
 
     `trains_differently`: the module takes `train` (it has dropout); others never see it.
     `pools_batch`: it takes `mask` too, because a batch's examples change each other's outputs.
+    `deep` is as in `Model`.
     `keeps_statistics`: in training it moves its collection `batch_stats` towards the batch's.
     """
 
@@ -200,4 +202,5 @@ def flax_model(
         pools_batch,
         observe if keeps_statistics else None,
         head=head,
+        deep=deep,
     )

@@ -1,78 +1,10 @@
 """Residual networks for small images, with their normalisation's statistics in the open."""
 
-import jax
-import jax.numpy as jnp
-from flax import linen as nn
+import dataclasses
 
 from fedjax_sec.core import ConfigError, Network, registry, static
-from fedjax_sec.models._common import INITS, Convolutional, convolution_field, flax_model
-
-
-class _BatchNorm(nn.Module):
-    """Batch normalisation over the examples of `mask`; running statistics where it keeps them."""
-
-    keeps_statistics: bool
-    momentum: float
-
-    @nn.compact
-    def __call__(self, x, mask, train):
-        width = x.shape[-1:]
-        scale = self.param("scale", nn.initializers.ones, width, jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, width, jnp.float32)
-        if self.keeps_statistics:
-            kept = [
-                self.variable("batch_stats", name, fill, width)
-                for name, fill in (("mean", jnp.zeros), ("var", jnp.ones))
-            ]
-        if train or not self.keeps_statistics:
-            member = jnp.ones(x.shape[0]) if mask is None else mask.astype(x.dtype)
-            share = (member / jnp.maximum(member.sum(), 1))[:, None]
-            mean = jnp.sum(share * x.mean((1, 2)), axis=0)
-            apart = jnp.square(x - mean[None, None, None])
-            var = jnp.sum(share * apart.mean((1, 2)), axis=0)
-            if self.keeps_statistics and self.is_mutable_collection("batch_stats"):
-                for held, seen in zip(kept, (mean, var), strict=True):
-                    moved = self.momentum * held.value + (1 - self.momentum) * seen
-                    held.value = jnp.where(member.sum() > 0, moved, held.value)
-        else:
-            mean, var = (held.value for held in kept)
-        # An aggregate of variances that attackers had a part in may be negative.
-        factor = scale * jax.lax.rsqrt(jnp.maximum(var, 0.0) + 1e-5)
-        return x * factor[None, None, None] + (bias - mean * factor)[None, None, None]
-
-
-class _Network(nn.Module):
-    num_classes: int
-    blocks: int
-    norm: str
-    groups: int
-    keeps_statistics: bool
-    momentum: float
-    scheme: str
-    lowering: str
-
-    @nn.compact
-    def __call__(self, x, train=False, mask=None):
-        images = Convolutional(self.lowering, self.scheme)
-
-        def normed(x, name):
-            if self.norm == "group":
-                return nn.GroupNorm(self.groups, epsilon=1e-5, name=f"norm_{name}")(x)
-            layer = _BatchNorm(self.keeps_statistics, self.momentum, name=f"norm_{name}")
-            return layer(x, mask, train)
-
-        x = nn.relu(normed(images.same_conv(16, 3, x, "conv_0"), "0"))
-        for stage, width in enumerate((16, 32, 64)):
-            for block in range(self.blocks):
-                stride = 2 if stage and not block else 1
-                name = f"{stage}{block}"
-                y = images.same_conv(width, 3, x, f"conv_{name}a", stride)
-                y = nn.relu(normed(y, name + "a"))
-                y = normed(images.same_conv(width, 3, y, f"conv_{name}b"), name + "b")
-                more = (width - x.shape[-1]) // 2
-                shortcut = jnp.pad(x[:, ::stride, ::stride], ((0, 0),) * 3 + ((more, more),))
-                x = nn.relu(y + shortcut)
-        return images.dense(self.num_classes, x.mean((1, 2)), "output")
+from fedjax_sec.models._common import INITS, convolution_field, flax_model, kernel_init
+from fedjax_sec.models._residual import Normalization, Residual
 
 
 @registry.models.register("resnet")
@@ -128,6 +60,9 @@ class ResNet(Network):
     init: str = static("he", "Initial weights.", choices=INITS)
     convolution: str = convolution_field(("xla", "patches", "rows"))  # nothing is pooled
 
+    def shortened(self):
+        return dataclasses.replace(self, depth=8)
+
     def make(self, input_shape, num_classes):
         if len(input_shape) != 3 or min(input_shape[:2]) < 4:
             raise ConfigError(
@@ -143,13 +78,13 @@ class ResNet(Network):
         if 16 % self.groups:
             raise ConfigError(f"model.groups must be 1, 2, 4, 8 or 16, got {self.groups}.")
         keeps = self.norm == "batch" and self.statistics == "aggregated"
-        network = _Network(
+        network = Residual(
             num_classes,
             blocks,
-            self.norm,
-            self.groups,
-            keeps,
-            self.momentum,
+            "basic",
+            "pad",
+            Normalization(self.norm, self.groups, keeps, self.momentum),
+            kernel_init(self.init),
             self.init,
             self.convolution,
         )
@@ -160,4 +95,5 @@ class ResNet(Network):
             trains_differently=True,
             keeps_statistics=keeps,
             pools_batch=self.norm == "batch",
+            deep=True,
         )

@@ -14,6 +14,7 @@ END = "<!-- end of inventory -->"
 _KEYS = {
     "dataset": "data.name",
     "partition": "data.partition",
+    "augmentation": "client.augmentation",
     "evasion": "evaluation.evasions",
 }
 

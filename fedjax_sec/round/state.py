@@ -158,6 +158,7 @@ def make_task(problem: Problem, pool: Pool, task: Any) -> BoundTask:
         head=model.head,
         frozen=pool.frozen,
         auxiliary=auxiliary,
+        deep=model.deep,
     )
 
 

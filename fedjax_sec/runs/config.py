@@ -333,11 +333,17 @@ class Experiment:
 
     @property
     def trainer(self):
-        """How the server trains on its root data set: as the clients do, with its own batch."""
+        """How the server trains on its root data set: as the clients do, with its own batch.
+
+        Its examples are not augmented, unless the root says so.
+        """
         root = self.server.root
         if root is None:
             return None
-        return dataclasses.replace(self.client, batch_size=root.batch_size or root.size)
+        changes = {"batch_size": root.batch_size or root.size}
+        if core.value_of(self.client, "augmentation") and not root.augment:
+            changes["augmentation"] = ()
+        return dataclasses.replace(self.client, **changes)
 
     @property
     def backdoor(self):
@@ -563,6 +569,11 @@ class Experiment:
                 )
             return
         self.server.root.check("server.root")
+        if self.server.root.augment and not core.value_of(self.client, "augmentation"):
+            raise ConfigError(
+                "server.root.augment is for the clients' augmentation, and there is none; give "
+                "client.augmentation, or set it to false."
+            )
         if self.client.keeps_state:
             raise ConfigError(
                 "server.root: the server trains as the clients do but keeps no state between "

@@ -23,6 +23,7 @@ def choose_layout(prepared: Prepared) -> Tuning:
 
     On a CPU, which convolutional networks keep busy for long, on no more than `TUNING_CLIENTS` of
     them and about `TUNING_IMAGES` images; other networks are quick, and measured with all clients.
+    There a deep network's shorter one is measured; elsewhere its memory decides, too.
     """
     experiment, source = prepared.experiment, prepared.source
     execution, per_round = experiment.execution, experiment.clients_per_round
@@ -30,14 +31,20 @@ def choose_layout(prepared: Prepared) -> Tuning:
     lowerings = ()
     if convolution is not None:
         lowerings = [c for c in core.choices(experiment.model, "convolution") if c != "auto"]
-    options = candidates(execution.clients, execution.chunk, convolution, per_round, lowerings)
-    if jax.default_backend() == "cpu" and convolution is not None:
+    on_cpu = jax.default_backend() == "cpu"
+    if on_cpu and convolution is not None:
         images = TUNING_STEPS * (value_of(experiment.client, "batch_size") or 1)
         per_round = min(per_round, TUNING_CLIENTS, max(2, TUNING_IMAGES // images))
+    deep = prepared.network.model.deep
+    options = candidates(
+        execution.clients, execution.chunk, convolution, per_round, lowerings, deep
+    )
     client = experiment.client.shortened(TUNING_STEPS)
-    short = prepared._replace(experiment=dataclasses.replace(experiment, client=client))
+    model = experiment.model.shortened() if on_cpu else experiment.model
+    short = dataclasses.replace(experiment, client=client, model=model)
+    short = prepared._replace(experiment=short)
     shape = {
-        "model": core.dump(experiment.model),
+        "model": core.dump(model),
         "input": source.x_train.shape[1:],
         "clients": per_round,
         "client": str(jax.tree.structure(client)),
@@ -54,7 +61,7 @@ def choose_layout(prepared: Prepared) -> Tuning:
 
     def measure(choice):
         replica, pool = inputs()
-        problem = make_problem(prepared, choice, per_round)
+        problem = make_problem(short, choice, per_round)
 
         def train(params, replica, pool):
             task = make_task(problem, pool, replica.components.task)

@@ -72,13 +72,16 @@ def candidates(
     convolution: str | None,
     num_clients: int,
     lowerings: Sequence[str] = LOWERINGS,
+    deep: bool = False,
 ) -> list[Choice]:
     """All ways that the fields `execution` and `model.convolution` leave open, the rule's first.
 
     `sharded` is never a candidate, since how many devices a run shall take is the user's to say;
     where it is asked for, the rule decides the rest. Nor is XLA's own convolution on a CPU, whose
     gradients for several kernels are many times slower than all others. `convolution` is None for
-    networks without; `lowerings` are those that the network's own field allows.
+    networks without; `lowerings` are those that the network's own field allows. Of a `deep` network
+    on a CPU the rule decides the layout: it takes long to compile, and in each one after another
+    was faster. `num_clients` are those that it is measured on.
 
     >>> candidates("map", None, None, 51)
     [Choice(clients='map', chunk=None, convolution=None)]
@@ -96,8 +99,10 @@ def candidates(
     else:
         lowerings = [convolution]
     layouts = (("vmap", None), ("map", None)) if clients == "auto" else ((clients, chunk),)
+    if deep and on_cpu():
+        layouts = (by_rule[:2],)
     options = [Choice(*how, lowering) for lowering in lowerings for how in layouts]
-    if clients == "auto" and num_clients > CHUNK:
+    if clients == "auto" and num_clients > CHUNK and len(layouts) > 1:
         options.append(Choice("chunked", CHUNK, by_rule.convolution))
     return sorted(options, key=lambda choice: choice != by_rule)
 

@@ -9,6 +9,7 @@ It runs on tiny worlds, one for each kind of input, in seconds to a minute on a 
 """
 
 from fedjax_sec.testing import (
+    augmentations,
     clients,
     data_attacks,
     defenses,
@@ -41,6 +42,7 @@ __all__ = [
     "SHAPE",
     "STD",
     "World",
+    "augmentations",
     "both_ways",
     "check_component",
     "checks_of",

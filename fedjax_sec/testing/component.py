@@ -8,6 +8,7 @@ from typing import Any
 from fedjax_sec.core import ConfigError, Setting, fill_defaults, pytree, registry
 from fedjax_sec.core.components import BASES, STAGES, with_defaults
 from fedjax_sec.testing import (
+    augmentations,
     clients,
     data_attacks,
     defenses,
@@ -26,6 +27,7 @@ _ONCE = (
     clients.check_client_fields,
     clients.check_algorithm_hooks,
     clients.check_algorithm_fields,
+    augmentations.check_augmentation_fields,
 )
 
 
@@ -83,6 +85,7 @@ def checks_of(part, kind: str) -> Iterator[tuple[str, Callable[[], Any]]]:
     checks: dict[str, tuple] = {
         "attack": data_attacks.CHECKS,
         "client": clients.CLIENT_CHECKS,
+        "augmentation": augmentations.CHECKS,
         "algorithm": clients.ALGORITHM_CHECKS,
         "task": clients.TASK_CHECKS,
         "model": materials.MODEL_CHECKS,

@@ -21,6 +21,7 @@ from fedjax_sec.core import (
 from fedjax_sec.ops.permutation import permute
 
 _EPOCH = 1 << 16  # numbers of an epoch's steps, for randomness that padding does not change
+_AUGMENT = 1 << 31  # from here on numbers are those of augmentations; all others are smaller
 
 
 def _within(vector, radius):
@@ -66,6 +67,15 @@ class LocalSgd(Client):
         "Batches: `epoch` without replacement in each epoch, `uniform` drawn independently.",
         choices=("epoch", "uniform"),
     )
+    drop_last: bool = static(
+        False, "Leave out an epoch's last batch where it would be smaller than the others."
+    )
+    augmentation: Any = component(
+        "augmentation",
+        None,
+        "Random changes of each batch's inputs, one or a list; evaluation never sees them.",
+        many=True,
+    )
 
     @property
     def keeps_state(self) -> bool:
@@ -106,7 +116,9 @@ class LocalSgd(Client):
     def apply(self, key, params, state, data, task, hooks=NO_HOOKS):
         optimizer, space = self.optimizer.transformation(), task.space
         opt_state = state if self.keep_optimizer_state else self.init(params.shape[0])
-        batches = jnp.maximum(-(-data.count // self.batch_size), 1)  # in one epoch
+        whole = data.count // self.batch_size
+        used = whole * self.batch_size if self.drop_last else data.count  # in one epoch
+        batches = jnp.maximum(whole if self.drop_last else -(-data.count // self.batch_size), 1)
         round_key = jax.random.fold_in(key, data.round)
         # With epochs a client takes as many steps as it has batches: one after another, small
         # clients cost less; side by side, they wait for the largest.
@@ -126,7 +138,7 @@ class LocalSgd(Client):
                 return position, jnp.broadcast_to(some, (self.batch_size,))
             slot = place * self.batch_size + jnp.arange(self.batch_size)
             position = permute(key, slot, data.count, number=epoch)
-            return position, slot < data.count
+            return position, slot < used
 
         def loss_and_gradient(params, x, y, mask, dropout_key):
             """The loss, its gradient [D], and the statistics [S] as the step moves them."""
@@ -146,6 +158,11 @@ class LocalSgd(Client):
                 example_number = (1 << 30) + number
             position, mask = batch(step, number)
             x, y = data.fetch(position)
+            if self.augmentation:
+                draw = jnp.asarray(number).astype(jnp.uint32) + jnp.uint32(_AUGMENT)
+                augment_key = jax.random.fold_in(round_key, draw)
+            for i, augmentation in enumerate(self.augmentation):
+                x = augmentation.apply(jax.random.fold_in(augment_key, i), x, task.inputs)
             example_key = jax.random.fold_in(round_key, example_number)
             x, y = self.examples(example_key, params, x, y, mask, task)
             dropout_key = jax.random.fold_in(round_key, 2 * number + 1)
@@ -181,20 +198,23 @@ class LocalSgd(Client):
             new_state = jax.tree.map(lambda a, b: jnp.where(active, a, b), new_state, opt_state)
             return (delta, new_state, memory, summed), jnp.where(active, loss, 0.0), active
 
-        # The first step is taken outside the loop: its weights are the server's, the same for all
-        # clients, so under vmap its forward pass is one matrix product over all clients' batches.
         summed = jnp.zeros(_size(space.trained)) if hooks.mean_gradient else ()
         carry = jnp.zeros_like(params), opt_state, hooks.memory, summed
-        carry, loss, active = train_step(0, params, carry)
 
         def body(step, looped):
             carry, total, count = looped
             carry, loss, active = train_step(step, params + carry[0], carry)
             return carry, total + loss, count + active
 
-        result = carry, loss, active.astype(jnp.float32)
+        result, begin = (carry, jnp.zeros(()), jnp.zeros(())), 0
+        if self.steps == 1 or not task.deep:
+            # The first step is taken outside the loop: its weights are the server's, the same for
+            # all clients, so under vmap its forward pass is one matrix product over all clients'
+            # batches. It is compiled by itself, though, which for a deep network takes longer.
+            carry, loss, active = train_step(0, params, carry)
+            result, begin = (carry, loss, active.astype(jnp.float32)), 1
         if self.steps != 1:
-            result = jax.lax.fori_loop(1, steps, body, result)
+            result = jax.lax.fori_loop(begin, steps, body, result)
         (delta, opt_state, _, summed), total, count = result
         divisor = jnp.maximum(count, 1.0)
         return Trained(

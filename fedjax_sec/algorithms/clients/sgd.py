@@ -15,13 +15,17 @@ class Sgd(LocalSgd):
 
     The update sent to the server, delta [D], is the sum of these changes. An epoch visits each
     local example once, in an order shuffled anew for every epoch (`sampling="epoch"`), the last
-    batch being smaller where the batch size does not divide the number of examples; with `steps`,
-    epochs run on across rounds, so that round t continues where round t - 1 stopped.
+    batch being smaller where the batch size does not divide the number of examples (`drop_last`
+    leaves it out, as FedML's loaders of CIFAR do); with `steps`, epochs run on across rounds, so
+    that round t continues where round t - 1 stopped.
 
     With `max_norm` M, training is projected: after each step delta becomes
     :math:`\delta \min(1, M / \|\delta\|)`, so no client's update is ever longer than M, also on the
     way. With `clip_gradient` c each batch's gradient g becomes :math:`g \min(1, c / \|g\|)`; the L2
     term is added afterwards and the optimizer comes last, as in PyTorch.
+
+    With an `augmentation` each batch's inputs are changed at random first, by draws of their own:
+    the same run without it has the same batches and dropout masks.
 
     Raises: `ConfigError` unless exactly one of `steps` and `epochs` is given, or when the batch
     size exceeds the examples of the largest client.

@@ -28,8 +28,12 @@ class Dirichlet(Partitioner):
 
     Source: Yurochkin et al. 2019 (Bayesian nonparametric federated learning), Section 4, for the
     proportions; drawing again, and the balance, as in FedML's partitioner
-    (`non_iid_partition_with_dirichlet_distribution`), which FedSecurity uses; it asks for 10
-    examples. Default of alpha: FedSecurity's author configurations.
+    (`python/fedml/core/data/noniid_partition.py`, `non_iid_partition_with_dirichlet_distribution`),
+    which FedSecurity uses: it is `balanced: true, min_examples: 10`, as FedML's `hetero` (whose
+    `homo` is the partition `iid`). FedML seeds it with a constant, so its runs share one partition;
+    here the experiment's seed draws it. Where a class would go to clients that hold enough only,
+    FedML divides by zero; here the balance is left out for that class. Default of alpha:
+    FedSecurity's author configurations.
 
     Example:
         >>> labels = np.repeat([0, 1], 500)

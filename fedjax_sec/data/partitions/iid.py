@@ -12,7 +12,8 @@ class Iid(Partitioner):
 
     60,000 examples over 51 clients: 24 clients with 1177 and 27 with 1176.
 
-    Source: the IID partition of McMahan et al., AISTATS 2017, section 3 ("shuffled", then cut).
+    Source: the IID partition of McMahan et al., AISTATS 2017, section 3 ("shuffled", then cut);
+    FedML's `homo` is the same.
 
     Example:
         >>> labels = np.zeros(10, np.int32)

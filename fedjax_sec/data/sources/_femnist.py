@@ -1,8 +1,10 @@
-"""Reads Federated EMNIST by user: TensorFlow Federated's HDF5 files and LEAF's JSON files."""
+"""Reads Federated EMNIST by user: TensorFlow Federated's HDF5, LEAF's JSON, or an array file."""
 
 import contextlib
+import io
 import itertools
 import json
+import lzma
 import os
 import re
 import shutil
@@ -30,6 +32,8 @@ SIDE = 28
 _SPLITS = ("train", "test")
 _KEYS = tuple(f"{part}_{split}" for split in _SPLITS for part in ("x", "y", "users"))
 _TEST_SHARE = 10  # of `all_data` files: every user's last tenth
+#: Some of LEAF's writers in one file: arrays `writers`, and `x_`, `y_`, `w_` of both parts.
+WRITERS = "femnist_writers.npz.xz"
 
 User = tuple[str, Any, Any]  # name, pixels in [0, 1], labels
 
@@ -44,7 +48,10 @@ class Archive(NamedTuple):
 
 
 class Found(NamedTuple):
-    """Files of one layout; without `test`, the split is still to be made."""
+    """Files of one layout; without `test`, the split is still to be made.
+
+    An array file holds both parts: it is `train` and `test`.
+    """
 
     layout: str
     train: tuple[Path, ...]
@@ -57,11 +64,13 @@ def load_femnist(
     """Reads the data set `name`, from our cache where it was decoded before.
 
     Files are looked for in the folder `name` of `data_dir` (None: as for tensorflow-datasets), then
-    in `femnist`; `others` are the prefixes of archives that hold more classes than are wanted,
-    from which the wanted ones are taken. Raises `MissingDataError`.
+    in `femnist`, at last in `raw/leaf` beside `data_dir`; `others` are the prefixes of archives
+    that hold more classes than are wanted, from which the wanted ones are taken. Raises
+    `MissingDataError`.
     """
     root = data_root(data_dir)
-    folders = list(dict.fromkeys((root / name, root / "femnist")))
+    beside = root.parent / "raw" / "leaf"
+    folders = list(dict.fromkeys((root / name, root / "femnist", beside)))
     prefixes = (archive.prefix, *others)
     files = _find(folders, prefixes)
     if files is None:
@@ -113,6 +122,8 @@ def _find(folders: Iterable[Path], prefixes: Iterable[str]) -> Found | None:
         for place in (folder / "all_data", folder):
             if whole := tuple(sorted(place.glob("all_data*.json"))):
                 return Found("LEAF all_data, every user's last tenth for testing", whole, ())
+        if (some := folder / WRITERS).is_file():
+            return Found("LEAF train and test of some writers", (some,), (some,))
     return None
 
 
@@ -124,7 +135,8 @@ def _how_to_get(name: str, archive: Archive, root: Path, reason: str) -> str:
         f"h5py: pip install 'fedjax_sec[hdf5]'); (2) make LEAF's FEMNIST "
         f"(https://github.com/TalwalkarLab/leaf, data/femnist/preprocess.sh) and copy its data/ "
         f"with train/ and test/, or all_data/, there; name the folder that holds {name}/ with "
-        f"data.data_dir=DIR, --data-dir DIR or TFDS_DATA_DIR=DIR; (3) use 'mnist_by_writer', "
+        f"data.data_dir=DIR, --data-dir DIR or TFDS_DATA_DIR=DIR; (3) copy {WRITERS}, some of its "
+        f"writers, there; (4) use 'mnist_by_writer', "
         f"digits by fewer writers, or 'digits', which is embedded."
     )
 
@@ -159,7 +171,7 @@ def _decode(name: str, archive: Found, num_classes: int) -> dict[str, np.ndarray
     with progress_bar() as bar:
         task = bar.add_task(f"Decoding {name}", total=None)
         read = {
-            split: _read(files, num_classes, lambda: bar.advance(task))
+            split: _read(files, split, num_classes, lambda: bar.advance(task))
             for split, files in splits.items()
         }
     if not archive.test:
@@ -183,12 +195,16 @@ def _decode(name: str, archive: Found, num_classes: int) -> dict[str, np.ndarray
     return arrays
 
 
-def _read(files: Iterable[Path], num_classes: int, advance: Callable) -> dict[str, tuple]:
+def _read(
+    files: Iterable[Path], split: str, num_classes: int, advance: Callable
+) -> dict[str, tuple]:
     """user -> (pixels uint8 [n, 28, 28, 1], labels int32 [n]) of all files together."""
     users: dict[str, tuple] = {}
+    layouts = {".h5": _hdf5_users, ".json": _leaf_users}
     for path in files:
+        layout = layouts.get(path.suffix, lambda path: _array_users(path, split))
         try:
-            for user, x, y in (_hdf5_users if path.suffix == ".h5" else _leaf_users)(path):
+            for user, x, y in layout(path):
                 if user in users:
                     raise ValueError(f"user {user!r} is there twice")
                 users[user] = _examples(user, x, y, num_classes)
@@ -257,6 +273,18 @@ def _clients(examples: Mapping[str, Mapping]) -> Iterator[User]:
     for user in sorted(examples):
         client = examples[user]
         yield user, client["pixels"][()], client["label"][()]
+
+
+def _array_users(path: Path, split: str) -> Iterator[User]:
+    """The writers of one part of an array file; bytes become LEAF's fractions, k / 255."""
+    with np.load(io.BytesIO(lzma.decompress(path.read_bytes()))) as stored:
+        keys = "writers", f"x_{split}", f"y_{split}", f"w_{split}"
+        names, x, y, owner = (stored[key] for key in keys)
+    if not len(x) == len(y) == len(owner):
+        raise ValueError(f"{len(x)} {split} images, {len(y)} labels and {len(owner)} writers")
+    for i, name in enumerate(names):
+        of_writer = owner == i
+        yield str(name), x[of_writer] / np.float32(255), y[of_writer].astype(np.int32)
 
 
 def _import_h5py():

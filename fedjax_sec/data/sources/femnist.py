@@ -16,8 +16,9 @@ ARCHIVE = Archive(
 class Femnist(Dataset):
     """Handwritten digits and letters by their 3,400 writers: 28x28 grey images, 62 classes.
 
-    Classes 0 to 9 are digits, 10 to 35 capital and 36 to 61 small letters. Images, layouts of files
-    and sizes are as described for `femnist_digits`.
+    Classes 0 to 9 are digits, 10 to 35 capital and 36 to 61 small letters. Images (dark on light,
+    as in LEAF and TensorFlow Federated), layouts of files and sizes are as described for
+    `femnist_digits`. Some of the writers are a subset, and labelled so.
 
     Raises: `MissingDataError` (the message says how to get the data).
 

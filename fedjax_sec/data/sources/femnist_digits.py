@@ -22,7 +22,9 @@ class FemnistDigits(Dataset):
 
     Read are TensorFlow Federated's files (which are what the sizes speak of) or LEAF's, with train/
     and test/ or whole, where every user's last tenth is the test part (a choice). LEAF's numbers of
-    users and examples depend on how it was called; from all 62 classes, the digits are taken.
+    users and examples depend on how it was called; from all 62 classes, the digits are taken. Where
+    neither is there, `femnist_writers.npz.xz` is read, some of LEAF's writers with LEAF's split,
+    here or in `raw/leaf/` beside the data folder.
 
     Raises: `MissingDataError` (the message says how to get the data).
 

@@ -1,0 +1,1 @@
+"""Random changes of a client's training images, one component a file."""
