@@ -1,18 +1,22 @@
 """fedjax_sec: a batched simulator for security research in federated learning."""
 
-from fedjax_sec.api import SweepResult, aggregate, attack, run, sweep
+from fedjax_sec import fedml
+from fedjax_sec.api import ArenaResult, SweepResult, aggregate, arena, attack, run, sweep
 from fedjax_sec.core import ConfigError
 from fedjax_sec.runs.config import Experiment
 from fedjax_sec.runs.experiment import Result
 
 __version__ = "0.1.0"
 __all__ = [
+    "ArenaResult",
     "ConfigError",
     "Experiment",
     "Result",
     "SweepResult",
     "aggregate",
+    "arena",
     "attack",
+    "fedml",
     "run",
     "sweep",
 ]

@@ -3,7 +3,7 @@
 import functools
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +26,7 @@ from fedjax_sec.runs.config import Experiment, read_yaml
 from fedjax_sec.runs.experiment import Result, execute
 from fedjax_sec.runs.results import RunFolder
 from fedjax_sec.stacks import Stack, as_key, as_mask, as_stack, as_vector, as_weights
-from fedjax_sec.sweeps import Cell, Launcher
+from fedjax_sec.sweeps import Arena, Cell, Launcher, Refusal
 
 
 def aggregate(
@@ -92,7 +92,8 @@ def aggregate(
             check_components(pipeline.stages, "defense", Setting(int(finite.sum())))
         except ConfigError as error:
             warnings.warn(f"with the rows that are left, {error}", stacklevel=2)
-    run = _aggregate if loss is None else _anew(_aggregate, loss=loss)
+    pipeline = _shaped(pipeline, stack, updates)
+    run = _compiled(_aggregate, pipeline, loss)
     output = run(pipeline, stack.rows, weights, key, params, learned, stack.space)
     _check_finite(output, pipeline, "the aggregate")
     return stack.restore(output)
@@ -178,7 +179,8 @@ def attack(
     finite = _finite_rows(stack.rows, visible, "show the adversary nothing")
     huge = finite & ~np.asarray(usable_rows(stack.rows))
     _warn_of(huge, visible, "numbers too large to square and are in no statistic", 3)
-    run = functools.partial(_attack if loss is None else _anew(_attack, loss=loss), pipeline, rule)
+    pipeline = _shaped(pipeline, stack, updates)
+    run = functools.partial(_compiled(_attack, pipeline, loss), pipeline, rule)
     everything = knowledge == "omniscient"
     rows, seen = stack.rows, jnp.asarray(finite)
     sent = run(rows, mask, seen, key, params, learned, stack.space, everything=everything)
@@ -217,6 +219,14 @@ def _attack(
     sent = pipeline.apply(key, message, state, view)[0].vector
     _refuse_unread(read, stages, learned, loss)
     return sent
+
+
+def _compiled(function, pipeline, loss):
+    """The function, compiled once; not at all where a stage runs code of the user's."""
+    if any(stage.on_host for stage in pipeline.stages):  # its errors come through as they are
+        fixed = {} if loss is None else {"loss": loss}
+        return functools.partial(function.__wrapped__, **fixed)
+    return function if loss is None else _anew(function, loss=loss)
 
 
 def _anew(function, **fixed):
@@ -258,6 +268,13 @@ def _defense(spec, setting) -> Defense:
     return built
 
 
+def _shaped(pipeline, stack: Stack, updates):
+    """The pipeline for clients that send pytrees, which the caller holds in his own order."""
+    if stack.like is None:
+        return pipeline
+    return type(pipeline)(tuple(stage.shaped(updates[0]) for stage in pipeline.stages))
+
+
 def _known_rule(pipeline, defense, setting):
     """The defence that the attack may use; refused where none does."""
     stages = pipeline.stages
@@ -272,7 +289,13 @@ def _known_rule(pipeline, defense, setting):
         raise ConfigError(
             f"defense would be ignored: none of {[s.registered_name for s in stages]} reads it."
         )
-    return _defense(defense, setting)
+    rule = _defense(defense, setting)
+    if any(stage.on_host for stage in rule.stages):
+        raise ConfigError(
+            f"defense: {reads[0]!r} takes gradients through the rule, and a wrapped object has "
+            f"none; name a rule of ours."
+        )
+    return rule
 
 
 def _named(key: Any, given: Any) -> Any:
@@ -619,3 +642,88 @@ def sweep(
 
     files_lib.write(cells, results, Path(out), settings.title)
     return SweepResult(cells, results)
+
+
+class ArenaResult(NamedTuple):
+    """A finished arena: what was run, the result of each of its cells, and what was refused."""
+
+    arena: Arena
+    results: list[Result]
+
+    @property
+    def refused(self) -> tuple[Refusal, ...]:
+        """The combinations that were not run, each with its reason."""
+        return self.arena.refused
+
+    @property
+    def frame(self):
+        """One row a combination and one for each defence's worst attack; as `arena.csv`."""
+        from fedjax_sec.report import arena as report_lib  # pandas is slow to import
+
+        return report_lib.to_frame(report_lib.score(self.arena, self.results))
+
+
+def arena(
+    base: str | Path | Mapping | Experiment,
+    *,
+    attacks: Any,
+    defenses: Any,
+    out: str | Path,
+    seeds: int | Sequence[int] = 1,
+    launcher: Launcher | None = None,
+    on_group: Callable[[int, int, list[Cell]], Callable | None] | None = None,
+    on_wait: Callable[[list[Cell]], None] | None = None,
+    **overrides,
+) -> ArenaResult:
+    """Runs every attack against every defence.
+
+    No attack and plain mean are always among them. A combination that cannot be run, such as Bulyan
+    with too few clients, is named in a Python warning before anything runs, and in the tables, and
+    stops no other. What is finished in `out` is kept and not run again, and several processes may
+    share the folder, as of any sweep.
+
+    Args:
+      base: the experiment, as in `run`; its own `attack` and `defense` are replaced.
+      attacks, defenses: a list of names, mappings with `name`, and lists of them (pipelines); a
+        mapping of labels to these; or text, such as `"krum,median"` or the path of a YAML file.
+      out: folder for the runs, the tables `arena.md`, `arena.csv` (one row a combination, and one
+        for each defence's worst attack) and `runs.csv`, and the heat maps.
+      seeds: how many seeds each combination has, from the base's on, or which.
+      launcher, on_group, on_wait: as in `sweep`.
+      **overrides: keys of every experiment, dotted ones as `**{"client.l2": 1e-4}`.
+
+    Returns: `ArenaResult` with `arena` (labels and cells), `results`, `refused` and, as a pandas
+    frame, `frame`.
+
+    Raises: `ConfigError` (a `ValueError`) for unknown names, and where plain mean without an attack
+    cannot be run.
+
+    >>> import tempfile
+    >>> base = {"threat": {"num_malicious": 2}, "data": {"num_clients": 8}, "rounds": 2}
+    >>> with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+    ...     warnings.simplefilter("ignore")
+    ...     done = arena(base, attacks=["zero"], defenses=["median", "bulyan"], out=folder)
+    >>> done.frame[["attack", "defense", "seeds"]].values.tolist()[:3]
+    [['no attack', 'mean', 1], ['no attack', 'median', 1], ['no attack', 'bulyan', 0]]
+    >>> [(one.attack, one.defense) for one in done.refused]
+    [('no attack', 'bulyan'), ('zero', 'bulyan')]
+    """
+    if not isinstance(out, (str, os.PathLike)):
+        raise ConfigError(f"out must be the path of a folder, got {shown(out)}.")
+    out = Path(out).absolute()  # a callback may change the working directory
+    planned = sweeps.plan_arena(base, attacks, defenses, seeds, overrides)
+    planned, prepared = sweeps.admit(planned, out)
+    for one in planned.refused:
+        warnings.warn(f"refused and not run: {one}", stacklevel=2)
+    results = sweeps.run_cells(
+        planned.cells,
+        out,
+        launcher=launcher,
+        on_group=on_group,
+        on_wait=on_wait,
+        prepared=prepared,
+    )
+    from fedjax_sec.report import arena as report_lib  # slow to import, and not needed before
+
+    report_lib.write(report_lib.score(planned, results), results, out)
+    return ArenaResult(planned, results)

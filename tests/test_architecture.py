@@ -34,7 +34,7 @@ LAYERS = (
     ),
     ("round",),
     ("runs",),
-    ("sweeps",),
+    ("sweeps", "fedml"),
     ("report",),
     ("stacks",),
     ("api",),

@@ -3,11 +3,13 @@
 import sys
 
 from fedjax_sec.cli import (  # entered
+    arena,
     audit,
     bench,
     certify,
     demo,
     draw,
+    import_fedml,
     paper,
     run,
     show,
@@ -41,6 +43,7 @@ __all__ = [
     "DataDir",
     "Out",
     "app",
+    "arena",
     "audit",
     "bench",
     "certify",
@@ -49,6 +52,7 @@ __all__ = [
     "demo",
     "draw",
     "errors",
+    "import_fedml",
     "interruptible",
     "main",
     "paper",

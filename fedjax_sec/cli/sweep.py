@@ -1,7 +1,7 @@
 """`fedjax-sec sweep`."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -84,6 +84,7 @@ def run_with_progress(
     at_once: int | None = None,
     group_size: int | None = None,
     again: Sequence[str] | None = None,
+    prepared: Mapping | None = None,
 ):
     """`sweeps.run_cells` with a progress bar on stderr (plain lines when it is no terminal).
 
@@ -115,4 +116,5 @@ def run_with_progress(
             group_size=group_size,
             on_group=on_group,
             on_wait=on_wait,
+            prepared=prepared,
         )

@@ -81,6 +81,7 @@ class Component:
 
     `needs` is a subset of `NEEDS`, and may be a property where it depends on a field. `inputs` are
     the kinds of inputs that the component works on, `accepts` what clients may send to it.
+    `on_host`: it calls Python code of the user's, so `aggregate` and `attack` do not compile it.
     """
 
     registered_name: ClassVar[str] = ""
@@ -90,6 +91,7 @@ class Component:
     accepts: ClassVar[frozenset[str]] = SENDS
     needs_labels: ClassVar[bool] = False
     stands_alone: ClassVar[bool] = True  # False: it needs an object or a file of the user's
+    on_host: ClassVar[bool] = False
 
     def check(self, path: str, setting: Setting) -> None:
         """Raises `ConfigError` for a combination that the fields' ranges cannot express."""
@@ -108,6 +110,10 @@ class Component:
 
     def resolve_auto(self) -> "Component":
         """The component with static fields filled that were left open."""
+        return self
+
+    def shaped(self, tree: Any) -> "Component":
+        """The component for `aggregate` and `attack` where clients send pytrees like this one."""
         return self
 
 

@@ -6,6 +6,7 @@ They are made without pyplot, so the caller's backend, settings and open figures
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -228,6 +229,83 @@ def grid_of_curves(
     legend_below(figure)
     titled(figure, *title)
     return save(figure, path)
+
+
+class Panel(NamedTuple):
+    """A heat map: `values` [rows, columns], NaN where there is none, `notes` below each number.
+
+    `limits` are the ends of the colours. `breaks` are the rows above which a line is drawn.
+    """
+
+    title: str
+    rows: Sequence[str]
+    columns: Sequence[str]
+    values: np.ndarray
+    notes: np.ndarray
+    limits: tuple[float, float]
+    colours: str
+    breaks: tuple[int, ...] = ()
+
+
+def heat_maps(panels: Sequence[Panel], title: Sequence[str], path: Path) -> list[Path]:
+    """Heat maps below each other, with a number in every field. `title` are the figure's lines.
+
+    The columns are named once, where the panels have the same.
+    """
+    columns = max(len(panel.columns) for panel in panels)
+    heights = [len(panel.rows) for panel in panels]
+    words = max(max(map(len, label.split("\n"))) for panel in panels for label in panel.rows)
+    width = 0.95 * columns + 0.085 * words + 1.1
+    figure, axes = subplots(
+        len(panels),
+        1,
+        figsize=(max(width, 4.5), 0.5 * sum(heights) + 0.35 * len(panels) + 1.5),
+        squeeze=False,
+        layout="constrained",
+        height_ratios=heights,
+    )
+    for number, (panel, axis) in enumerate(zip(panels, axes[:, 0], strict=True)):
+        last = number == len(panels) - 1 or panels[number + 1].columns != panel.columns
+        _heat_map(figure, axis, panel, named=last)
+    titled(figure, *title, size=9)
+    return save(figure, path)
+
+
+def _heat_map(figure, axis, panel: Panel, named: bool) -> None:
+    low, high = panel.limits
+    rows, columns = panel.values.shape
+    axis.set_facecolor("0.92")
+    drawn = axis.imshow(panel.values, cmap=panel.colours, vmin=low, vmax=high, aspect="auto")
+    for i in range(rows):
+        for j in range(columns):
+            _field(axis, drawn, i, j, panel.values[i, j], str(panel.notes[i, j]))
+    for row in panel.breaks:
+        axis.axhline(row - 0.5, color="white", linewidth=4)
+    axis.set_yticks(range(rows), panel.rows, fontsize=8)
+    axis.set_xticks(range(columns), panel.columns if named else [""] * columns, fontsize=8)
+    if named:
+        axis.tick_params(axis="x", rotation=35)
+        for label in axis.get_xticklabels():
+            label.set(ha="right", rotation_mode="anchor")
+    axis.tick_params(length=0)
+    axis.spines[:].set_visible(False)
+    if panel.title:
+        axis.set_title(panel.title, fontsize=9)
+    if rows > 1:  # of a single row the numbers say it
+        figure.colorbar(drawn, ax=axis, pad=0.02, fraction=0.04).ax.tick_params(labelsize=7)
+
+
+def _field(axis, drawn, i: int, j: int, value: float, note: str) -> None:
+    """The number and its note, dark on light colours and light on dark ones."""
+    if np.isnan(value):
+        axis.text(j, i, note.replace(" ", "\n"), ha="center", va="center", fontsize=7, color="0.4")
+        return
+    red, green, blue, _ = drawn.cmap(drawn.norm(value))
+    ink = "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "white"
+    above = 0.12 if note else 0.0
+    axis.text(j, i - above, f"{value:.1f}", ha="center", va="center", fontsize=9, color=ink)
+    if note:
+        axis.text(j, i + 0.25, note, ha="center", va="center", fontsize=6.5, color=ink)
 
 
 def class_table(holdings, title: str, path: Path) -> list[Path]:

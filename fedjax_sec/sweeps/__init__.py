@@ -1,5 +1,6 @@
 """Sweeps: many experiments with one compilation for each distinct structure."""
 
+from fedjax_sec.sweeps.arena import Arena, Refusal, admit, plan_arena
 from fedjax_sec.sweeps.grid import Cell, Sweep, from_mapping, load, make_cells, named
 from fedjax_sec.sweeps.groups import Group, collect, plan, work
 from fedjax_sec.sweeps.launchers import Launcher
@@ -8,17 +9,21 @@ from fedjax_sec.sweeps.run import run_cells
 from fedjax_sec.sweeps.status import survey
 
 __all__ = [
+    "Arena",
     "Cell",
     "Group",
     "Launcher",
     "Local",
+    "Refusal",
     "Sweep",
+    "admit",
     "collect",
     "from_mapping",
     "load",
     "make_cells",
     "named",
     "plan",
+    "plan_arena",
     "run_cells",
     "survey",
     "work",

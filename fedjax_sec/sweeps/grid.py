@@ -165,7 +165,7 @@ def make_cells(
     >>> [cell.name for cell in cells][:2]
     ['mean/seed0', 'mean/seed1']
     """
-    seeds = _seeds_of(base) if seeds is None else core.plain(seeds)
+    seeds = seeds_of(base) if seeds is None else core.plain(seeds)
     seeds = list(seeds) if isinstance(seeds, tuple) else seeds
     if isinstance(seeds, str) or not isinstance(seeds, Sequence) or not seeds:
         raise ConfigError(f"seeds must be a list of one or more integers, got {shown(seeds)}.")
@@ -174,7 +174,7 @@ def make_cells(
             raise ConfigError(f"{name} must be a mapping of dotted keys, got {shown(given)}.")
     if len(set(map(repr, seeds))) < len(seeds):
         raise ConfigError(f"seeds must differ, got {shown(seeds)}.")
-    if (lost := [seed for seed in _seeds_of(base) if seed not in seeds]) and lost != [_SEED]:
+    if (lost := [seed for seed in seeds_of(base) if seed not in seeds]) and lost != [_SEED]:
         raise ConfigError(
             f"experiment.seed = {shown(lost[0])} would be ignored, since seeds are {shown(seeds)}; "
             f"leave one of the two out, or put {shown(lost[0])} into seeds."
@@ -216,7 +216,7 @@ def make_cells(
     return cells
 
 
-def _seeds_of(base: Mapping) -> list:
+def seeds_of(base: Mapping) -> list:
     """The base's own seed, or the default."""
     return [base.get("seed", _SEED) if isinstance(base, Mapping) else _SEED]
 
@@ -267,6 +267,11 @@ def _common_backdoor(base, overrides, axes, cells) -> dict | None:
         _replaces(one, key) or _replaces(key, one) for one in set(overrides).union(*named_in)
     ):
         return None
+    return common_backdoor(cells)
+
+
+def common_backdoor(cells: Sequence[Cell]) -> dict | None:
+    """The specification of the attacked cells' backdoor where they have one and the same."""
     specs = [
         core.dump(cell.experiment.attack.backdoor)
         for cell in cells
@@ -282,7 +287,7 @@ def _labelled(axis, values) -> dict:
     if isinstance(values, Mapping):
         labelled = {str(label): value for label, value in values.items()}
     elif isinstance(values, (list, tuple)):
-        labelled = {_label(value): value for value in values}
+        labelled = {label_of(value): value for value in values}
         if len(labelled) < len(values):
             raise ConfigError(f"grid.{axis}: values look alike; give labels, {{label: value}}.")
     else:
@@ -292,12 +297,17 @@ def _labelled(axis, values) -> dict:
     return labelled
 
 
-def _label(value) -> str:
+def label_of(value) -> str:
+    """The label of an alternative that is given without one.
+
+    >>> label_of([{"name": "clip_norm", "max_norm": 2.0}, "median"])
+    'clip_norm max_norm=2.0 + median'
+    """
     if isinstance(value, Mapping):
         rest = [f"{key}={item}" for key, item in value.items() if key != "name"]
         return " ".join([str(value.get("name", "")), *rest]).strip()
     if isinstance(value, (list, tuple)):
-        return " + ".join(_label(item) for item in value)
+        return " + ".join(label_of(item) for item in value)
     return "none" if value is None else str(value)
 
 
