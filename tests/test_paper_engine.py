@@ -379,6 +379,7 @@ COMMON += ["--only", "K*", "--data-dir", "data", "--out", "out"]
 COMMANDS = {
     "alie": ["table1", "figure2", "--dataset", "mnist", "--convention", "author"],
     "fat": ["all", "--dataset", "mnist", "--dataset", "cifar10", "--users", "femnist"],
+    "fedsecurity": ["exp1", "exp7", "--dataset", "cifar10", "--statement", "config"],
     "fltrust": ["table3", "--dataset", "har_windows"],
     "rlr": ["table1-iid", "--non-iid", "femnist_digits"],
 }
