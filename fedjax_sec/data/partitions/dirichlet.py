@@ -32,8 +32,9 @@ class Dirichlet(Partitioner):
     which FedSecurity uses: it is `balanced: true, min_examples: 10`, as FedML's `hetero` (whose
     `homo` is the partition `iid`). FedML seeds it with a constant, so its runs share one partition;
     here the experiment's seed draws it. Where a class would go to clients that hold enough only,
-    FedML divides by zero; here the balance is left out for that class. Default of alpha:
-    FedSecurity's author configurations.
+    FedML divides by zero; here the balance is left out for that class. FedML also shuffles each
+    client's list at the end, which changes the order alone. Default of alpha: FedSecurity's author
+    configurations.
 
     Example:
         >>> labels = np.repeat([0, 1], 500)

@@ -282,9 +282,17 @@ def _array_users(path: Path, split: str) -> Iterator[User]:
         names, x, y, owner = (stored[key] for key in keys)
     if not len(x) == len(y) == len(owner):
         raise ValueError(f"{len(x)} {split} images, {len(y)} labels and {len(owner)} writers")
+    if x.dtype != np.uint8:
+        raise ValueError(f"x_{split} is {x.dtype}; pixels are bytes (uint8) here")
+    if (
+        owner.dtype.kind not in "iu"
+        or owner.min(initial=0) < 0
+        or owner.max(initial=0) >= len(names)
+    ):
+        raise ValueError(f"w_{split} names other writers than the {len(names)} of `writers`")
     for i, name in enumerate(names):
         of_writer = owner == i
-        yield str(name), x[of_writer] / np.float32(255), y[of_writer].astype(np.int32)
+        yield str(name), x[of_writer] / np.float32(255), y[of_writer]
 
 
 def _import_h5py():

@@ -44,9 +44,10 @@ class Shakespeare(Dataset):
     With `targets="last"`, for the task `classification`, an example is a window of `length`
     characters of a role's whole text, and its class is the character that follows. Line ends and
     runs of spaces are one space, and a window begins at every `stride`-th character. A role whose
-    text is not longer than a window has no example, unless `padded`: then each character of a text
-    is a target, and windows that begin before the text are filled with padding (token 0) on the
-    left. Padding is never a target. With a larger stride the data set is labelled a subset.
+    text is not longer than a window has no example, unless `padded`: then each character of the
+    role's whole text is a target, and windows that begin before it are filled with padding (token
+    0) on the left. Padding is never a target. With a larger stride the data set is labelled a
+    subset.
 
     Roles keep the split of the source, which puts the last part of each role's text into the test
     part. Read are, in the folder `shakespeare/` of the data folder, the first of
@@ -64,9 +65,10 @@ class Shakespeare(Dataset):
     Source: McMahan et al. 2017, Section 3, by LEAF (Caldas et al. 2018) and TensorFlow Federated,
     `shakespeare.load_data`; vocabulary and sequences of 80 as in Reddi et al. 2021 (Adaptive
     federated optimization), Appendix C.3. `last`: LEAF, `shake_utils.py` of its
-    `data/shakespeare/preprocess`, with stride 1; an earlier version padded on the left. FedML's
-    `shakespeare` reads LEAF's files with this vocabulary, but numbers characters from 0, so that
-    its padding is the letter d.
+    `data/shakespeare/preprocess`, with stride 1; its texts end in a line end, so that each role has
+    one more window there, whose target is a space. `padded` is a choice: an earlier version of LEAF
+    put spaces before every line. FedML's `shakespeare` reads LEAF's files with this vocabulary, but
+    numbers characters from 0, so that its padding is the letter d.
 
     Example:
         >>> from fedjax_sec.core import registry
