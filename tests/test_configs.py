@@ -72,7 +72,8 @@ RUN = (
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_a_round(path):
     for one in experiments(path):
-        changes = {"rounds": 1, "evaluation.every": 1}
+        # As many rounds as there must be for one that is attacked.
+        changes = {"rounds": one.threat.start + 1, "evaluation.every": 1}
         if one.data.name != "digits":
             if not TEST_DATA:
                 pytest.skip("FEDJAX_SEC_TEST_DATA is not set: no data but the digits")
