@@ -44,8 +44,9 @@ def aggregate(
 
     Args:
       updates: [K, D], an array or nested lists; or a list with one pytree for each of the K clients
-        (a list of layers, a dict, a model's variables), equal in structure, shapes and types.
-        Integers and float64 are rounded to float32; float16, bfloat16 and float32 stay.
+        (a list of layers, a dict, a model's variables), equal in structure, shapes and types; its
+        leaves are the tensors for rules that act on single ones, as a vector is one. Integers and
+        float64 are rounded to float32; float16, bfloat16 and float32 stay.
       defense: a name, a mapping with `name` and fields, a function `f(updates [K, D]) -> [D]` of
         `jax.numpy` (see the component `function`), or a list of them (a pipeline).
       weights: [K] non-negative, the clients' numbers of examples; None: all equal.
@@ -53,7 +54,8 @@ def aggregate(
         the rules that compare clients with it (`fltrust`).
       server_loss: a function of parameters, the loss on the server's own examples, for the rules
         that evaluate clients on them. It is traced anew in every call.
-      params: like one client's update, the global parameters; None: zeros.
+      params: like one client's update, the global parameters, for rules that act on models or
+        evaluate them; None: zeros.
       key: a seed or a JAX key, for defences that draw any randomness; None: seed 0.
       **fields: fields of the defence when it is given by its name alone.
 

@@ -211,6 +211,16 @@ def test_blocks_of_columns_join_to_the_same_result():
     np.testing.assert_allclose(metrics["kept"], share, rtol=2e-3)
 
 
+@pytest.mark.slow
+def test_residual_reweighting_of_many_clients():
+    """More than a sorting network is written out for, and n^3 beyond 31 bits."""
+    updates = clustered(1400, 2)
+    out, metrics = Rule("residual_reweighting", 1400, 2)(updates)
+    expected, share = residual_reweighting(updates)
+    np.testing.assert_allclose(out, expected, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(metrics["kept"], share, rtol=5e-3, atol=1e-4)
+
+
 def test_ties_and_equal_updates_in_residual_reweighting():
     updates = np.array([[1.0, 2.0], [1.0, 3.0], [2.0, 2.0], [2.0, 7.0], [9.0, 2.0], [0.5, 1.0]])
     rule = Rule("residual_reweighting", 6, 2)

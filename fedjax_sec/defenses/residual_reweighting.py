@@ -129,8 +129,9 @@ class ResidualReweighting(Stage):
         if self.weights == "gaussian":
             weight = jnp.exp(-(error**2) / (2 * self.width**2))
         else:
-            squares = n * (n * n - 1) / 12  # sum of (x - middle)^2
-            hat = 1 / n + (rank - middle) ** 2 / jnp.maximum(squares, 1e-6)
+            count = n.astype(dtype)
+            squares = count * (count * count - 1) / 12  # sum of (x - middle)^2
+            hat = 1 / count + (rank - middle) ** 2 / jnp.maximum(squares, 1e-6)
             spread = root(jnp.maximum(1 - hat, 0.0))
             limit = self.width * jnp.sqrt(2 / n)
             size = jnp.abs(error)
