@@ -11,6 +11,7 @@ from programs import program_of, replicas_of
 
 import fedjax_sec
 from fedjax_sec.algorithms.augmentations import _images
+from fedjax_sec.algorithms.clients import _local_sgd
 from fedjax_sec.core import ConfigError, InputSpec, numeric, registry
 from fedjax_sec.runs.config import from_mapping
 from fedjax_sec.testing import world
@@ -153,7 +154,7 @@ def test_without_an_augmentation_a_client_trains_as_ever(steps):
 
 
 def test_an_augmentation_is_applied_to_each_batch_by_a_key_of_its_own():
-    """The keys of all steps, rounds and clients differ, also from those of batches and dropout."""
+    """The keys of all steps and parts differ."""
     place, keys = world("pixels"), []
 
     @dataclasses.dataclass(frozen=True)
@@ -171,6 +172,15 @@ def test_an_augmentation_is_applied_to_each_batch_by_a_key_of_its_own():
             trained(place, dataclasses.replace(plain, augmentation=(Note(), Note())), seed)
             jax.effects_barrier()
             assert len(keys) == 2 * 4 == len(set(keys))
+
+
+def test_numbers_of_draws_lie_beyond_all_others():
+    """Of batches, dropout and examples: the largest that the fields' ranges allow."""
+    largest = {f.name: f.metadata.get("high") for f in dataclasses.fields(_local_sgd.LocalSgd)}
+    with_steps = 3 * largest["steps"]
+    number = largest["epochs"] * _local_sgd._EPOCH
+    assert max(with_steps, 2 * number + 1, (1 << 30) + number) < _local_sgd._AUGMENT
+    assert _local_sgd._AUGMENT + max(largest["steps"], number) < 2**32
 
 
 @pytest.mark.parametrize("drop_last", [False, True])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from helpers import close, count_traces
 
-from fedjax_sec.core import ConfigError, registry
+from fedjax_sec.core import ConfigError, choices, registry
 from fedjax_sec.core.space import make_space
 from fedjax_sec.models import _residual
 from fedjax_sec.runs.tuning import Choice, candidates
@@ -426,3 +426,35 @@ def test_a_bidirectional_network_does_not_see_what_it_is_to_predict():
     spec = {"name": "fedml_rnn", "bidirectional": True, "predicts": "every"}
     with pytest.raises(ConfigError, match="would see the character"):
         registry.models.build(spec).make((5,), 7)
+
+
+# --- Ways to convolve -----------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("spec", "shape"),
+    [
+        ({"name": "fedml_resnet", "depth": 8}, (6, 5, 3)),
+        ({"name": "fedml_resnet", "depth": 11, "block": "bottleneck"}, (6, 5, 3)),
+        ({"name": "cnn_dropout"}, (7, 8, 1)),
+        ({"name": "cnn_dropout", "drops": "channels"}, (7, 8, 1)),
+        ({"name": "lenet"}, (6, 5, 3)),
+        ({"name": "lenet", "variant": "lenet5"}, (17, 18, 1)),
+    ],
+)
+def test_networks_do_not_depend_on_the_lowering(spec, shape):
+    """Same parameters, outputs, dropped activations and gradients, whatever the arrangement."""
+    x, results = jax.random.uniform(jax.random.key(0), (3, *shape)), []
+    for lowering in choices(registry.models.build(spec), "convolution"):
+        model = registry.models.build(spec | {"convolution": lowering}).make(shape, 4)
+        variables = jax.jit(model.init)(jax.random.key(1))
+
+        def loss(variables, x, model=model):
+            return jnp.sum(model.apply(variables, x, train=True, key=jax.random.key(2)) ** 2)
+
+        run = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
+        results.append((variables, *run(variables, x)))
+    assert len(results) >= 3
+    for other in results[1:]:
+        close(other, results[0], rtol=1e-3, atol=1e-3)

@@ -61,7 +61,6 @@ SYNONYMS = {
     "autoattack": ("apgd",),
     "cnn": ("small_cnn",),
     "convnet": ("small_cnn",),
-    "lenet": ("small_cnn",),
     "linear": ("logistic_regression",),
     "lr": ("learning_rate", "logistic_regression"),
     "logreg": ("logistic_regression",),

@@ -80,8 +80,8 @@ def candidates(
     where it is asked for, the rule decides the rest. Nor is XLA's own convolution on a CPU, whose
     gradients for several kernels are many times slower than all others. `convolution` is None for
     networks without; `lowerings` are those that the network's own field allows. Of a `deep` network
-    on a CPU the rule decides the layout: it takes long to compile, and in each one after another
-    was faster. `num_clients` are those that it is measured on.
+    on a CPU the rule decides the layout: each candidate takes long to compile, and clients one
+    after another were as fast as others. `num_clients` are those that are measured.
 
     >>> candidates("map", None, None, 51)
     [Choice(clients='map', chunk=None, convolution=None)]
