@@ -369,6 +369,8 @@ def test_names_of_ours_are_taken_before_they_are_imported(tmp_path, monkeypatch)
     text = "import {0}\n\n\n@{0}.known.register('one')\nclass One:\n    load = None\n"
     (folder / "one.py").write_text(text.format(folder.name))
     monkeypatch.syspath_prepend(tmp_path)
+    # A registry enters itself as the builder of its kind; this one goes with the test.
+    monkeypatch.setattr(registry, "BUILDERS", dict(registry.BUILDERS))
     ours = importlib.import_module(folder.name)
     ours.known = registry.Registry("dataset", folder.name)
     with pytest.raises(ValueError, match="'one' is already registered by ours_for_a_test.one"):

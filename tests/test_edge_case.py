@@ -43,6 +43,7 @@ def load(spec, folder=None):
 # --- The images, where the files are there --------------------------------------------------------
 
 
+@pytest.mark.data
 @with_data
 def test_southwest():
     source = load("southwest")
@@ -54,6 +55,7 @@ def test_southwest():
                 np.testing.assert_array_equal(x[i + quarter], np.rot90(x[i], quarter))
 
 
+@pytest.mark.data
 @with_data
 def test_ardis():
     source = load("ardis")
@@ -63,6 +65,7 @@ def test_ardis():
     assert source.x_train.mean() < 80  # light on dark
 
 
+@pytest.mark.data
 @with_data
 @pytest.mark.slow
 def test_the_tables_of_ardis_are_the_files_that_a_download_must_be():
@@ -83,6 +86,7 @@ def test_the_tables_of_ardis_are_the_files_that_a_download_must_be():
         assert digest == ardis.TABLES[f"ARDIS_{part}_labels.csv"]
 
 
+@pytest.mark.data
 @with_data
 @pytest.mark.parametrize(
     ("feature", "sizes"), [("wall", (7, 5)), ("green", (23, 7)), ("racing", (17, 5))]
@@ -104,6 +108,7 @@ def test_semantic_images_are_cifar10_s_own(feature, sizes):
     assert compared >= 3
 
 
+@pytest.mark.data
 @with_data
 def test_semantic_images_are_withheld_from_everybody():
     spec = {
@@ -267,6 +272,7 @@ def test_rotated_sevens_are_the_sevens_of_the_same_part():
     assert sevens.name == "digits_rotated_sevens" and "rotated by 45" in sevens.origin
 
 
+@pytest.mark.data
 @with_data
 def test_mnist_s_rotated_sevens_are_thickened():
     thick, thin = (
