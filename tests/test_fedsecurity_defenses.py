@@ -505,7 +505,7 @@ def fedml_median_of_means(updates, counts, k, f, places):
     return fedml_rfa(rows, totals, places), len(rows)
 
 
-@pytest.mark.parametrize("f", [0, 1])
+@pytest.mark.parametrize("f", [0, 1, 3])
 def test_fedml_s_median_of_means(f):
     rng = np.random.default_rng(4)
     updates, counts = rng.normal(size=(10, DIM)), rng.integers(1, 90, 10)
@@ -526,6 +526,10 @@ def test_fedml_s_median_of_means(f):
         ({"num_byzantine": 2, "num_batches": 4}, "2 f < k <= K; with K = 6 .* f = 2 .* k = 4"),
         ({"num_byzantine": 3}, "2 f < k <= K; with K = 6 clients and f = 3 .* got k = 7"),
         ({"num_byzantine": 1, "convention": "fedsecurity", "shuffle": True}, "shuffle is not read"),
+        (
+            {"num_byzantine": 1, "convention": "fedsecurity", "num_batches": 7},
+            "1 <= k <= K; with K = 6 .* k = 7",
+        ),
     ],
 )
 def test_median_of_means_refuses(fields, words):

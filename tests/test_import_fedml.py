@@ -9,37 +9,9 @@ from typer.testing import CliRunner
 
 from fedjax_sec import fedml
 from fedjax_sec.cli import app
-from fedjax_sec.core import ConfigError, declared, registry
+from fedjax_sec.core import ConfigError, registry
 from fedjax_sec.fedml import security
 from fedjax_sec.runs import config as config_lib
-
-#: Components and fields that the conversion names and that may not be there yet: a test that only
-#: lacks these is skipped. Anything else that is missing fails it.
-AWAITED = {
-    "byzantine",
-    "lazy_worker",
-    "model_replacement",
-    "edge_case",
-    "label_flip.pairs",
-    "slsgd",
-    "residual_reweighting",
-    "fl_wbc",
-    "weak_dp",
-    "three_sigma",
-    "cross_round",
-    "median_of_means",
-    "crfl",
-    "geometric_median.convention",
-    "foolsgold.convention=fedsecurity",
-    "centered_clipping.convention",
-    "centered_clipping.bucket_size",
-    "cnn_dropout",
-    "lenet",
-    "fedml_rnn",
-    "fedml_resnet",
-    "augmentation",
-    "shakespeare.targets",
-}
 
 
 def fedml_config(**changes):
@@ -129,42 +101,6 @@ def defended(kind, **keys):
 def said(made, kind=None):
     """The notes' texts in one, of a kind."""
     return "\n".join(str(note) for note in made.notes if kind in (None, note.kind))
-
-
-def lacking(spec) -> set[str]:
-    """Names and fields of a specification that no component has."""
-    lacks = set()
-    if "augmentation" in spec["client"] and "augmentation" not in registry.KINDS:
-        lacks.add("augmentation")
-    data = {field.name for field in declared(registry.datasets.get(spec["data"]["name"]))}
-    if "targets" in spec["data"] and "targets" not in data:
-        lacks.add("shakespeare.targets")
-    parts = {"attack": registry.attacks, "defense": registry.defenses, "model": registry.models}
-    for key, known in parts.items():
-        given = spec.get(key)
-        for one in given if isinstance(given, list) else [given]:
-            one = {"name": one} if isinstance(one, str) else dict(one or {})
-            if not one:
-                continue
-            name = one.pop("name")
-            if name not in known.names():
-                lacks.add(name)
-                continue
-            fields = {field.name: field.metadata for field in declared(known.get(name))}
-            for field, value in one.items():
-                if field not in fields:
-                    lacks.add(f"{name}.{field}")
-                elif fields[field].get("choices") and value not in fields[field]["choices"]:
-                    lacks.add(f"{name}.{field}={value}")
-    return lacks
-
-
-def load(made):
-    """The experiment, checked; skips where a component is awaited."""
-    if missing := lacking(made.spec):
-        assert missing <= AWAITED, f"{missing - AWAITED} is no component of ours"
-        pytest.skip(f"not there yet: {', '.join(sorted(missing))}")
-    return made.experiment()
 
 
 # --- FedML's own examples -------------------------------------------------------------------------
@@ -296,29 +232,18 @@ def test_the_examples_of_fedml_load(name, convention, tmp_path):
     path = tmp_path / "fedml_config.yaml"
     path.write_text(yaml.safe_dump(fedml_config(**EXAMPLES[name]), sort_keys=False))
     made = fedml.convert(path, convention=convention)
-    if name == "mnist/geometric_median":
+    if name == "mnist/geometric_median":  # f = 1 and k = 2: Chen et al. ask for more batches
         assert "asks for 2 f < k, which k = 2 batches and f = 1 do not meet" in said(made)
-        if not lacking(made.spec):
-            _load_two_batches(made, convention)
-        return
-    experiment = load(made)
+        if convention == "paper":
+            with pytest.raises(ConfigError, match="needs 2 f < k <= K"):
+                made.experiment()
+            return
+    experiment = made.experiment()
     assert experiment.rounds == EXAMPLES[name].get("comm_round", 100)
     assert experiment.clients_per_round == EXAMPLES[name].get("client_num_per_round", 10)
     written = tmp_path / "ours.yaml"
     written.write_text(made.to_yaml(path.name))
     assert config_lib.load(written).to_dict() == experiment.to_dict()
-
-
-def _load_two_batches(made, convention):
-    """FedML's example: two batches and one Byzantine client; Chen et al. ask for more batches."""
-    try:
-        made.experiment()
-    except ConfigError as error:
-        assert "needs 2 f < k <= K" in str(error)
-        if convention == "fedsecurity":
-            pytest.skip("median_of_means asks for 2 f < k with convention fedsecurity, too")
-    else:
-        assert convention == "fedsecurity"
 
 
 def test_the_first_example_is_the_papers_default():
@@ -377,7 +302,7 @@ def test_every_attack_of_fedml_is_ours_or_refused():
             assert "has no counterpart yet" in said(made, "missing")
             assert "threat" not in made.spec
         else:
-            assert ours[kind] in {*registry.attacks.names(), *AWAITED}
+            assert ours[kind] in registry.attacks.names()
     assert ours == {
         "byzantine": "byzantine",
         "label_flipping": "label_flip",
@@ -523,7 +448,7 @@ def test_lazy_workers(keys, spec):
     assert made.spec["attack"] == {"name": "lazy_worker", **spec, "convention": "fedsecurity"}
     paper = fedml.convert(attacked("lazy_worker", lazy_worker_num=2, **keys), convention="paper")
     assert paper.spec["attack"] == {"name": "lazy_worker", **spec}
-    load(made)
+    made.experiment()
 
 
 def test_unknown_modes_are_refused_with_the_nearest():
@@ -712,7 +637,7 @@ def test_defences(kind, convention):
     assert made.spec["defense"] == RULE[kind][convention == "paper"]
     if made.spec["defense"] == "mean":
         assert "no counterpart" in said(made, "missing")
-    load(made)
+    made.experiment()
 
 
 @pytest.mark.parametrize(
@@ -1090,9 +1015,7 @@ def test_the_guide_has_every_row_of_the_papers_tables(table):
     "name", [name for table in TABLES.values() for names in table.values() for name in names]
 )
 def test_our_names_in_the_guide_are_components(name):
-    if name not in {*registry.attacks.names(), *registry.defenses.names()}:
-        assert name in {*AWAITED, "free_rider"}, f"{name} is no component of ours"
-        pytest.skip(f"not there yet: {name}")
+    assert name in {*registry.attacks.names(), *registry.defenses.names()}
 
 
 def test_data_reconstruction_is_said_to_be_missing_as_long_as_it_is():

@@ -29,9 +29,10 @@ class MedianOfMeans(Stage):
     batches of ceil(n / k) clients, so there may be fewer than k of them; means by numbers of
     examples; one batch where f = 0; and in place of the geometric median what FedML computes in
     `geometric_median` with that convention: with equal numbers of examples in all batches the first
-    batch's mean.
+    batch's mean. FedML does not ask for 2 f < k, and its example has f = 1 and k = 2.
 
-    Raises: `ConfigError` unless 2 f < k <= K, and for fields that the convention does not read.
+    Raises: `ConfigError` unless 2 f < k <= K (k <= K with FedML's convention), and for fields that
+    the convention does not read.
 
     Source: Chen, Su, Xu 2017, "Distributed Statistical Machine Learning in Adversarial Settings:
     Byzantine Gradient Descent", Algorithm 2, and k >= 2 (1 + epsilon) f there. The paper leaves
@@ -82,10 +83,13 @@ class MedianOfMeans(Stage):
                 f"{path}.num_byzantine is required: how many Byzantine clients median_of_means is "
                 f"to tolerate."
             )
-        if not 2 * self.num_byzantine < self._batches <= setting.num_clients:
+        paper = self.convention == "paper"
+        least = 2 * self.num_byzantine + 1 if paper else 1
+        if not least <= self._batches <= setting.num_clients:
             raise ConfigError(
-                f"{path}: median_of_means needs 2 f < k <= K; with K = {setting.num_clients} "
-                f"clients and f = {self.num_byzantine} Byzantine ones, got k = {self._batches}."
+                f"{path}: median_of_means needs {'2 f < k' if paper else '1 <= k'} <= K; with K = "
+                f"{setting.num_clients} clients and f = {self.num_byzantine} Byzantine ones, got k "
+                f"= {self._batches}."
             )
         if self.convention == "fedsecurity":
             for name, default in (("shuffle", False), ("num_iterations", 100), ("smoothing", 1e-6)):
