@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from fedjax_sec.core import ConfigError
-from fedjax_sec.papers import alie, fat, fltrust, rlr
+from fedjax_sec.papers import alie, fat, fedsecurity, fltrust, rlr
 from fedjax_sec.report import audit, plotting
 from fedjax_sec.report import paper as engine
 from fedjax_sec.report.paper_writers import percent
@@ -16,7 +16,8 @@ from fedjax_sec.runs import config
 from fedjax_sec.runs.experiment import Result, best_evaluation
 
 ALIE, FAT, FLTRUST, RLR = alie.PAPER, fat.PAPER, fltrust.PAPER, rlr.PAPER
-PAPERS = [ALIE, FAT, FLTRUST, RLR]
+FEDSECURITY = fedsecurity.PAPER
+PAPERS = [ALIE, FAT, FEDSECURITY, FLTRUST, RLR]
 
 
 def cells_of(paper, items, files=None, **plan):
@@ -38,6 +39,7 @@ def test_published_numbers_are_all_there():
     known = {
         "alie": (36, 3, 2594.5),
         "fat": (52, 3, 3659.74),
+        "fedsecurity": (0, 0, 0),  # its text prints none
         "fltrust": (26, 1, 4.01),
         "rlr": (84, 4, 7012.3),
     }
@@ -496,6 +498,7 @@ def test_fats_best_evaluation_is_the_most_robust_one():
 SOME = {
     "alie": (["table1", "table3"], {"dataset": "mnist"}),
     "fat": (["table1", "table2", "table3"], {"dataset": ("mnist",)}),
+    "fedsecurity": (["exp1", "exp2", "exp7"], {}),
     "fltrust": (["table3", "malicious"], {"dataset": "har_windows"}),
     "rlr": (["table1-iid", "removal"], {}),
 }
@@ -611,6 +614,7 @@ WRITTEN = {
         ({"dataset": "cifar10"}, ["figure4"]),
     ],
     "fat": [({"dataset": ("mnist",)}, ["table1", "table2", "curves", "figure1", "figure2"])],
+    "fedsecurity": [({}, ["exp1", "exp3", "exp7"])],
     "fltrust": [
         ({"dataset": "har_windows"}, ["table3", "malicious"]),
         ({"dataset": "cifar10"}, ["norms"]),
@@ -722,3 +726,94 @@ def test_the_best_evaluation_is_a_finite_one():
     metrics["robust"] = np.full(3, nan)
     assert best_evaluation(metrics, "robust") == 0
     assert best_evaluation({"accuracy": np.array([nan, 0.2])}, "accuracy") == 1
+
+
+# --- FedSecurity: orderings in place of numbers -------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", engine.SCALES)
+@pytest.mark.parametrize("statement", ["text", "config"])
+def test_every_experiment_of_fedsecurity_is_a_set_of_valid_experiments(scale, statement):
+    plan = FEDSECURITY.plan(scale, 2, statement=statement)
+    sheets = engine.make_cells(FEDSECURITY, plan, list(FEDSECURITY.items))
+    numbers = {}
+    for name, part, rows in sheets:
+        for row, cells in rows:
+            assert [cell.experiment.seed for cell in cells] == [0, 1]
+            numbers.setdefault(name, []).append(row.label)
+            one = cells[0].experiment
+            known = fedsecurity.ATTACKS.get(row.column, {"name": "byzantine"})["name"]
+            attacks = [stage.registered_name for stage in one.attack.stages]
+            if row.row == fedsecurity.BENIGN or name == "exp2":
+                assert one.threat.num_malicious == 0 and not attacks
+            elif name != "exp1":
+                assert one.threat.num_malicious > 0
+                assert attacks == [known]
+        if name == "exp6" and part.file == "femnist":
+            users = {"text": 10, "config": 3400 if scale == "paper" else 200}[statement]
+            assert one.data.num_clients == users and one.clients_per_round == 10
+    assert {name: len(rows) for name, rows in numbers.items()} == {
+        "exp1": 5,
+        "exp2": 6,
+        "exp3": 14,
+        "exp4": 7,
+        "exp5": 7,
+        "exp6": 21,
+        "exp7": 4,
+    }
+
+
+@pytest.mark.parametrize("statement", ["text", "config"])
+def test_exp5_and_exp7_select_as_the_text_or_the_configurations_do(statement):
+    got = cells_of(FEDSECURITY, ["exp5", "exp7"], statement=statement, seeds=1)
+    five, seven = {"text": (5, 5), "config": (50, 1)}[statement]
+
+    def rule(*key):
+        (stage,) = got[key][0].experiment.defense.stages
+        return stage.num_selected, stage.num_byzantine
+
+    assert rule("exp5", "m-Krum") == (five, 10)
+    assert [rule("exp7", f"{f} malicious") for f in (1, 2, 3)] == [(seven, f) for f in (1, 2, 3)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "accuracy", "margin", "verdict"),
+    [
+        ("above", {"a": [60, 62, 61], "b": [50, 51, 52]}, 10, "holds"),
+        ("above", {"a": [50, 51, 52], "b": [60, 62, 61]}, -10, "does not hold"),
+        ("above", {"a": [60, 40, 50], "b": [51, 49, 48]}, 2 / 3, "within the spread"),
+        ("nearer", {"a": [58, 59], "b": [60, 60], "c": [10, 11]}, 46.5, "holds"),
+        ("nearer", {"a": [12, 12], "b": [60, 60], "c": [10, 10]}, -46, "does not hold"),
+        ("alike", {"a": [50, 53, 47], "b": [50, 50, 50]}, 0, "holds"),
+        ("alike", {"a": [60, 61, 59], "b": [50, 50, 50]}, 10, "does not hold"),
+        ("alike", {"a": [60], "b": [50]}, 10, "undecided: one seed"),
+        ("above", {"a": [60], "b": [50]}, 10, "holds (one seed)"),
+        ("above", {"a": [np.nan, 60], "b": [50, 50]}, np.nan, "undecided: not measured"),
+    ],
+)
+def test_verdicts_on_orderings(kind, accuracy, margin, verdict):
+    claim = fedsecurity.Claim("", kind, tuple(accuracy))
+    by = claim.margin({row: np.array(values, float) for row, values in accuracy.items()})
+    assert by.mean() == pytest.approx(margin, nan_ok=True) and claim.verdict(by) == verdict
+
+
+@pytest.mark.parametrize("item", FEDSECURITY.items)
+def test_every_ordering_names_rows_of_its_experiment(item):
+    for _, part, rows in engine.make_cells(FEDSECURITY, FEDSECURITY.plan(seeds=1), [item]):
+        labels = {row.label for row, _ in rows}
+        claims = fedsecurity.CLAIMS[item](part)
+        assert claims and all(set(claim.rows) <= labels for claim in claims)
+
+
+def test_orderings_are_written_with_the_mean_of_the_last_evaluations(tmp_path):
+    experiment = config.from_mapping({"rounds": 1})
+    curve = {"accuracy": np.array([0.1, 0.9, 0.9, 0.2, 0.2, 0.2, 0.2, 0.3])}
+    assert fedsecurity.accuracy_of([Result(experiment, curve, {}, None)]) == pytest.approx([70 / 3])
+    engine.regenerate(FEDSECURITY, FEDSECURITY.plan("smoke", 2), ["exp7"], tmp_path, run=fake_run())
+    table = pd.read_csv(tmp_path / "exp7_orderings.csv")
+    assert list(table.here) == ["does not hold"] * 2 and list(table.columns) == [
+        "ordering",
+        "margin",
+        "spread",
+        "here",
+    ]
