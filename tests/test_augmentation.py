@@ -115,7 +115,7 @@ def test_draws_are_uniform():
 
 @dataclasses.dataclass(frozen=True)
 class _Nothing:
-    """What an augmentation would be that changes nothing."""
+    """An augmentation that changes nothing."""
 
     def apply(self, key, x, inputs):
         return x

@@ -49,7 +49,7 @@ def test_is_read_and_says_how_it_is_run(path):
     text = path.read_text()
     assert text.startswith("# ")
     command = "sweep" if "grid" in content else "run"
-    # What its comment says can be typed as it stands.
+    # The commands of its comment can be typed as they stand.
     assert f"fedjax-sec {command} configs/{name_of(path)}" in text
     for part in ("/work/", "/home/", "/tmp/"):
         assert part not in text

@@ -32,7 +32,7 @@ from fedjax_sec.testing import (
 
 
 def component(cls):
-    """What `Registry.register` does, without registering."""
+    """Does what `Registry.register` does, without registering."""
     cls.registered_name = "broken"
     return core.pytree(cls)
 

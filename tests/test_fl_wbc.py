@@ -193,7 +193,7 @@ def test_a_clients_training_is_that_of_numpy(convention, mu, monkeypatch):
 
 
 def updates_of_a_round(defense, algorithm=None):
-    """What the four clients of a tiny world send before the attack; the second one is malicious."""
+    """Updates of a tiny world's four clients before the attack; the second one is malicious."""
     rounds = worlds.make_rounds(worlds.world(), algorithm)
     components = rounds.replica.components._replace(defense=Defense.build(defense))
     replica = rounds.replica._replace(components=components)

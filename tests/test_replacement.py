@@ -178,8 +178,8 @@ def test_the_gradient_of_the_constrained_loss(fields):
     x, y = first(None, 9)
 
     def loss(params):
-        own = net.loss_and_gradient(params, np.asarray(x), np.asarray(y))[0]
-        return part.alpha * own + (1 - part.alpha) * anomaly(part, params, start, gamma)[0]
+        plain = net.loss_and_gradient(params, np.asarray(x), np.asarray(y))[0]
+        return part.alpha * plain + (1 - part.alpha) * anomaly(part, params, start, gamma)[0]
 
     steps = 1e-6 * np.eye(len(start))
     expected = np.array([(loss(params + h) - loss(params - h)) / 2e-6 for h in steps])

@@ -18,7 +18,7 @@ from fedjax_sec.round import Pool, make_task
 
 SHAPE = (8, 8, 3)
 SMALL = (4, 4, 1)
-#: What compiles quickly.
+#: Sizes that compile quickly.
 QUICK = {"name": "resnet", "depth": 8, "convolution": "xla"}
 KINDS = {
     "aggregated": {"statistics": "aggregated"},

@@ -12,7 +12,7 @@ from fedjax_sec.core import ConfigError, files
 
 
 class Convention(StrEnum):
-    """Whose way rules are computed."""
+    """The source of a rule's computation: FedML's code or the cited paper."""
 
     fedsecurity = "fedsecurity"
     paper = "paper"

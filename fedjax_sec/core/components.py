@@ -294,7 +294,7 @@ class PrivacyAttack(Component):
 
 
 class Hooks(NamedTuple):
-    """What is added to a client's local steps, on the trained part [T] of the vector.
+    """Changes of a client's local steps, on the trained part [T] of the vector.
 
     Algorithms add it, and defences in local training. `correct(gradient [T], delta [T]) ->
     gradient` acts after clipping and L2, before the optimizer. `after_step(key, delta [T],

@@ -232,7 +232,7 @@ class ServerData(NamedTuple):
 
 
 class ClientView(NamedTuple):
-    """What a stage of a defence in local training may use.
+    """The knowledge of a stage of a defence in local training.
 
     The client's `data`, the component `client` that trains it, and the `task`.
     """

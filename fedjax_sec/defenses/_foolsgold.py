@@ -4,7 +4,7 @@ import jax.numpy as jnp
 
 #: 1 - cosine below this is rounding in float32, and counts as no difference at all.
 ROUNDING = 1e-5
-#: What an alpha of 1 becomes before the logit; the paper leaves it.
+#: Replaces an alpha of 1 before the logit; the paper leaves it.
 CEILINGS = {"author": 0.99, "fedsecurity": 0.999999}
 
 

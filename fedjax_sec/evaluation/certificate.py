@@ -53,7 +53,7 @@ def votes(
 
 
 class Bounds(NamedTuple):
-    """What most copies read [T], and bounds of that class's and of all others' probability [T]."""
+    """The class that most copies read, and bounds of its and all others' probability, each [T]."""
 
     label: np.ndarray
     lower: np.ndarray
@@ -90,7 +90,7 @@ def bounds(counts: Any, alpha: float, floor: float = 0.0) -> Bounds:
 
 
 class Terms(NamedTuple):
-    """What the radius depends on beside the votes.
+    """Quantities that the radius depends on beside the votes.
 
     In the attacked round each of the R attackers has a `weight` in the mean, takes `steps` local
     steps with the learning rate `rate`, in each of which a share `poisoned` of the batch carries

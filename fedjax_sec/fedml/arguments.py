@@ -15,7 +15,7 @@ KINDS = {
 
 
 class Note(NamedTuple):
-    """What became of a key: `kind` is one of `KINDS`."""
+    """The fate of a key: `kind` is one of `KINDS`."""
 
     kind: str
     key: str

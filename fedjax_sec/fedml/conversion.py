@@ -28,7 +28,7 @@ _OTHERS = {
     "lr": "FedML reads it for stackoverflow_lr only",
     "wd": "FedML reads it for stackoverflow_lr only",
 }
-#: What is switched on by a key of its own.
+#: Parts that a key of their own switches on.
 _SECTIONS = {
     "privacy": "enable_dp",
     "encryption": "enable_fhe",

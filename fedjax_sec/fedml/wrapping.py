@@ -178,7 +178,7 @@ class _Calls(NamedTuple):
         return _hook(self.instance, name) is not None
 
     def __call__(self, name: str, given: Mapping[str, Any]) -> Any:
-        """What the hook returns; `given` are FedML's arguments by name, in order."""
+        """The hook's return value; `given` are FedML's arguments by name, in order."""
         method = _hook(self.instance, name)
         positions, names = _arguments(method, given)
         try:

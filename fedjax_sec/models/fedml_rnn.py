@@ -49,7 +49,7 @@ class _Lstm(nn.Module):
         bias = self.param("bias_ih", init, (4 * self.width,))
         if self.two_biases:
             bias = bias + self.param("bias_hh", init, (4 * self.width,))
-        # What does not depend on the state is one product for all places.
+        # The part that does not depend on the state is one product for all places.
         fed = (x @ inner + bias[None, None]).swapaxes(0, 1)
 
         def step(carry, now):

@@ -65,7 +65,7 @@ class LeNet(Network):
 
     Source: FedML, `python/fedml/core/security/common/net.py`; Zhu et al.: Deep leakage from
     gradients (NeurIPS 2019), author code `models/vision.py`; `lenet5` after LeCun et al. 1998 as in
-    FedML's `CNN_WEB`. What the code of edge-case backdoors calls LeNet is `cnn_dropout`.
+    FedML's `CNN_WEB`. The code of edge-case backdoors calls `cnn_dropout` LeNet.
 
     Example:
         >>> import jax

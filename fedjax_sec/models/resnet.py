@@ -16,8 +16,8 @@ class ResNet(Network):
     Shortcuts have no parameters: where a stage begins they skip every other pixel and fill the new
     channels with zeros.
 
-    `norm="batch"` normalises each channel over its batch in training (padding does not count). What
-    evaluation normalises with is `statistics`:
+    `norm="batch"` normalises each channel over its batch in training (padding does not count). The
+    numbers that evaluation normalises with are `statistics`:
 
     - `aggregated`: running means and variances, 1,376 more entries of the parameters at depth 20.
       Clients move them, send the difference and the server aggregates it as it does weights; weight

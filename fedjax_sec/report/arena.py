@@ -52,7 +52,7 @@ class Scored(NamedTuple):
         return min(attacks, key=lambda a: _mean(self.scores[a, defense].headline), default=None)
 
     def cost(self, defense: str) -> np.ndarray | None:
-        """What a defence loses of the headline without an attack, for each seed [S].
+        """The loss of a defence in the headline without an attack, for each seed [S].
 
         Against plain mean with the same seed: its data, clients and batches are the same.
         """

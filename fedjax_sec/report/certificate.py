@@ -37,7 +37,7 @@ _OUTSIDE = ("seed", "data.data_dir", "data.download", "evaluation", "checkpoint"
 
 
 class Certificate(NamedTuple):
-    """What is certified of one run.
+    """The certificate of one run.
 
     `radius` [T] is each example's, NaN where the certificate abstains; `correct` [T] says whether
     most copies read it as its class. `terms` are the theorem's, `inputs` the largest norm of a
@@ -417,7 +417,7 @@ def _natural(text: str) -> list:
 
 
 def labels(experiments: Sequence[Experiment]) -> list[str]:
-    """What tells these runs apart: the last words of the keys that differ, with their values."""
+    """Settings that tell these runs apart: last words of the keys that differ, with values."""
     flat = [_flat(one.to_dict()) for one in experiments]
     keys = dict.fromkeys(key for one in flat for key in one)
     differing = [
@@ -459,7 +459,7 @@ def to_frame(certificates: Mapping[str, Certificate]):
 
 
 def table(certificates: Mapping[str, Certificate], points: int = 6):
-    """What is certified: a column a run; facts, then rate / accuracy in percent at some radii."""
+    """The certificates: a column a run; facts, then rate / accuracy in percent at some radii."""
     radii = grid(list(certificates.values()), points, beyond=1.0)
     columns = {}
     for label, one in certificates.items():
@@ -479,7 +479,7 @@ def table(certificates: Mapping[str, Certificate], points: int = 6):
 
 
 def said(certificates: Mapping[str, Certificate]) -> list[str]:
-    """What to know of certificates beside their numbers, in a sentence for those that share it."""
+    """Remarks on certificates beside their numbers, in a sentence for those that share it."""
     sentences: dict[str, list[str]] = {}
     for label, one in certificates.items():
         sentences.setdefault(_said(one), []).append(label)

@@ -110,12 +110,12 @@ def train_clients(
     def train_client(client_id, local_state):
         # Closed over and called in here: leaves that ignore the client stay unbatched.
         download = algorithm.download(server, client_id)
-        key, own = jax.random.fold_in(client_key, client_id), data(client_id)
+        key, examples = jax.random.fold_in(client_key, client_id), data(client_id)
         if not defense.client_stages:
-            return algorithm.train(key, download, local_state, own, task)
+            return algorithm.train(key, download, local_state, examples, task)
         honest = ~replica.population.malicious[client_id]
-        hooks, called = _noting(defense.hooks(ClientView(task, own, algorithm.client), honest))
-        trained = algorithm.train(key, download, local_state, own, task, hooks)
+        hooks, called = _noting(defense.hooks(ClientView(task, examples, algorithm.client), honest))
+        trained = algorithm.train(key, download, local_state, examples, task, hooks)
         if not called:
             raise ConfigError(
                 f"defense: {[stage.registered_name for stage in defense.client_stages]} act in "

@@ -61,7 +61,7 @@ class Prepared(NamedTuple):
 
     @property
     def pool(self) -> Pool:
-        """What lies on the device once, on the host."""
+        """The arrays that lie on the device once, on the host."""
         frozen = frozen_of(self.network)
         return Pool(
             self.source.x_train, self.source.y_train, frozen, tuple(self.auxiliary.values())

@@ -1,4 +1,4 @@
-"""What an augmentation must do."""
+"""The contract of an augmentation."""
 
 import jax
 import jax.numpy as jnp

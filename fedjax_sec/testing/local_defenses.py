@@ -1,4 +1,4 @@
-"""What a stage of a defence in the clients' local training must do."""
+"""The contract of a stage of a defence in the clients' local training."""
 
 import dataclasses
 

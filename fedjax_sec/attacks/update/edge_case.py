@@ -113,7 +113,7 @@ class EdgeCase(UpdateAttack):
         return {"key": jax.random.key_data(jax.random.key(0)), "drawn": jnp.array(False)}
 
     def apply(self, key, updates, state, view):
-        """What is sent inside another attack, which leaves the weights as they are."""
+        """Updates as sent inside another attack, which leaves the weights as they are."""
         vectors, _, state = self._craft(key, updates, state, view, "own")
         return vectors, state, {}
 

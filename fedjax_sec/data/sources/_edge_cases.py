@@ -1,4 +1,4 @@
-"""What the images of edge-case backdoors share: where their files lie, and how to get them."""
+"""Images of edge-case backdoors: where their files lie, and how to get them."""
 
 import io
 import lzma
