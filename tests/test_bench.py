@@ -143,11 +143,12 @@ def test_flops_are_those_of_the_layers():
     attacked = rounds.Workload({"model": "mlp"}, 1, images=0, attacked=3)
     assert rounds.flops("", attacked) == 3 * 2 * (79_400 + 79_400)
     for name, workload in rounds.workloads().items():
-        model = config_lib.from_mapping(workload.experiment).model.make((28, 28, 1), 10)
+        shape = (32, 32, 3) if "cifar" in workload.experiment["data"]["name"] else (28, 28, 1)
+        model = config_lib.from_mapping(workload.experiment).model.make(shape, 10)
         shapes = jax.eval_shape(model.init, jax.random.key(0))
-        image = jax.ShapeDtypeStruct((1, 28, 28, 1), jnp.float32)
+        image = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
         cost = jax.jit(model.apply).lower(shapes, image).cost_analysis()
-        every = rounds.PRODUCTS[workload.experiment["model"]][1]
+        every = rounds.products(workload)[1]
         assert 2 * every == pytest.approx(cost["flops"], rel=0.05), name
 
 

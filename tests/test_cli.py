@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 
+import numpy as np
 import pandas as pd
 import pytest
 from helpers import small
@@ -12,7 +13,10 @@ from typer.testing import CliRunner
 from fedjax_sec.cli import app, console
 from fedjax_sec.core import optimizers, registry
 from fedjax_sec.report import keys, plotting
+from fedjax_sec.report import sweeps as sweeps_report
 from fedjax_sec.runs import config
+from fedjax_sec.runs.experiment import Result
+from fedjax_sec.sweeps import grid
 
 NAMES = [name for result in registry.KINDS.values() for name in result.names()]
 
@@ -88,6 +92,35 @@ def test_a_title_of_ones_own_hides_nothing(invoke, file, tmp_path, monkeypatch):
     assert runs["diverged"].tolist() == [False, False, True, True] and (runs["accuracy"] <= 1).all()
     one = invoke("sweep", path, "seeds=[0]", "title=''", "--out", tmp_path / "one")
     assert one.exit_code == 0 and drawn[1] == (f"{part}; one seed",)
+
+
+def test_a_single_axis_has_one_panel_and_a_backdoor_a_figure(tmp_path, monkeypatch):
+    """Of one axis the labels are lines; of two the first one's are panels."""
+    drawn = []
+    monkeypatch.setattr(plotting, "grid_of_curves", lambda *args: drawn.append(args) or [None])
+    experiment = config.from_mapping(small(rounds=1))
+    metrics = {name: np.array([0.1, 0.2]) for name in ("round", "accuracy", "loss")}
+    summary = {"data": {"label": "digits"}, "final": {"accuracy": 0.2}, "warnings": []}
+    summary["best"] = summary["final"] | {"round": 1}
+
+    def write(labels, **more):
+        cells = [grid.Cell(one, experiment) for one in labels]
+        results = [Result(experiment, metrics | more, summary, None) for _ in cells]
+        drawn.clear()
+        sweeps_report.write(cells, results, tmp_path)
+        shape = {panel: list(lines) for panel, lines in drawn[-1][0].items()}
+        return shape, [path.name for _, _, path, _ in drawn], [metric for *_, metric in drawn]
+
+    one = [{"defense": "mean"}, {"defense": "krum"}]
+    assert write(one) == ({"defense": ["mean", "krum"]}, ["accuracy"], ["accuracy"])
+    two = [axis | {"attack": "alie"} for axis in one]
+    success = {"attack_success_rate": np.array([0.5, 0.5])}
+    assert write(two, **success) == (
+        {"mean": ["alie"], "krum": ["alie"]},
+        ["attack_success_rate", "accuracy"],
+        ["attack_success_rate", "accuracy"],
+    )
+    assert write([{}])[0] == {"": ["run"]}
 
 
 def test_list(invoke):

@@ -12,8 +12,21 @@ from fedjax_sec.runs import config as config_lib
 from fedjax_sec.runs.prepare import make_replicas, prepare
 from fedjax_sec.runs.program import Program
 
+
+def _resnet20() -> tuple[int, int]:
+    """ResNet20 on 32 x 32 images: the first layer's and all layers' multiplications."""
+    first = 32**2 * 9 * 3 * 16
+    every, channels = first, 16
+    for width, places in ((16, 32**2), (32, 16**2), (64, 8**2)):
+        every += places * width * (9 * channels + 5 * 9 * width)
+        every += places * width * channels * (width != channels)  # the shortcut
+        channels = width
+    return first, every + 64 * 10
+
+
 #: Multiplications of one image's forward pass: the first layer's, and all layers'.
 PRODUCTS = {
+    "fedml_resnet": _resnet20(),
     "mlp": (784 * 100, 784 * 100 + 100 * 10),
     "fltrust_cnn": (26**2 * 9 * 30, 26**2 * 9 * 30 + 11**2 * 270 * 50 + 1250 * 100 + 100 * 10),
     "rlr_cnn": (26**2 * 9 * 32, 26**2 * 9 * 32 + 24**2 * 288 * 64 + 9216 * 128 + 128 * 10),
@@ -36,6 +49,7 @@ class Workload(NamedTuple):
     rounds: int
     images: int  # forward and backward passes of the weights
     attacked: int = 0  # forward and backward passes of inputs alone
+    peers: bool = True  # whether the PyTorch loop has this network and attack
 
 
 def workloads(data_dir: str | None = None) -> dict[str, Workload]:
@@ -98,7 +112,39 @@ def workloads(data_dir: str | None = None) -> dict[str, Workload]:
         1,
         2 * 60_000,
     )
+    known["FedSecurity Exp 1, random, mean"] = Workload(
+        {
+            "data": {
+                "name": "cifar10",
+                "num_clients": 10,
+                "partition": {"name": "dirichlet", "alpha": 0.5, "balanced": True},
+                "max_train": 2_000,
+                "max_test": 1_000,
+                **data,
+            },
+            "model": {"name": "fedml_resnet", "depth": 20},
+            "client": {
+                "name": "sgd",
+                "epochs": 1,
+                "batch_size": 10,
+                "optimizer": {"name": "sgd", "learning_rate": 0.03},
+                "augmentation": "fedml_cifar",
+            },
+            "threat": {"num_malicious": 1, "redraw": True},
+            "attack": {"name": "byzantine", "mode": "random"},
+            "defense": "mean",
+        },
+        1,
+        2_000,
+        peers=False,
+    )
     return known
+
+
+def products(workload: Workload) -> tuple[int, int]:
+    """The multiplications of the workload's network for one image."""
+    model = workload.experiment["model"]
+    return PRODUCTS[model if isinstance(model, str) else model["name"]]
 
 
 def flops(name: str, workload: Workload) -> float:
@@ -108,7 +154,7 @@ def flops(name: str, workload: Workload) -> float:
     >>> round(flops("", Workload({"model": "mlp"}, 1, images=1)) / 79_400, 2)
     4.03
     """
-    first, every = PRODUCTS[workload.experiment["model"]]
+    first, every = products(workload)
     return 2 * (workload.images * (3 * every - first) + workload.attacked * 2 * every)
 
 
@@ -142,6 +188,7 @@ def _row(name, workload, rates, repeats, with_peers, at_most) -> dict:
         jax.block_until_ready(state)
 
     cases = [Case("ours", ours)]
+    with_peers = with_peers and workload.peers
     if with_peers and (theirs := torch_round(experiment, program)) is not None:
         cases.append(Case("PyTorch loop", lambda: [theirs() for _ in range(rounds)]))
     timings = take_turns(cases, repeats, at_most)

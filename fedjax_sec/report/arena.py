@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 #: The row of each defence's lowest headline over the attacks.
 WORST = "worst attack"
-SUCCESS, HONEST, MALICIOUS = "attack_success_rate", "kept_honest", "kept_malicious"
+HONEST, MALICIOUS = "kept_honest", "kept_malicious"
 
 
 class Scores(NamedTuple):
@@ -95,7 +95,7 @@ def _scores(results: Sequence[Result], metric: str) -> Scores:
 
     return Scores(
         last(metric),
-        last(SUCCESS),
+        last(plotting.SUCCESS),
         over_rounds(HONEST),
         over_rounds(MALICIOUS),
         sum(bool(one.summary.get("diverged")) for one in results),
@@ -141,7 +141,7 @@ def to_frame(scored: Scored) -> "pd.DataFrame":
 
 
 def _columns(scored: Scored, scores: Scores | None) -> dict:
-    named = (scored.metric, SUCCESS, HONEST, MALICIOUS)
+    named = (scored.metric, plotting.SUCCESS, HONEST, MALICIOUS)
     nothing = np.full(1, np.nan)
     values = (nothing,) * 4 if scores is None else scores[:4]
     row: dict = {"seeds": 0 if scores is None else len(scores.headline)}
@@ -298,7 +298,7 @@ def _figures(scored: Scored) -> list[tuple[str, list[Panel]]]:
     figures = [(scored.metric, [headline, strip])]
     if _any(scored, "success"):
         panel = _panel(scored, "success", "attack success rate (%)", WORST, max)
-        figures.append((SUCCESS, [panel._replace(colours="magma_r")]))
+        figures.append((plotting.SUCCESS, [panel._replace(colours="magma_r")]))
     kept = [
         _panel(scored, name, f"{name} clients kept (%)")
         for name in ("honest", "malicious")

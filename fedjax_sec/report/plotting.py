@@ -14,6 +14,8 @@ from fedjax_sec.core import files
 from fedjax_sec.core.optional import require
 from fedjax_sec.core.registry import headline_in
 
+#: A backdoor's success, drawn beside the headline where it is measured.
+SUCCESS = "attack_success_rate"
 _STYLES = ("-", "--", "-.", ":")
 
 
@@ -75,8 +77,8 @@ def headline_curve(result, folder: Path) -> list[Path]:
     figure, axes = subplots(figsize=(6, 4), layout="constrained")
     headline = headline_in(result.metrics)
     curves(axes, {_words(headline): [result]}, headline)
-    if "attack_success_rate" in result.metrics:
-        curves(axes, {"attack success rate": [result]}, "attack_success_rate", style="--")
+    if SUCCESS in result.metrics:
+        curves(axes, {"attack success rate": [result]}, SUCCESS, style="--")
     if start := result.experiment.threat.start:
         axes.axvline(start, color="0.5", linewidth=1, label=f"the attack begins (round {start})")
     axes.set(xlabel="round", ylabel="test examples (%)", ylim=(0, 101))
@@ -201,11 +203,11 @@ def titled(figure, *lines: str, size: float = 10) -> None:
 
 
 def grid_of_curves(
-    groups: Mapping[str, Mapping[str, Sequence]], title: Sequence[str], path: Path
+    groups: Mapping[str, Mapping[str, Sequence]], title: Sequence[str], path: Path, metric: str
 ) -> list[Path]:
     """One panel a group of lines, side by side, with one legend: a sweep at a glance.
 
-    `title` are its lines.
+    `title` are its lines, and `metric` is drawn in percent.
     """
     columns = min(len(groups), 3)
     rows = -(-len(groups) // columns)
@@ -217,15 +219,14 @@ def grid_of_curves(
         squeeze=False,
         layout="constrained",
     )
-    first = next(iter(next(iter(groups.values())).values()))[0]
     for panel in panels.flat[len(groups) :]:
         panel.set_visible(False)
     for panel, (name, lines) in zip(panels.flat, groups.items(), strict=False):
-        curves(panel, lines)
+        curves(panel, lines, metric)
         panel.set(title=name, xlabel="round", ylim=(0, 101))
         panel.grid(alpha=0.3)
     for row in panels:
-        row[0].set_ylabel(f"test {_words(headline_in(first.metrics))} (%)")
+        row[0].set_ylabel(f"{'' if metric == SUCCESS else 'test '}{_words(metric)} (%)")
     legend_below(figure)
     titled(figure, *title)
     return save(figure, path)
