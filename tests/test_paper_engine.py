@@ -413,12 +413,14 @@ def test_defaults_are_the_papers(asked):
     assert {name: (plan.scale, plan.seeds) for name, plan, *_ in asked} == {
         "alie": ("paper", 3),
         "fat": ("paper", 1),
+        "fedsecurity": ("paper", 3),
         "fltrust": ("paper", 3),
         "rlr": ("paper", 1),
     }
     assert {name: plan.options for name, plan, *_ in asked} == {
         "alie": {"dataset": "mnist", "convention": "paper"},
         "fat": {"dataset": ("mnist", "fashion_mnist"), "users": "mnist_by_writer"},
+        "fedsecurity": {"dataset": "all", "statement": "text"},
         "fltrust": {"dataset": "har"},
         "rlr": {"non_iid": "mnist_by_writer"},
     }

@@ -65,10 +65,10 @@ def run(
 
 
 def arguments(defense, stack) -> tuple:
-    """What `fedjax_sec.aggregate` hands to its compiled function for this stack [K, D]."""
+    """The arguments of `fedjax_sec.aggregate`'s compiled function for this stack [K, D]."""
     num_rows, dim = stack.shape
     key, params = jax.random.key(0), jnp.zeros(dim)
-    return Defense.build(defense), stack, jnp.ones(num_rows), key, params, None
+    return Defense.build(defense), stack, jnp.ones(num_rows), key, params, None, None
 
 
 def _row(name, rule, stack, updates, theirs, rates, repeats) -> dict:
