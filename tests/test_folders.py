@@ -597,7 +597,7 @@ def make_old(path, days):
 def test_temporary_files_in_caches_are_removed_when_nobody_can_be_writing(tmp_path, monkeypatch):
     monkeypatch.setenv("FEDJAX_SEC_CACHE", str(tmp_path))
     monkeypatch.delenv("FEDJAX_SEC_TUNING")
-    monkeypatch.setattr(tuning, "_found", {})
+    monkeypatch.setattr(tuning, "_measurements", {})
     (tmp_path / "tuning").mkdir()
     for folder in (tmp_path, tmp_path / "tuning"):
         make_old(folder / ".a.1.tmp", 2)

@@ -5,6 +5,7 @@ import json
 import lzma
 import os
 import re
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 import fedjax_sec
 from fedjax_sec.core import ConfigError, registry
 from fedjax_sec.data import MissingDataError, checked
-from fedjax_sec.data.sources import _femnist
+from fedjax_sec.data.sources import _femnist, shakespeare
 from fedjax_sec.data.sources.shakespeare import CHARACTERS
 from fedjax_sec.runs.config import from_mapping
 from fedjax_sec.runs.prepare import prepare
@@ -121,6 +122,56 @@ def write_leaf(folder, width=LENGTH):
         (folder / part / f"all_data_0_{part}.json").write_text(json.dumps(first))
         rest = {"users": list(data), "user_data": data}
         (folder / part / f"all_data_1_{part}.json").write_text(json.dumps(rest))
+
+
+def write_hdf5(path, texts):
+    """A file as TensorFlow Federated's: examples/ROLE/snippets holds the texts as bytes."""
+    h5py = pytest.importorskip("h5py", reason="h5py is not installed (extra `hdf5`)")
+    with h5py.File(path, "w") as file:
+        for role, snippets in texts.items():
+            lines = np.array([text.encode() for text in snippets], dtype=object)
+            kind = h5py.special_dtype(vlen=bytes)
+            file.create_dataset(f"examples/{role}/snippets", data=lines, dtype=kind)
+
+
+@pytest.mark.parametrize("targets", ["last", "every"])
+def test_tensorflow_federateds_files_hold_the_same_texts(tmp_path, targets):
+    write_roles(tmp_path / "json" / "shakespeare")
+    folder = tmp_path / "hdf5" / "shakespeare"
+    folder.mkdir(parents=True)
+    write_hdf5(folder / "shakespeare_train.h5", TRAIN)
+    write_hdf5(folder / "shakespeare_test.h5", TEST)
+    ours, theirs = (load(tmp_path / kind, targets=targets) for kind in ("json", "hdf5"))
+    for name in ("x_train", "y_train", "users_train", "x_test", "y_test", "users_test"):
+        np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name))
+    (folder / "shakespeare_test.h5").write_bytes(b"no HDF5")
+    with pytest.raises(MissingDataError, match=r"shakespeare cannot be read"):
+        load(tmp_path / "hdf5", targets=targets)
+
+
+def test_an_absent_data_set_is_downloaded_once(tmp_path, monkeypatch):
+    """From an archive as the real one, whose digest is asked for, into the data folder."""
+    for part, texts in (("train", TRAIN), ("test", TEST)):
+        write_hdf5(tmp_path / f"shakespeare_{part}.h5", texts)
+    packed = tmp_path / "there.tar.bz2"
+    with tarfile.open(packed, "w:bz2") as tar:
+        for part in ("train", "test"):
+            tar.add(tmp_path / f"shakespeare_{part}.h5", f"shakespeare_{part}.h5")
+    asked = []
+
+    def fetch(url, sha256, target):
+        asked.append((url, sha256))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(packed.read_bytes())
+
+    monkeypatch.setattr(_femnist, "fetch", fetch)
+    dataset = registry.datasets.build({"name": "shakespeare", "length": LENGTH, "targets": "last"})
+    with pytest.raises(MissingDataError, match="downloading is switched off"):
+        dataset.load(str(tmp_path / "data"), False)
+    sizes = {len(dataset.load(str(tmp_path / "data"), True).x_train) for _ in range(2)}
+    write_roles(tmp_path / "json" / "shakespeare")
+    assert sizes == {len(load(tmp_path / "json").x_train)}
+    assert asked == [(f"{_femnist.URL}shakespeare.tar.bz2", shakespeare.ARCHIVE.sha256)]
 
 
 def test_leafs_own_files_hold_the_same_windows(tmp_path):

@@ -25,7 +25,7 @@ def measuring(monkeypatch, tmp_path):
     """Tuning switched on, with an empty cache folder and nothing remembered."""
     monkeypatch.setenv("FEDJAX_SEC_TUNING", "on")
     monkeypatch.setenv("FEDJAX_SEC_CACHE", str(tmp_path))
-    monkeypatch.setattr(tuning, "_found", {})
+    monkeypatch.setattr(tuning, "_measurements", {})
     return tmp_path
 
 
@@ -93,7 +93,7 @@ def test_what_was_measured_is_remembered_by_this_process_and_the_next(measuring,
     calls = []
     again = lasting({A: 5, B: 20}, calls)
     assert tune([A, B], {"work": 3}, again) == first and not calls
-    monkeypatch.setattr(tuning, "_found", {})  # as in another process
+    monkeypatch.setattr(tuning, "_measurements", {})  # as in another process
     assert tune([A, B], {"work": 3}, again) == first and not calls
     (path,) = measuring.glob("tuning/*.json")
     assert json.loads(path.read_text())["clients"] == "map"
@@ -102,7 +102,7 @@ def test_what_was_measured_is_remembered_by_this_process_and_the_next(measuring,
         newer.setattr(tuning, "GENERATION", tuning.GENERATION + 1)
         assert tune([A, B], {"work": 3}, again).choice == A  # other code
     path.write_text("{")  # damaged: measured anew
-    monkeypatch.setattr(tuning, "_found", {})
+    monkeypatch.setattr(tuning, "_measurements", {})
     assert tune([A, B], {"work": 3}, again).choice == A
 
 

@@ -107,7 +107,7 @@ def candidates(
     return sorted(options, key=lambda choice: choice != by_rule)
 
 
-_found: dict[str, Tuning] = {}  # a cache: for folders that cannot be written
+_measurements: dict[str, Tuning] = {}  # a cache: for folders that cannot be written
 
 
 def switched_off() -> bool:
@@ -136,10 +136,10 @@ def tune(
     text = json.dumps(described, sort_keys=True, default=str)
     key = hashlib.sha256(text.encode()).hexdigest()[:24]
     path = cache_folder() / "tuning" / f"{key}.json"
-    if key not in _found:
-        _found[key] = _read(path) or _measured(candidates, measure)
-        _write(path, described | _found[key].to_dict())
-    return _found[key]
+    if key not in _measurements:
+        _measurements[key] = _read(path) or _measured(candidates, measure)
+        _write(path, described | _measurements[key].to_dict())
+    return _measurements[key]
 
 
 def _machine() -> dict:

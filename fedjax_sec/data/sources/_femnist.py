@@ -47,7 +47,7 @@ class Archive(NamedTuple):
     official_sizes: tuple[int, int]
 
 
-class Found(NamedTuple):
+class Layout(NamedTuple):
     """Files of one layout; without `test`, the split is still to be made.
 
     An array file holds both parts: it is `train` and `test`.
@@ -101,7 +101,7 @@ def load_femnist(
     )
 
 
-def _find(folders: Iterable[Path], prefixes: Iterable[str]) -> Found | None:
+def _find(folders: Iterable[Path], prefixes: Iterable[str]) -> Layout | None:
     """The first complete set of files; LEAF's scripts put theirs into `data/`."""
     for folder in itertools.chain.from_iterable((f, f / "data") for f in folders):
         for prefix in prefixes:
@@ -111,19 +111,19 @@ def _find(folders: Iterable[Path], prefixes: Iterable[str]) -> Found | None:
                     f"{folder} holds only one of {train.name} and {test.name}; both are needed."
                 )
             if train.is_file():
-                return Found(f"TensorFlow Federated {prefix}", (train,), (test,))
+                return Layout(f"TensorFlow Federated {prefix}", (train,), (test,))
         train, test = (tuple(sorted((folder / split).glob("*.json"))) for split in _SPLITS)
         if bool(train) != bool(test):
             raise MissingDataError(
                 f"{folder} holds JSON files in only one of train/ and test/; both are needed."
             )
         if train:
-            return Found("LEAF train and test", train, test)
+            return Layout("LEAF train and test", train, test)
         for place in (folder / "all_data", folder):
             if whole := tuple(sorted(place.glob("all_data*.json"))):
-                return Found("LEAF all_data, every user's last tenth for testing", whole, ())
+                return Layout("LEAF all_data, every user's last tenth for testing", whole, ())
         if (some := folder / WRITERS).is_file():
-            return Found("LEAF train and test of some writers", (some,), (some,))
+            return Layout("LEAF train and test of some writers", (some,), (some,))
     return None
 
 
@@ -163,7 +163,7 @@ def _download(archive: Archive, folder: Path) -> None:
 # --- Decoding ---------------------------------------------------------------------------------
 
 
-def _decode(name: str, archive: Found, num_classes: int) -> dict[str, np.ndarray]:
+def _decode(name: str, archive: Layout, num_classes: int) -> dict[str, np.ndarray]:
     """The arrays of both splits, user by user; users are numbered as they first appear."""
     splits = dict(zip(_SPLITS, (archive.train, archive.test), strict=True))
     numbers: dict[str, int] = {}
