@@ -4,6 +4,7 @@ import os
 
 import jax
 import pytest
+from choose_slow import LISTED
 from jaxtyping import install_import_hook
 
 #: Components of other people's: loaded by `--import`, never collected.
@@ -55,9 +56,12 @@ def subprocess_env(compilation_cache):
     }
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Tests marked `gpu` are skipped where JAX has none."""
-    if jax.default_backend() != "gpu":
-        for item in items:
-            if item.get_closest_marker("gpu"):
-                item.add_marker(pytest.mark.skip(reason="needs a GPU, and JAX found none here"))
+    """Listed tests are slow; tests marked `gpu` are skipped where JAX has none."""
+    listed = set(LISTED.read_text().splitlines())
+    for item in items:
+        if item.nodeid in listed:
+            item.add_marker(pytest.mark.slow)
+        if item.get_closest_marker("gpu") and jax.default_backend() != "gpu":
+            item.add_marker(pytest.mark.skip(reason="needs a GPU, and JAX found none here"))

@@ -183,24 +183,30 @@ def places(node, path=()):
 def mutate(draw, tree):
     """The tree with some keys dropped, doubled under another name, or replaced."""
     tree = copy.deepcopy(tree)
+
+    def value():
+        # A copy: the next step may change what this one has put there.
+        drawn = draw(VALUES)
+        return copy.deepcopy(drawn) if isinstance(drawn, (dict, list)) else drawn
+
     for _ in range(draw(st.integers(1, 3))):
         path = draw(st.sampled_from(sorted(places(tree), key=str)))
         if not path:
-            tree[draw(st.sampled_from(KEYS))] = draw(VALUES)
+            tree[draw(st.sampled_from(KEYS))] = value()
             continue
         node = tree
         for key in path[:-1]:
             node = node[key]
         way = draw(st.sampled_from(("replace", "replace", "add", "drop", "rename")))
         if way == "replace":
-            node[path[-1]] = draw(VALUES)
+            node[path[-1]] = value()
         elif way == "drop":
             del node[path[-1]]
         elif isinstance(node, dict):
-            value = draw(VALUES) if way == "add" else node.pop(path[-1])
-            node[draw(st.one_of(st.sampled_from(KEYS), st.text(max_size=5)))] = value
+            moved = value() if way == "add" else node.pop(path[-1])
+            node[draw(st.one_of(st.sampled_from(KEYS), st.text(max_size=5)))] = moved
         else:
-            node.append(draw(VALUES))
+            node.append(value())
     return tree
 
 

@@ -21,7 +21,7 @@ from fedjax_sec.round import (
     make_task,
     train_clients,
 )
-from fedjax_sec.round.pipeline import Attack
+from fedjax_sec.round.pipeline import Attack, Defense
 
 
 def test_rlr_cnn_drops_half_of_its_activations_in_training_only():
@@ -88,7 +88,9 @@ def updates_of_two_equal_clients(name, dropout, steps):
     )
     population = Population(jnp.arange(8).reshape(2, 4), jnp.array([4, 4]), jnp.zeros(2, bool))
     replica = Replica(
-        jax.random.key(0), Components(averaging(client), Attack(()), None, None), population
+        jax.random.key(0),
+        Components(averaging(client), Attack(()), Defense.build("mean"), None),
+        population,
     )
     task = make_task(problem, pool, classification())
 

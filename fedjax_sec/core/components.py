@@ -124,9 +124,10 @@ class UpdateAttack(Component):
     """`stage = "update"`: rewrites the adversary's rows of the stack.
 
     `rewrites = "message"` calls `tamper`, which sees and returns whole messages, with the weights
-    that clients report and their extra; else `apply` rewrites the vectors [K, D]. `copies`: clients
-    train on poisoned copies beside their own examples, by the attack on data nested in this one.
-    `warm_up` counts the first rounds in which a malicious client still sends what it is given.
+    that clients report and their extra; else `apply` rewrites the vectors [K, D]. One with both may
+    stand inside an attack on vectors, which calls `apply`. `copies`: clients train on poisoned
+    copies beside their own examples, by the attack on data nested in this one. `warm_up` counts the
+    first rounds in which a malicious client still sends what it is given.
     """
 
     stage: ClassVar[str] = "update"
@@ -767,7 +768,7 @@ def check_components(components, path: str, setting: Setting) -> None:
     A component whose fields follow schedules is checked with each of their values. One that would
     do nothing with any of them is refused: its `idle(setting)` says why, or None. A component that
     does not work on the inputs, on what the clients send, or without labels is refused as well, and
-    so is one that rewrites messages inside one that hands on vectors.
+    so is one that rewrites messages alone inside one that hands on vectors.
     """
     for part, place in zip(components, paths_of(components, path), strict=True):
         for at, nested, met in walk(part, place, setting):
@@ -819,7 +820,8 @@ def _check_handed_on(outer, nested, path: str) -> None:
     """Raises where `nested` needs whole messages, of which the attack around it has the vectors."""
     if outer.stage != "update" or nested.stage != "update":
         return
-    if (outer.rewrites, nested.rewrites) == ("vector", "message"):
+    on_vectors = not getattr(type(nested).apply, "__isabstractmethod__", False)
+    if (outer.rewrites, nested.rewrites) == ("vector", "message") and not on_vectors:
         raise ConfigError(
             f"{path}: {nested.registered_name!r} rewrites whole messages, and "
             f"{outer.registered_name!r} around it only vectors; give both in a list instead, one "
