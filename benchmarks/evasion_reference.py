@@ -46,17 +46,17 @@ def main(path: str) -> None:
             torch.nn.functional.cross_entropy(model(moved), y[rows]).backward()
             optimizer.step()
     x, y = x[1400:], y[1400:]
-    found = {"x": x.numpy()[:, 0, :, :, None], "y": y.numpy().astype(np.int32)}
+    arrays = {"x": x.numpy()[:, 0, :, :, None], "y": y.numpy().astype(np.int32)}
     for name, tensor in zip(("w0", "b0", "w1", "b1"), model.parameters(), strict=True):
-        found[name] = tensor.detach().numpy().T
+        arrays[name] = tensor.detach().numpy().T
     for name, make in ATTACKS.items():
         moved = make(model)(x, y).detach()
         if name in FIXED:
-            found[name] = moved.numpy()[:, 0, :, :, None].astype(np.float16)
+            arrays[name] = moved.numpy()[:, 0, :, :, None].astype(np.float16)
         robust_mask = (model(moved).argmax(1) == y).sum().item()
-        found[f"{name}: withstood"] = np.int32(robust_mask)
+        arrays[f"{name}: withstood"] = np.int32(robust_mask)
         print(f"{name}: {robust_mask} of {len(y)}")
-    np.savez_compressed(path, **found)
+    np.savez_compressed(path, **arrays)
 
 
 if __name__ == "__main__":

@@ -24,12 +24,12 @@ def save(figure, name: str) -> None:
     plt.close(figure)
 
 
-def stacks(found: pd.DataFrame) -> None:
+def stacks(measured: pd.DataFrame) -> None:
     """Milliseconds of every rule against K and against D."""
     figure, axes = plt.subplots(1, 2, figsize=(11, 4), sharey=True)
     fixed = {"K": "D = 80,000", "D": "K = 51"}
     for axis, panel in zip(("K", "D"), axes, strict=True):
-        part = found[found["over"] == axis]
+        part = measured[measured["over"] == axis]
         for rule, line in part.groupby("rule", sort=False):
             panel.plot(line[axis], line["ours ms"], "o-", label=rule)
         mean = part[part["rule"] == "mean"]
@@ -41,9 +41,9 @@ def stacks(found: pd.DataFrame) -> None:
     save(figure, "performance_stacks")
 
 
-def batches(found: pd.DataFrame) -> None:
+def batches(measured: pd.DataFrame) -> None:
     """Milliseconds of a round against the batch size, beside the limit by arithmetic."""
-    part = found[found["over"] == "batch"]
+    part = measured[measured["over"] == "batch"]
     models = list(dict.fromkeys(part["model"]))
     figure, axes = plt.subplots(1, len(models), figsize=(9, 3.6))
     for model, panel in zip(models, axes, strict=True):
@@ -57,9 +57,9 @@ def batches(found: pd.DataFrame) -> None:
     save(figure, "performance_batch")
 
 
-def seeds(found: pd.DataFrame) -> None:
+def seeds(measured: pd.DataFrame) -> None:
     """Seconds for a number of seeds, in one sweep and one after another."""
-    part = found[found["over"] == "seeds"]
+    part = measured[measured["over"] == "seeds"]
     figure, axis = plt.subplots(figsize=(5.5, 3.6))
     for name, style in (
         ("one after another s", "o-"),
