@@ -70,20 +70,20 @@ def main(
     rates = {case: [] for case in cases}
     for _ in range(processes):
         for label, lowering, setting in cases:
-            found = rate(Path(folders[label]), lowering, SETTINGS[setting])
-            rates[label, lowering, setting].append(found)
-            print(label, lowering, setting, f"{found:.1f}", flush=True)
+            per_second = rate(Path(folders[label]), lowering, SETTINGS[setting])
+            rates[label, lowering, setting].append(per_second)
+            print(label, lowering, setting, f"{per_second:.1f}", flush=True)
     rows = [
         {
             "code": label,
             "convolutions": lowering,
             "C library": setting,
-            "slowest": min(found),
-            "median": float(np.median(found)),
-            "fastest": max(found),
+            "slowest": min(measured),
+            "median": float(np.median(measured)),
+            "fastest": max(measured),
             "processes": processes,
         }
-        for (label, lowering, setting), found in rates.items()
+        for (label, lowering, setting), measured in rates.items()
     ]
     report.write(out, shlex.join(["python", *sys.argv]), timing.measure_machine(), rows)
     print(report.table(rows))

@@ -257,22 +257,22 @@ def test_whose_previous_model_it_is_where_few_clients_take_part(convention):
 def test_masks_of_the_code_add_up_and_ours_do_not():
     """It writes them into the model that they hide: the cached one, or the round's global one."""
     mask = {"mask": "gaussian", "mean": 1.0, "scale": 1e-6}
-    own, theirs = (
+    ours, theirs = (
         play(lazy(base="client", convention=c, **mask)) for c in ("paper", "fedsecurity")
     )
     trained = MODELS[0] + HONEST[0][BAD].astype(np.float64)
     for t in range(1, 6):
-        np.testing.assert_allclose(own[t, BAD], trained - MODELS[t] + 1, atol=1e-4)
+        np.testing.assert_allclose(ours[t, BAD], trained - MODELS[t] + 1, atol=1e-4)
         np.testing.assert_allclose(theirs[t, BAD], trained - MODELS[t] + t, atol=1e-4)
-    own, theirs = (
+    ours, theirs = (
         play(lazy(convention=c, mask="gaussian", mean=1.0, scale=0.1))
         for c in ("paper", "fedsecurity")
     )
-    assert (own[:, 0] != own[:, 2]).any()
+    assert (ours[:, 0] != ours[:, 2]).any()
     same_bits(theirs[0], HONEST[0])  # in its first round nobody is lazy
     for t in range(1, 6):
         same_bits(theirs[t, 0], theirs[t, 2])
-        np.testing.assert_allclose(theirs[t, 0], own[t, 0] + own[t, 2], atol=1e-5)
+        np.testing.assert_allclose(theirs[t, 0], ours[t, 0] + ours[t, 2], atol=1e-5)
 
 
 def test_a_previous_model_has_its_own_statistics():
