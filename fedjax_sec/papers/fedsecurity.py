@@ -269,8 +269,7 @@ def _describe(report: Report) -> str:
     return (
         f"{report.last.summary['data']['label']}, `{experiment.model.registered_name}`, "
         f"{experiment.clients_per_round} of {experiment.data.num_clients} clients a round, "
-        f"{experiment.rounds} rounds, scale `{plan.scale}`, statement `{plan['statement']}`, "
-        f"{report.over}"
+        f"{experiment.rounds} rounds, scale `{plan.scale}`, statement `{plan['statement']}`"
     )
 
 
@@ -288,8 +287,8 @@ _TABLE = writers.Table(
     ("run", "attack"),
     lambda report, entry: {"accuracy": accuracy_of(entry.results)},
     lambda report: (
-        f"{_describe(report)}. Percent, mean of the last {TAIL} evaluations. The paper prints no "
-        f"number."
+        f"{_describe(report)}, {report.over}. Percent, mean of the last {TAIL} evaluations. The "
+        f"paper prints no number."
     ),
 )
 _PLAIN_TABLE = writers.Table(("run",), _TABLE.measure, _TABLE.caption)
@@ -319,9 +318,9 @@ def write_orderings(report: Report) -> list:
         )
     else:
         limit = "which one seed does not tell from chance"
+    about = f"{_describe(report)}, {report.over}. `margin` is by how many percentage points an"
     head = (
-        f"# {report.heading}: the text's orderings\n\n{_describe(report)}. `margin` is by how many "
-        f"percentage points an ordering holds, {limit}.{report.note}"
+        f"# {report.heading}: the text's orderings\n\n{about} ordering holds, {limit}.{report.note}"
     )
     path = report.path.with_name(f"{report.path.name}_orderings")
     return writers.write_table(pd.DataFrame(lines), head, path)
