@@ -211,10 +211,12 @@ def grid_of_curves(
     """
     columns = min(len(groups), 3)
     rows = -(-len(groups) // columns)
+    # A panel alone is as wide as its title needs.
+    width, height = (4.2, 3.3) if len(groups) > 1 else (7.4, 5.0)
     figure, panels = subplots(
         rows,
         columns,
-        figsize=(4.2 * columns, 3.3 * rows),
+        figsize=(width * columns, height * rows),
         sharey=True,
         squeeze=False,
         layout="constrained",
