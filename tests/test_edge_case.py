@@ -630,6 +630,15 @@ def test_without_clean_examples():
     assert np.abs(crafted(part)[0].vector[1]).max() > 0.01
 
 
+@pytest.mark.parametrize("field", ["eps", "project_frequency"])
+def test_black_box_refuses_what_only_projection_reads(field):
+    plain = registry.attacks.build({"name": "edge_case", field: 3})
+    with pytest.raises(ConfigError, match=f"attack.{field} is not read by mode 'black_box', got 3"):
+        check_components((plain,), "attack", Setting(4, 1))
+    pgd = registry.attacks.build({"name": "edge_case", "mode": "pgd", field: 3})
+    check_components((pgd,), "attack", Setting(4, 1))
+
+
 def test_refused_settings():
     with pytest.raises(ConfigError, match="backdoor must be an attack on data"):
         check_components((attack(backdoor="sign_flip"),), "attack", Setting(4, 1))

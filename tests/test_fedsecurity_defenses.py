@@ -300,6 +300,12 @@ def test_fedml_adds_noise_to_every_model_and_clips_nothing():
     assert abs(noise.std() - expected) < 0.01
 
 
+def test_weak_dp_refuses_a_norm_that_fedml_does_not_clip_to():
+    rule = {"name": "weak_dp", "max_norm": 2.0, "convention": "fedsecurity"}
+    with pytest.raises(ConfigError, match=r"max_norm is not read with convention 'fedsecurity'"):
+        aggregate(np.ones((3, 2)), rule)
+
+
 def test_weak_dp_is_clipping_the_mean_and_noise_in_units_of_the_norm():
     updates = np.random.default_rng(3).normal(size=(5, 4))
     stages = [{"name": "clip_norm", "max_norm": 0.7}, "mean"]

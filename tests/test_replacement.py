@@ -421,6 +421,7 @@ def test_a_batch_holds_the_backdoor_s_images_first_with_noise_in_normalised_unit
             {"mode": "train_and_scale", "max_norm": 1.0, "anomaly": "cosine"},
             "anomaly is not read by mode 'train_and_scale'",
         ),
+        ({"anomaly": "l2", "cosine_weight": 2.0}, "cosine_weight is not read with anomaly 'l2'"),
     ],
 )
 def test_refused_fields(fields, message):

@@ -798,6 +798,24 @@ def refuse_warm_up(stages: Sequence, path: str, rounds: int) -> None:
                 )
 
 
+def refuse_unread(part, path: str, names: Sequence[str], where: str) -> None:
+    """Raises for a field among `names` that is not at its default, since `where` nothing reads it.
+
+    >>> Mine = type("Mine", (), {"__annotations__": {"bound": float}, "bound": 1.0})
+    >>> refuse_unread(dataclasses.dataclass(Mine)(2.0), "attack", ["bound"], "with mode 'plain'")
+    Traceback (most recent call last):
+    fedjax_sec.core.fields.ConfigError: attack.bound is not read with mode 'plain', got 2.0; leave
+    it at 1.0.
+    """
+    for field in dataclasses.fields(part):
+        given = getattr(part, field.name)
+        if field.name in names and given != field.default:
+            raise ConfigError(
+                f"{path}.{field.name} is not read {where}, got {shown(given)}; leave it at "
+                f"{shown(field.default)}."
+            )
+
+
 def _check_applies(part, path: str, setting: Setting) -> None:
     name = part.registered_name or type(part).__name__
     if setting.inputs is not None and setting.inputs not in part.inputs:

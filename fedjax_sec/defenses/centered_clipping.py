@@ -3,7 +3,15 @@
 import jax
 import jax.numpy as jnp
 
-from fedjax_sec.core import ANY_SCALE, COUNT, ConfigError, Stage, numeric, registry, static
+from fedjax_sec.core import (
+    ANY_SCALE,
+    COUNT,
+    Stage,
+    numeric,
+    refuse_unread,
+    registry,
+    static,
+)
 from fedjax_sec.defenses import _fedsecurity
 from fedjax_sec.ops import iterative
 from fedjax_sec.ops.moments import weighted_mean
@@ -58,14 +66,8 @@ class CenteredClipping(Stage):
     )
 
     def check(self, path, setting):
-        default = CenteredClipping()
-        read = ("bucket_size",) if self.convention == "paper" else ("num_iterations", "start")
-        for name in read:
-            if getattr(self, name) != getattr(default, name):
-                raise ConfigError(
-                    f"{path}.{name} is not read with convention {self.convention!r}; leave it at "
-                    f"{getattr(default, name)}."
-                )
+        unread = ("bucket_size",) if self.convention == "paper" else ("num_iterations", "start")
+        refuse_unread(self, path, unread, f"with convention {self.convention!r}")
 
     @property
     def _remembers(self) -> bool:

@@ -2,7 +2,15 @@
 
 import jax.numpy as jnp
 
-from fedjax_sec.core import ANY_SCALE, ConfigError, Stage, numeric, registry, static, tensors
+from fedjax_sec.core import (
+    ANY_SCALE,
+    Stage,
+    numeric,
+    refuse_unread,
+    registry,
+    static,
+    tensors,
+)
 from fedjax_sec.defenses import _fedsecurity
 from fedjax_sec.ops import coordinatewise, iterative
 from fedjax_sec.ops.moments import weighted_mean
@@ -59,15 +67,9 @@ class GeometricMedian(Stage):
         return self.convention == "paper"
 
     def check(self, path, setting):
-        if self.convention == "paper":
-            return
-        for name in ("num_iterations", "smoothing", "weighted", "start"):
-            default = getattr(GeometricMedian(), name)
-            if getattr(self, name) != default:
-                raise ConfigError(
-                    f"{path}.{name} is not read with convention 'fedsecurity', which has its own "
-                    f"steps and weights; leave it at {default}."
-                )
+        if self.convention == "fedsecurity":
+            unread = ("num_iterations", "smoothing", "weighted", "start")
+            refuse_unread(self, path, unread, "with convention 'fedsecurity'")
 
     def apply(self, key, updates, state, view):
         if self.convention == "fedsecurity":

@@ -3,7 +3,17 @@
 import jax
 import jax.numpy as jnp
 
-from fedjax_sec.core import ANY_SCALE, COUNT, ConfigError, Stage, numeric, registry, static, tensors
+from fedjax_sec.core import (
+    ANY_SCALE,
+    COUNT,
+    ConfigError,
+    Stage,
+    numeric,
+    refuse_unread,
+    registry,
+    static,
+    tensors,
+)
 from fedjax_sec.defenses import _fedsecurity
 from fedjax_sec.ops import coordinatewise, iterative
 
@@ -92,12 +102,8 @@ class MedianOfMeans(Stage):
                 f"= {self._batches}."
             )
         if self.convention == "fedsecurity":
-            for name, default in (("shuffle", False), ("num_iterations", 100), ("smoothing", 1e-6)):
-                if getattr(self, name) != default:
-                    raise ConfigError(
-                        f"{path}.{name} is not read with convention 'fedsecurity'; leave it at "
-                        f"{default}."
-                    )
+            unread = ("shuffle", "num_iterations", "smoothing")
+            refuse_unread(self, path, unread, "with convention 'fedsecurity'")
 
     def apply(self, key, updates, state, view):
         count, batches = view.valid.sum(), self._batches

@@ -6,7 +6,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedjax_sec.core import COUNT, ConfigError, Stage, last_layer, numeric, registry, static
+from fedjax_sec.core import (
+    COUNT,
+    ConfigError,
+    Stage,
+    last_layer,
+    numeric,
+    refuse_unread,
+    registry,
+    static,
+)
 from fedjax_sec.defenses import _anomaly, _fedsecurity, _foolsgold
 from fedjax_sec.defenses._layers import last_layers
 from fedjax_sec.ops.distances import cosine_similarities
@@ -101,11 +110,8 @@ class ThreeSigma(Stage):
                 f"{path}: three_sigma adds up each client's models with variant 'foolsgold', and a "
                 f"stage before it merges clients; leave that stage out."
             )
-        if self.variant == "krum" and self.calibration_rounds != 1:
-            raise ConfigError(
-                f"{path}.calibration_rounds is not read with variant 'krum', whose threshold is "
-                f"that of each round; leave it at 1."
-            )
+        if self.variant == "krum":  # its threshold is that of each round
+            refuse_unread(self, path, ("calibration_rounds",), "with variant 'krum'")
 
     def init(self, num_clients, dim, space=None):
         place = last_layer(space, dim)

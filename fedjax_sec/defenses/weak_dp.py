@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from fedjax_sec.core import ANY_SCALE, Stage, numeric, registry, static
+from fedjax_sec.core import ANY_SCALE, Stage, numeric, refuse_unread, registry, static
 from fedjax_sec.ops.moments import row_norms, weighted_mean
 from fedjax_sec.ops.precision import wide
 
@@ -24,6 +24,8 @@ class WeakDp(Stage):
     deviation :math:`\sigma \sqrt{\sum_i p_i^2}`, with :math:`p_i = n_i / \sum_j n_j`; it is drawn
     at once, which is equal in distribution. In FedML it never acts: no hook calls it
     (`fedml_defender.py`).
+
+    Raises: `ConfigError` for a `max_norm` that the convention does not read.
 
     Source: Sun et al. 2019, "Can You Really Backdoor Federated Learning?", Section 3. The paper
     tunes both values for each task. M = 5 and sigma = 0.025 are BackFed's defaults; the edge cases
@@ -50,6 +52,10 @@ class WeakDp(Stage):
         "`fedsecurity`: noise on every client's model and no clipping.",
         choices=("paper", "fedsecurity"),
     )
+
+    def check(self, path, setting):
+        if self.convention == "fedsecurity":
+            refuse_unread(self, path, ("max_norm",), "with convention 'fedsecurity'")
 
     def apply(self, key, updates, state, view):
         dtype = wide(updates.dtype)

@@ -1,35 +1,8 @@
 """FedML's convolutional network with dropout, for Federated EMNIST."""
 
-from flax import linen as nn
-
 from fedjax_sec.core import ConfigError, Network, registry, static
-from fedjax_sec.models._common import INITS, Convolutional, convolution_field, flax_model
-
-
-class _Network(nn.Module):
-    num_classes: int
-    dropout: tuple[float, float]
-    whole_channels: bool
-    scheme: str
-    lowering: str
-
-    @nn.compact
-    def __call__(self, x, train=False):
-        images = Convolutional(self.lowering, self.scheme)
-        x = images.enter(x, 2)
-        for i, width in enumerate((32, 64)):
-            x = images.relu(images.conv(width, 3, x, f"conv_{i}"))
-        # After flattening, so that the masks do not depend on the order of axes.
-        x = images.flat(images.max_pool(x, 2))
-        if self.whole_channels:  # [B, places, channels]: one draw for all places
-            shape, x = x.shape, x.reshape(x.shape[0], -1, 64)
-            x = nn.Dropout(self.dropout[0], broadcast_dims=(1,), deterministic=not train)(x)
-            x = x.reshape(shape)
-        else:
-            x = nn.Dropout(self.dropout[0], deterministic=not train)(x)
-        x = nn.relu(images.dense(128, x, "hidden"))
-        x = nn.Dropout(self.dropout[1], deterministic=not train)(x)
-        return images.dense(self.num_classes, x, "output")
+from fedjax_sec.models._common import INITS, convolution_field, flax_model
+from fedjax_sec.models._dropout_cnn import DropoutCnn
 
 
 @registry.models.register("cnn_dropout")
@@ -82,7 +55,7 @@ class CnnDropout(Network):
             )
         if len(self.dropout) != 2:
             raise ConfigError(f"model.dropout must hold two numbers, got {list(self.dropout)}.")
-        network = _Network(
+        network = DropoutCnn(
             num_classes, tuple(self.dropout), self.drops == "channels", self.init, self.convolution
         )
         return flax_model(network, input_shape, convolves=True, trains_differently=True)

@@ -1,29 +1,8 @@
 """The convolutional network of the RLR paper's Fashion-MNIST and Federated EMNIST experiments."""
 
-from flax import linen as nn
-
 from fedjax_sec.core import ConfigError, Network, registry, static
-from fedjax_sec.models._common import INITS, Convolutional, convolution_field, flax_model
-
-
-class _Network(nn.Module):
-    num_classes: int
-    dropout: float
-    scheme: str
-    lowering: str
-
-    @nn.compact
-    def __call__(self, x, train=False):
-        images = Convolutional(self.lowering, self.scheme)
-        x = images.enter(x, 2)
-        for i, width in enumerate((32, 64)):
-            x = images.relu(images.conv(width, 3, x, f"conv_{i}"))
-        # After flattening, so that the masks do not depend on the order of axes.
-        x = images.flat(images.max_pool(x, 2))
-        x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        x = nn.relu(images.dense(128, x, "hidden"))
-        x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        return images.dense(self.num_classes, x, "output")
+from fedjax_sec.models._common import INITS, convolution_field, flax_model
+from fedjax_sec.models._dropout_cnn import DropoutCnn
 
 
 @registry.models.register("rlr_cnn")
@@ -58,5 +37,6 @@ class RlrCnn(Network):
                 f"model: rlr_cnn needs images of at least 6 x 6 pixels, got {input_shape}; "
                 f"choose another model such as 'mlp'."
             )
-        network = _Network(num_classes, self.dropout, self.init, self.convolution)
+        drops = (self.dropout, self.dropout)
+        network = DropoutCnn(num_classes, drops, False, self.init, self.convolution)
         return flax_model(network, input_shape, convolves=True, trains_differently=True)

@@ -15,6 +15,7 @@ from fedjax_sec.core import (
     UpdateAttack,
     component,
     numeric,
+    refuse_unread,
     registry,
     static,
 )
@@ -46,9 +47,9 @@ class EdgeCase(UpdateAttack):
     `server.clients_per_round` below N; a fixed pool of attackers who come as chance has it is
     `threat: {num_malicious: ...}` alone. In rounds without a malicious client nothing is trained.
 
-    Raises: `ConfigError` when `backdoor` is no attack on data; with `pgd_replacement` and a server
-    whose step is not a rate times the aggregate; outside an experiment, since it needs a model and
-    data.
+    Raises: `ConfigError` when `backdoor` is no attack on data; for fields that the mode does
+    not read; with `pgd_replacement` and a server whose step is not a rate times the aggregate;
+    outside an experiment, since it needs a model and data.
 
     Source: Wang et al. 2020 (Attack of the Tails), Section 3 (black box, PGD, PGD with replacement)
     and Section 4; where the text is silent, the author code: `fl_trainer.py` for the projection
@@ -61,7 +62,7 @@ class EdgeCase(UpdateAttack):
     choices, as are one common update (`alike`) and training images that are not cropped or flipped.
 
     Example:
-        >>> from fedjax_sec.core import registry
+        >>> from fedjax_sec.core import refuse_unread, registry
         >>> attack = {"name": "edge_case", "mode": "pgd", "eps": 1.0}
         >>> registry.attacks.build(attack).num_clean
         400
@@ -107,6 +108,8 @@ class EdgeCase(UpdateAttack):
                 f"{path}.backdoor must be an attack on data such as 'edge_images', got "
                 f"{self.backdoor.registered_name!r}."
             )
+        if self.mode == "black_box":
+            refuse_unread(self, path, ("eps", "project_frequency"), "by mode 'black_box'")
 
     def init(self, num_clients, dim):
         """The key by which the set is drawn, once there is one."""

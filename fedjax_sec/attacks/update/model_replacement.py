@@ -15,6 +15,7 @@ from fedjax_sec.core import (
     UpdateAttack,
     component,
     numeric,
+    refuse_unread,
     registry,
     static,
 )
@@ -73,7 +74,7 @@ class ModelReplacement(UpdateAttack):
     replacement; both are choices.
 
     Example:
-        >>> from fedjax_sec.core import registry
+        >>> from fedjax_sec.core import refuse_unread, registry
         >>> attack = {"name": "model_replacement", "backdoor": "trojan", "alpha": 0.7}
         >>> registry.attacks.build(attack).epochs
         15
@@ -164,13 +165,11 @@ class ModelReplacement(UpdateAttack):
                 f"{path}.max_norm belongs to mode 'train_and_scale', and to that only; got "
                 f"mode={self.mode!r}, max_norm={self.max_norm}."
             )
-        unread = {"factor": None, "average": "participants", "anomaly": "l2"}
-        for name, default in unread.items() if bounded else ():
-            if getattr(self, name) != default:
-                raise ConfigError(
-                    f"{path}.{name} is not read by mode 'train_and_scale', got "
-                    f"{getattr(self, name)!r}."
-                )
+        if bounded:
+            unread = ("factor", "average", "alpha", "anomaly", "cosine_weight")
+            refuse_unread(self, path, unread, "by mode 'train_and_scale'")
+        elif self.anomaly == "l2":
+            refuse_unread(self, path, ("cosine_weight",), "with anomaly 'l2'")
 
     def init(self, num_clients, dim):
         return {"registered": jnp.float32(num_clients)}
