@@ -278,16 +278,29 @@ class Evasion(Component):
 
 
 class PrivacyAttack(Component):
-    """Reconstructs a client's examples from its message, as an honest but curious server could.
+    """Reconstructs clients' examples from a message, as an honest but curious observer could.
 
-    `known` is a `fedjax_sec.core.types.Known`: the numbers of the protocol, no more.
+    `known` is a `fedjax_sec.core.types.Known`: the numbers of the protocol, no more. One that
+    `tampers` is a malicious server's: it changes the model that it sends before it looks.
     """
 
     accepts: ClassVar[frozenset[str]] = _UPDATES
+    tampers: ClassVar[bool] = False
+
+    def insert(self, network: Any) -> Any:
+        """The network that a malicious server sends in place of the honest one."""
+        return network
+
+    def plant(self, key, params, task: BoundTask):
+        """The parameters [D] of `insert`'s network as a malicious server sends them.
+
+        What the honest network has in `params` is the global model's; what was inserted is random.
+        """
+        return params
 
     @abstractmethod
-    def reconstruct(self, key, message: Message, params, task: BoundTask, known) -> tuple[Any, Any]:
-        """(x [B, ...], y [B]) as guessed."""
+    def reconstruct(self, key, message: Message, params, task: BoundTask, known) -> tuple:
+        """A `fedjax_sec.core.types.Guess`, or (x [n, ...], y [n]), of `known.count` examples."""
         raise NotImplementedError
 
 
@@ -300,13 +313,15 @@ class Hooks(NamedTuple):
     Algorithms add it, and defences in local training. `correct(gradient [T], delta [T]) ->
     gradient` acts after clipping and L2, before the optimizer. `after_step(key, delta [T],
     gradient [T], memory) -> (delta, memory)` acts after the optimizer; `memory` begins as given and
-    is dropped at the end of the round. `mean_gradient` asks for `Trained.gradient`.
+    is dropped at the end of the round. `send(key, delta [T]) -> delta` acts once, behind all steps,
+    on the update that the client sends. `mean_gradient` asks for `Trained.gradient`.
     """
 
     correct: Callable | None = None
     after_step: Callable | None = None
     memory: State = ()
     mean_gradient: bool = False
+    send: Callable | None = None
 
     def then(self, other: "Hooks") -> "Hooks":
         """Both, the other one behind this one.
@@ -325,11 +340,14 @@ class Hooks(NamedTuple):
         correct = self.correct or other.correct
         if self.correct is not None and other.correct is not None:
             correct = _both_corrections(self.correct, other.correct)
-        return Hooks(correct, after_step, memory, self.mean_gradient or other.mean_gradient)
+        send = self.send or other.send
+        if self.send is not None and other.send is not None:
+            send = _both_sendings(self.send, other.send)
+        return Hooks(correct, after_step, memory, self.mean_gradient or other.mean_gradient, send)
 
     def where(self, acts) -> "Hooks":
         """These hooks where `acts` (traced) is true, else none."""
-        correct, after_step = self.correct, self.after_step
+        correct, after_step, send = self.correct, self.after_step, self.send
 
         def corrected(gradient, delta):
             return jnp.where(acts, correct(gradient, delta), gradient)  # pyright: ignore
@@ -338,7 +356,12 @@ class Hooks(NamedTuple):
             new, memory = after_step(key, delta, gradient, memory)  # pyright: ignore
             return jnp.where(acts, new, delta), memory
 
-        return self._replace(correct=correct and corrected, after_step=after_step and moved)
+        def sent(key, delta):
+            return jnp.where(acts, send(key, delta), delta)  # pyright: ignore
+
+        return self._replace(
+            correct=correct and corrected, after_step=after_step and moved, send=send and sent
+        )
 
 
 NO_HOOKS = Hooks()
@@ -346,6 +369,13 @@ NO_HOOKS = Hooks()
 
 def _both_corrections(first: Callable, second: Callable) -> Callable:
     return lambda gradient, delta: second(first(gradient, delta), delta)
+
+
+def _both_sendings(first: Callable, second: Callable) -> Callable:
+    def send(key, delta):
+        return second(jax.random.fold_in(key, 1), first(jax.random.fold_in(key, 0), delta))
+
+    return send
 
 
 def _both_steps(first: Callable, second: Callable) -> Callable:
@@ -450,6 +480,17 @@ class Client(Component):
     def init(self, dim: int) -> State:
         """The state before round 0."""
         return ()
+
+    def drawn(self, key, data, step) -> tuple[Any, Any] | None:
+        """(positions [B], mask [B]) of the client's examples in a step; None: not told.
+
+        `key` is that of `apply`. For those who look at a round with the truth at hand.
+        """
+        return None
+
+    def privacy(self, counts, rounds: int) -> dict | None:
+        """What the training guarantees to clients with so many examples [N], for the summary."""
+        return None
 
     @abstractmethod
     def apply(self, key, params, state: State, data, task, hooks: Hooks = NO_HOOKS) -> Trained:

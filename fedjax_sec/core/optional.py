@@ -10,6 +10,7 @@ _DISTRIBUTIONS = {
     "tensorflow_datasets": "tensorflow-datasets array_record",
     "sklearn": "scikit-learn",
     "orbax": "orbax-checkpoint",
+    "dp_accounting": "dp-accounting",
 }
 
 

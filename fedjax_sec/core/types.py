@@ -185,7 +185,7 @@ class BoundTask(NamedTuple):
     def loss_and_observed(self, params, x, y, mask, *, key=None) -> tuple[Any, Any]:
         """(the training loss, the statistics [S] as the step moves them), one forward pass."""
         outputs, observed = self.outputs_and_observed(params, x, mask, key)
-        return self.mean_loss(outputs, y, mask), observed
+        return self.mean_loss(outputs, y, mask), jax.lax.stop_gradient(observed)
 
 
 class LocalData(NamedTuple):
@@ -234,12 +234,14 @@ class ServerData(NamedTuple):
 class ClientView(NamedTuple):
     """The knowledge of a stage of a defence in local training.
 
-    The client's `data`, the component `client` that trains it, and the `task`.
+    The client's `data`, the component `client` that trains it, the `task`, and the parameters [D]
+    that the client got.
     """
 
     task: BoundTask
     data: LocalData
     client: Any
+    params: Any = None
 
 
 class ServerView(NamedTuple):
@@ -342,6 +344,8 @@ class RoundTrace(NamedTuple):
     `backdoor` (attack on data, state) of the backdoor whose success is measured, None without one.
     `sampled`: only some clients take part in a round; `redrawn`: each round has malicious clients
     of its own; `client` is how the clients train.
+    `drawn(k, step)` are the positions of the examples in a local step of the round's client k, and
+    their mask, as `Client.drawn` gives them.
     `test` are the test examples, and `probes` the positions among them that the monitor asked for.
     """
 
@@ -364,16 +368,48 @@ class RoundTrace(NamedTuple):
     client: Any = None
     test: TestSet | None = None
     probes: Int[Array, " P"] | None = None
+    drawn: Callable | None = None
 
 
 class Known(NamedTuple):
     """A server's knowledge of a client's training beside the message: the protocol's numbers.
 
     `rate` is the learning rate of a client that takes plain gradient steps (None: unknown), `steps`
-    their number, `batch` the examples in each, `classes` the number of classes.
+    their number, `batch` the examples in each, `classes` the number of classes. `examples` are the
+    examples behind the message (None: one batch), `labels` their classes where they are known, `l2`
+    the factor of the penalty on the parameters. `clients`: the message is the mean of so many
+    clients' updates, each of an equal share of the examples. `batch_statistics`: the clients'
+    network normalises by the statistics of each batch.
     """
 
     rate: Float[Array, ""] | None
     steps: int | None
     batch: int
     classes: int
+    examples: int | None = None
+    labels: Int[Array, " n"] | None = None
+    l2: Any = 0.0
+    clients: int = 1
+    batch_statistics: bool = False
+
+    @property
+    def count(self) -> int:
+        """n, the examples to reconstruct.
+
+        >>> Known(None, 1, 8, 10).count, Known(None, 5, 8, 10, examples=40).count
+        (8, 40)
+        """
+        return self.clients * self.batch if self.examples is None else self.examples
+
+
+class Guess(NamedTuple):
+    """A reconstruction of n examples: inputs (None: labels alone) and labels, in any order.
+
+    `loss` is what the attack minimised, NaN where it minimises nothing; `trail [S, n, ...]` are its
+    inputs on the way, None where there are none.
+    """
+
+    x: Float[Array, " n *shape"] | None
+    y: Int[Array, " n"]
+    loss: Float[Array, ""] | float = float("nan")
+    trail: Float[Array, " S n *shape"] | None = None

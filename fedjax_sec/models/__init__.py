@@ -1,1 +1,1 @@
-"""Networks as `Model(init, apply)`, one component a file. The only importer of flax."""
+"""Networks as `Model(init, apply)`, one component a file. The only importer of flax but `ops.interception`."""

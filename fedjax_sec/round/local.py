@@ -114,7 +114,8 @@ def train_clients(
         if not defense.client_stages:
             return algorithm.train(key, download, local_state, examples, task)
         honest = ~replica.population.malicious[client_id]
-        hooks, called = _noting(defense.hooks(ClientView(task, examples, algorithm.client), honest))
+        view = ClientView(task, examples, algorithm.client, algorithm.params(server))
+        hooks, called = _noting(defense.hooks(view, honest))
         trained = algorithm.train(key, download, local_state, examples, task, hooks)
         if not called:
             raise ConfigError(
@@ -138,8 +139,8 @@ def _noting(hooks: Hooks) -> tuple[Hooks, list]:
 
         return None if function is None else call
 
-    noting = hooks._replace(correct=noted(hooks.correct), after_step=noted(hooks.after_step))
-    return noting, called
+    acting = ("correct", "after_step", "send")
+    return hooks._replace(**{name: noted(getattr(hooks, name)) for name in acting}), called
 
 
 def server_data(

@@ -127,8 +127,7 @@ def make_task(problem: Problem, pool: Pool, task: Any) -> BoundTask:
             return outputs(params, x, train=True, key=key, mask=mask), params[space.observed]
         variables = space.join(params, pool.frozen)
         out, moved = model.observe(variables, inputs.normalize(x), mask, key)
-        moved = space.split(jax.lax.stop_gradient(moved))[0]
-        return out, moved[space.observed]
+        return out, space.split(moved)[0][space.observed]
 
     def example(index):
         return inputs.decode(pool.x[index][None])[0], pool.y[index]

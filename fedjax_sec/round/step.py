@@ -173,6 +173,10 @@ def run_round(
     def data(k):
         return local_data(task, pool, replica, attack_state, index)(ids[k])
 
+    def drawn(k, step):
+        client_key = jax.random.fold_in(stream(replica.key, Stream.CLIENT), ids[k])
+        return algorithm.client.drawn(client_key, data(k), step)
+
     trace = RoundTrace(
         round=index,
         ids=ids,
@@ -192,6 +196,7 @@ def run_round(
         redrawn=problem.redraw,
         client=algorithm.client,
         test=test,
+        drawn=drawn,
     )
     monitors, seen = observe(
         components.monitors,

@@ -308,6 +308,10 @@ def _summarize(prepared: Prepared, program, metrics, timing) -> dict:
         **timing,
         **results.environment(),
     }
+    counts_of = np.asarray(prepared.population.counts)
+    given = experiment.complete_algorithm.client.privacy(counts_of, experiment.rounds)
+    if given is not None:
+        summary["privacy"] = given
     warnings = _warnings(prepared, metrics)
     return summary | ({"warnings": warnings} if warnings else {})
 

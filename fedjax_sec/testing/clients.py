@@ -81,6 +81,8 @@ def check_client_hooks(client, kind: str) -> None:
     stays = Hooks(after_step=lambda key, delta, gradient, memory: (0.0 * delta, memory))
     stayed = run(stays)
     same_bits(stayed, jnp.zeros_like(stayed))
+    kept = run(Hooks(send=lambda key, delta: 0.0 * delta))
+    same_bits(kept, jnp.zeros_like(kept))
     turned = Hooks(correct=lambda gradient, delta: -gradient)
     expect(differs(run(turned), run(NO_HOOKS)), "the client does not call `hooks.correct`")
 

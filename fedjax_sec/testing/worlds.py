@@ -26,6 +26,7 @@ from fedjax_sec.core.components import INPUTS
 from fedjax_sec.core.space import make_space
 from fedjax_sec.core.types import TestSet
 from fedjax_sec.ops.client_axis import Layout
+from fedjax_sec.ops.interception import embed
 from fedjax_sec.ops.layers import layer_sizes
 from fedjax_sec.round import (
     Components,
@@ -94,7 +95,7 @@ def _next_token(vocabulary: int, width: int = 5) -> Model:
         first, second = jax.random.split(key)
         return {
             "params": {
-                "embedding": {"table": 0.5 * jax.random.normal(first, (vocabulary, width))},
+                "embedding": {"embedding": 0.5 * jax.random.normal(first, (vocabulary, width))},
                 "output": {
                     "kernel": 0.5 * jax.random.normal(second, (width, vocabulary)),
                     "bias": jnp.zeros(vocabulary),
@@ -104,7 +105,8 @@ def _next_token(vocabulary: int, width: int = 5) -> Model:
 
     def apply(variables, x, *, train=False, key=None):
         layers = variables["params"]
-        seen = jnp.cumsum(jnp.tanh(layers["embedding"]["table"][x]), axis=1)
+        embedded = embed(layers["embedding"]["embedding"], x)
+        seen = jnp.cumsum(jnp.tanh(embedded), axis=1)
         mean = seen / jnp.arange(1.0, x.shape[1] + 1)[None, :, None]
         output = layers["output"]
         return mean @ output["kernel"] + output["bias"][None, None]

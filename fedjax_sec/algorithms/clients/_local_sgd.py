@@ -21,6 +21,7 @@ from fedjax_sec.core import (
 from fedjax_sec.ops.permutation import permute
 
 _EPOCH = 1 << 16  # numbers of an epoch's steps, for randomness that padding does not change
+_SEND = (1 << 31) - 1  # of what is done once behind the steps; its draws are one level deeper
 _AUGMENT = 1 << 31  # from here on numbers are those of augmentations; all others are smaller
 
 
@@ -110,44 +111,47 @@ class LocalSgd(Client):
         """The batch that a step at `params` trains on in place of (x, y): here the batch itself."""
         return x, y
 
+    def _batches(self, data):
+        """The batches of an epoch, at least one."""
+        whole = data.count // self.batch_size
+        return jnp.maximum(whole if self.drop_last else -(-data.count // self.batch_size), 1)
+
+    def drawn(self, key, data, step):
+        batches = self._batches(data)
+        if self.epochs is None:
+            epoch, place = jnp.divmod(data.round * self.steps + step, batches)
+        else:
+            epoch, place = data.round * self.epochs + step // batches, step % batches
+        if self.sampling == "uniform":
+            number = step if self.epochs is None else step // batches * _EPOCH + step % batches
+            draw = jax.random.fold_in(jax.random.fold_in(key, data.round), 2 * number)
+            position = jax.random.randint(draw, (self.batch_size,), 0, jnp.maximum(data.count, 1))
+            some = (data.count > 0) & (place < batches)
+            return position, jnp.broadcast_to(some, (self.batch_size,))
+        used = data.count // self.batch_size * self.batch_size if self.drop_last else data.count
+        slot = place * self.batch_size + jnp.arange(self.batch_size)
+        return permute(key, slot, data.count, number=epoch), slot < used
+
+    def gradient(self, key, params, x, y, mask, task, dropout_key):
+        """A batch's loss, its gradient [D], and the statistics [S] as the step moves them."""
+        if not _size(task.space.observed):
+            loss = functools.partial(task.loss, train=True, key=dropout_key)
+            return *jax.value_and_grad(loss)(params, x, y, mask), None
+        loss = functools.partial(task.loss_and_observed, key=dropout_key)
+        (value, seen), slope = jax.value_and_grad(loss, has_aux=True)(params, x, y, mask)
+        return value, slope, seen
+
     def init(self, dim: int):
         return self.optimizer.transformation().init(jnp.zeros(dim))
 
     def apply(self, key, params, state, data, task, hooks=NO_HOOKS):
         optimizer, space = self.optimizer.transformation(), task.space
         opt_state = state if self.keep_optimizer_state else self.init(params.shape[0])
-        whole = data.count // self.batch_size
-        used = whole * self.batch_size if self.drop_last else data.count  # in one epoch
-        batches = jnp.maximum(whole if self.drop_last else -(-data.count // self.batch_size), 1)
+        batches = self._batches(data)
         round_key = jax.random.fold_in(key, data.round)
         # With epochs a client takes as many steps as it has batches: one after another, small
         # clients cost less; side by side, they wait for the largest.
         steps = self.steps or self.epochs * batches
-
-        def batch(step, number):
-            if self.epochs is None:
-                epoch, place = jnp.divmod(data.round * self.steps + step, batches)
-            else:
-                epoch, place = data.round * self.epochs + step // batches, step % batches
-            if self.sampling == "uniform":
-                draw = jax.random.fold_in(round_key, 2 * number)
-                position = jax.random.randint(
-                    draw, (self.batch_size,), 0, jnp.maximum(data.count, 1)
-                )
-                some = (data.count > 0) & (place < batches)
-                return position, jnp.broadcast_to(some, (self.batch_size,))
-            slot = place * self.batch_size + jnp.arange(self.batch_size)
-            position = permute(key, slot, data.count, number=epoch)
-            return position, slot < used
-
-        def loss_and_gradient(params, x, y, mask, dropout_key):
-            """The loss, its gradient [D], and the statistics [S] as the step moves them."""
-            if not _size(space.observed):
-                loss = functools.partial(task.loss, train=True, key=dropout_key)
-                return *jax.value_and_grad(loss)(params, x, y, mask), None
-            loss = functools.partial(task.loss_and_observed, key=dropout_key)
-            (value, seen), slope = jax.value_and_grad(loss, has_aux=True)(params, x, y, mask)
-            return value, slope, seen
 
         def train_step(step, params, carry):
             delta, opt_state, memory, summed = carry
@@ -156,7 +160,7 @@ class LocalSgd(Client):
             if self.epochs is not None:
                 number = step // batches * _EPOCH + step % batches
                 example_number = (1 << 30) + number
-            position, mask = batch(step, number)
+            position, mask = self.drawn(key, data, step)
             x, y = data.fetch(position)
             if self.augmentation:
                 draw = jnp.asarray(number).astype(jnp.uint32) + jnp.uint32(_AUGMENT)
@@ -166,7 +170,8 @@ class LocalSgd(Client):
             example_key = jax.random.fold_in(round_key, example_number)
             x, y = self.examples(example_key, params, x, y, mask, task)
             dropout_key = jax.random.fold_in(round_key, 2 * number + 1)
-            loss, gradient, seen = loss_and_gradient(params, x, y, mask, dropout_key)
+            noise_key = jax.random.fold_in(example_key, 2)
+            loss, gradient, seen = self.gradient(noise_key, params, x, y, mask, task, dropout_key)
             if hooks.mean_gradient:
                 summed = summed + jnp.where(jnp.any(mask), gradient[space.trained], 0.0)
             if self.clip_gradient is not None:
@@ -216,6 +221,10 @@ class LocalSgd(Client):
         if self.steps != 1:
             result = jax.lax.fori_loop(begin, steps, body, result)
         (delta, opt_state, _, summed), total, count = result
+        if hooks.send is not None:
+            send_key = jax.random.fold_in(jax.random.fold_in(round_key, _SEND), 0)
+            sent = _put(delta, space.trained, hooks.send(send_key, delta[space.trained]))
+            delta = jnp.where(count > 0, sent, delta)
         divisor = jnp.maximum(count, 1.0)
         return Trained(
             delta,
