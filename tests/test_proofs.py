@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 import fedjax_sec
 from fedjax_sec.cli import app
-from fedjax_sec.core import ConfigError, Monitor, PrivacyAttack, plugins, registry
+from fedjax_sec.core import ConfigError, InputSpec, Monitor, PrivacyAttack, plugins, registry
 from fedjax_sec.core.types import Known, Message
 from fedjax_sec.data import MissingDataError, checked
 from fedjax_sec.data.sources.shakespeare import CHARACTERS
@@ -594,7 +594,9 @@ def test_guesses_are_matched_to_the_examples():
     truth = drawn.normal(size=(4, 5)).astype(np.float32)
     guess = truth[[2, 0, 1]] + 0.1 * drawn.normal(size=(3, 5)).astype(np.float32)
     labels, there = np.arange(4), np.array([True, True, True, False])
-    error, right = compare(guess, np.array([2, 0, 5]), truth, labels, there)
+    inputs = InputSpec("features", (5,))
+    metrics = compare(guess, np.array([2, 0, 5]), truth, labels, there, inputs)
+    error, right = metrics["relative_error"], metrics["label_rate"]
     lengths = np.linalg.norm(truth, axis=1)
     costs = [
         np.mean([np.linalg.norm(guess[b] - truth[j]) / lengths[j] for b, j in enumerate(match)])
@@ -603,7 +605,7 @@ def test_guesses_are_matched_to_the_examples():
     close(error, np.float32(min(costs)), rtol=1e-4)
     close(right, np.float32(2 / 3))
     few = np.array([True, False, False, False])
-    error, right = compare(guess, np.array([2, 0, 5]), truth, labels, few)
+    error = compare(guess, np.array([2, 0, 5]), truth, labels, few, inputs)["relative_error"]
     close(error, np.float32((np.linalg.norm(guess[1] - truth[0]) / lengths[0] + 2) / 3), rtol=1e-4)
 
 
