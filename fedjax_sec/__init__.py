@@ -3,6 +3,7 @@
 from fedjax_sec import fedml
 from fedjax_sec.api import ArenaResult, SweepResult, aggregate, arena, attack, run, sweep
 from fedjax_sec.core import ConfigError
+from fedjax_sec.privacy import Reconstructed, reconstruct
 from fedjax_sec.runs.config import Experiment
 from fedjax_sec.runs.experiment import Result
 
@@ -11,12 +12,14 @@ __all__ = [
     "ArenaResult",
     "ConfigError",
     "Experiment",
+    "Reconstructed",
     "Result",
     "SweepResult",
     "aggregate",
     "arena",
     "attack",
     "fedml",
+    "reconstruct",
     "run",
     "sweep",
 ]

@@ -255,7 +255,7 @@ def _with_fields(spec, fields, kind):
 
 def _defense(spec, setting) -> Defense:
     """The pipeline, checked, with f filled by the number of malicious clients where it is known."""
-    built = Defense.build(_named("defense", spec))
+    built = Defense.build(named("defense", spec))
     built = Defense(
         tuple(fill_defaults(s, {"num_malicious": setting.num_malicious}) for s in built.stages)
     )
@@ -300,7 +300,7 @@ def _known_rule(pipeline, defense, setting):
     return rule
 
 
-def _named(key: Any, given: Any) -> Any:
+def named(key: Any, given: Any) -> Any:
     """A value of a configuration with the component that stands for an object of Python's own.
 
     A flax module as `model`, and functions in `defense`; everything else is as it was.
@@ -309,7 +309,7 @@ def _named(key: Any, given: Any) -> Any:
         return {"name": "module", "module": given}
     if key == "defense":
         if isinstance(given, (list, tuple)):
-            return [_named(key, one) for one in given]
+            return [named(key, one) for one in given]
         component = isinstance(given, (type, Defense)) or hasattr(given, "registered_name")
         if callable(given) and not component:
             return {"name": "function", "function": given}
@@ -551,8 +551,8 @@ def run(
     elif data is not None:
         overrides["data"] = data
     if isinstance(config, dict):  # OmegaConf's mappings hold no objects of Python's
-        config = {key: _named(key, given) for key, given in config.items()}
-    overrides = {key: _named(key, given) for key, given in overrides.items()}
+        config = {key: named(key, given) for key, given in config.items()}
+    overrides = {key: named(key, given) for key, given in overrides.items()}
     result = execute(
         config,
         out=out,

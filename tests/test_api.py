@@ -23,7 +23,7 @@ def refused(call, *parts):
     with pytest.raises(ConfigError) as caught:
         call()
     message = str(caught.value)
-    assert "\n" not in message and len(message) < 400, message
+    assert "\n" not in message and len(message) < 500, message
     for part in parts:
         assert part in message, message
 

@@ -72,6 +72,41 @@ def trigger_pictures(pictures, title: str, path: Path) -> list[Path]:
     return save(figure, path)
 
 
+class Strip(NamedTuple):
+    """A row of images [n, H, W, C] in [0, 1] with a name, and a note below each."""
+
+    name: str
+    images: np.ndarray
+    notes: Sequence[str]
+
+
+def strips(rows: Sequence[Strip], title: str, path: Path) -> list[Path]:
+    """Rows of small images one above the other, with notes below them."""
+    columns = max(len(row.images) for row in rows)
+    figure, panels = subplots(
+        len(rows),
+        columns,
+        figsize=(1.15 * columns + 1.2, 1.3 * len(rows) + 0.5),
+        squeeze=False,
+        layout="constrained",
+    )
+    for line, row in zip(panels, rows, strict=True):
+        for place, axes in enumerate(line):
+            axes.set(xticks=[], yticks=[])
+            if place >= len(row.images):
+                axes.set_axis_off()
+                continue
+            image = np.clip(row.images[place], 0, 1)
+            grey = image.shape[-1] != 3
+            axes.imshow(image[..., 0] if grey else image, cmap="gray", vmin=0, vmax=1)
+            if place < len(row.notes):
+                axes.set_xlabel(row.notes[place], fontsize=7, labelpad=2)
+        name = textwrap.fill(row.name.replace("_", " "), 14)
+        line[0].set_ylabel(name, fontsize=8, rotation=0, ha="right", va="center")
+    figure.suptitle(textwrap.fill(title, 14 * columns + 20), fontsize=9)
+    return save(figure, path)
+
+
 def headline_curve(result, folder: Path) -> list[Path]:
     """The task's headline (and attack success rate) of one run over its rounds."""
     figure, axes = subplots(figsize=(6, 4), layout="constrained")

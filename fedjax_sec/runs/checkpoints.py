@@ -194,6 +194,13 @@ class Checkpoints:
             return None
         return self._arrays(self._read(done))["['params']"]
 
+    def at(self, done: int, state: Any) -> Saved:
+        """The state after `done` rounds, of the structure of `state`.
+
+        Raises: `ConfigError` where it was not saved, or cannot be trusted.
+        """
+        return self._restored(done, state)
+
     def _restored(self, done: int, state) -> Saved:
         about, expected = self._read(done), _named(state)
         if about["leaves"] != _described(expected):
