@@ -381,6 +381,7 @@ COMMANDS = {
     "fat": ["all", "--dataset", "mnist", "--dataset", "cifar10", "--users", "femnist"],
     "fedsecurity": ["exp1", "exp7", "--dataset", "cifar10", "--statement", "config"],
     "fltrust": ["table3", "--dataset", "har_windows"],
+    "reconstruction": ["tradeoff", "labels"],
     "rlr": ["table1-iid", "--non-iid", "femnist_digits"],
 }
 
@@ -415,6 +416,7 @@ def test_defaults_are_the_papers(asked):
         "fat": ("paper", 1),
         "fedsecurity": ("paper", 3),
         "fltrust": ("paper", 3),
+        "reconstruction": ("paper", 1),
         "rlr": ("paper", 1),
     }
     assert {name: plan.options for name, plan, *_ in asked} == {
@@ -422,6 +424,7 @@ def test_defaults_are_the_papers(asked):
         "fat": {"dataset": ("mnist", "fashion_mnist"), "users": "mnist_by_writer"},
         "fedsecurity": {"dataset": "all", "statement": "text"},
         "fltrust": {"dataset": "har"},
+        "reconstruction": {},
         "rlr": {"non_iid": "mnist_by_writer"},
     }
 
