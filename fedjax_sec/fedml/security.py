@@ -273,12 +273,22 @@ def _edge_case(args: Arguments, place: Place) -> Attacked:
     return Attacked("edge_case", args.count("poisoned_client_num"))
 
 
+#: attack_type -> our attack on privacy.
+_PRIVACY = {
+    "dlg": "dlg",
+    "invert_gradient": "inverting_gradients",
+    "revealing_labels": "label_bag",
+}
+
+
 def _reconstruction(args: Arguments, place: Place) -> None:
+    ours = _PRIVACY[args.text("attack_type")]
     args.note(
         "missing",
         args.at("attack_type"),
-        f"reconstruction of data by {args.text('attack_type')!r} has no counterpart yet; the run "
-        f"is without an attack",
+        f"reconstruction looks at a run and changes nothing: it is no attack here, but "
+        f"`fedjax-sec reconstruct FILE attack={ours}`, or the monitor `reconstruction`; "
+        f"the run is without an attack",
     )
     for name in ("protected_layers", "attack_iteration_idxs"):
         args.get(name)
@@ -603,7 +613,7 @@ DEFENSES: dict[str, tuple[Callable, str, bool]] = {
     "residual_based_reweighting": (_residual, _STOPS, False),
     "wbc": (_wbc, _STOPS, False),
     "soteria": (
-        _refused("soteria defends against reconstruction of data, which has no counterpart yet"),
+        _refused("soteria is a stage of local training here, `defense: [soteria, mean]`"),
         _STOPS,
         False,
     ),
