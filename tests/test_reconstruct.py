@@ -133,7 +133,7 @@ def test_a_guess_does_not_depend_on_the_truth():
 
     attack = registry.privacy_attacks.build("analytic")
     other = sights[0]._replace(x=1 - sights[0].x, y=(sights[0].y + 1) % 10)
-    one, two = (attack_sights(attack, task, [sight])[0] for sight in (sights[0], other))
+    one, two = (attack_sights(attack, task, [sight])[0][1] for sight in (sights[0], other))
     same_bits(one.guess.x, two.guess.x)
     assert not np.allclose(one.scores.mse, two.scores.mse)
 
@@ -367,6 +367,25 @@ def test_changes_of_the_experiment_reach_it(tmp_path):
     assert made.exit_code == 0, made.output
     (entry,) = json.loads((out / "reconstruction.json").read_text())
     assert entry["examples"] == 1 and entry["success"] and entry["identified"] == 1
+
+
+def test_behind_krum_the_command_meets_the_client_that_was_chosen(tmp_path):
+    out = tmp_path / "out"
+    made = command(
+        write_config(tmp_path, defense={"name": "krum", "num_byzantine": 1}),
+        "attack=analytic",
+        "experiment.client.batch_size=1",
+        "--observer",
+        "downlink",
+        "--merged",
+        1,
+        "--out",
+        out,
+    )
+    assert made.exit_code == 0, made.output
+    (entry,) = json.loads((out / "reconstruction.json").read_text())
+    assert entry["examples"] == 1 and entry["client"] == [0, 1, 2, 3, 4]
+    assert entry["psnr"] > 40 and entry["identified"] == 1 and entry["label_rate"] == 1
 
 
 def test_the_monitor_names_a_batch_that_nobody_holds():

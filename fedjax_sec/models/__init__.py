@@ -1,1 +1,1 @@
-"""Networks as `Model(init, apply)`, one component a file. The only importer of flax but `ops.interception`."""
+"""Networks as `Model(init, apply)`, one component a file. They import flax; others do not."""

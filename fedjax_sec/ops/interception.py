@@ -1,6 +1,6 @@
 """Layers inside any network: the first dense one's input, and values in place of embedded tokens.
 
-Beside `models` the only importer of flax.
+The only importer of flax beside `models`.
 """
 
 import jax

@@ -60,7 +60,7 @@ def mean_where(mask, values):
     return jnp.where(mask, values, 0.0).sum() / mask.sum()
 
 
-def squared_errors(guess, x, differ: bool = False) -> Float[Array, "n n"]:
+def squared_errors(guess, x, differ: bool = False) -> Float[Array, "m n"]:
     """The mean squared error of every guess [n, ...] (down) to every true input (across).
 
     With `differ`, the share of entries that are not the same.
@@ -74,16 +74,26 @@ def squared_errors(guess, x, differ: bool = False) -> Float[Array, "n n"]:
     return jax.vmap(to_all)(flat)
 
 
+def matched(errors: Float[Array, "m n"]) -> tuple[Int[Array, " k"], Int[Array, " k"]]:
+    """(guesses, examples): pairs of each another, by the least sum of errors, min(m, n) of them.
+
+    >>> rows, columns = matched(jnp.array([[0.5, 0.1, 0.9]]))
+    >>> print(rows, columns)
+    [0] [1]
+    """
+    worst = 1.0 + jnp.max(jnp.where(jnp.isfinite(errors), errors, 0.0))
+    return optax.assignment.hungarian_algorithm(
+        jnp.where(jnp.isfinite(errors), errors, 1e3 * worst)
+    )
+
+
 def assignment(errors: Float[Array, "n n"]) -> Int[Array, " n"]:
     """The guess for each true example, another one for each, by the least sum of errors.
 
     >>> print(assignment(jnp.array([[0.5, 0.0], [0.1, 0.2]])))
     [1 0]
     """
-    worst = 1.0 + jnp.max(jnp.where(jnp.isfinite(errors), errors, 0.0))
-    rows, columns = optax.assignment.hungarian_algorithm(
-        jnp.where(jnp.isfinite(errors), errors, 1e3 * worst)
-    )
+    rows, columns = matched(errors)
     return jnp.zeros(errors.shape[0], jnp.int32).at[columns].set(rows.astype(jnp.int32))
 
 

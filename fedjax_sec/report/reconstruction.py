@@ -85,7 +85,8 @@ def reconstruct(
         secure_aggregation=secure_aggregation,
         merged=merged,
     )
-    made = attack_sights(attack, task, sights, seed)
+    pairs = attack_sights(attack, task, sights, seed)
+    sights, made = [sight for sight, _ in pairs], [one for _, one in pairs]
     pool = _candidates(experiment)
     about = {"observer": observer, "secure_aggregation": secure_aggregation}
     entries = [

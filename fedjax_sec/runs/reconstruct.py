@@ -388,22 +388,25 @@ def _sight(prepared, task, seen, i, client, number, alone, observer, merged) -> 
 @undisturbed
 def attack_sights(
     attack: Any, task: BoundTask, sights: Sequence[Sight], seed: int = 0
-) -> list[Reconstruction]:
-    """Reconstructions of all sights, those with the same numbers of the protocol in one program."""
+) -> list[tuple[Sight, Reconstruction]]:
+    """Reconstructions of all sights, those with the same numbers of the protocol in one program.
+
+    Each is returned with its sight. Where an attack guesses fewer examples than the observer saw
+    something of, the sight holds those that the guesses are nearest to, each to another one.
+    """
     groups: dict[Any, list[int]] = {}
     for i, sight in enumerate(sights):
         groups.setdefault((sight.known, len(sight.y)), []).append(i)
-    made: dict[int, Reconstruction] = {}
+    made: dict[int, tuple[Sight, Reconstruction]] = {}
     for (known, size), members in groups.items():
         ours = [sights[i] for i in members]
         given = core.value_of(attack, "labels") == "known"
-        matched = size == known.count
-        if given and not matched:
+        if given and size != known.count:
             raise ConfigError(
                 "attack.labels: 'known' needs an observer that knows whose labels they are."
             )
         y = np.stack([one.y for one in ours])
-        whole = reconstruct_all(
+        guess = reconstruct_all(
             attack,
             jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(jnp.asarray(members)),
             jnp.stack([one.vector for one in ours]),
@@ -411,14 +414,30 @@ def attack_sights(
             task,
             known,
             jnp.asarray(y) if given else None,
-        )
-        truth = np.stack([one.x for one in ours]), y
+        ).guess
+        guesses = [jax.tree.map(lambda leaf, row=row: leaf[row], guess) for row in range(len(ours))]
+        if size != known.count:
+            ours = [_nearest(one, its, task) for one, its in zip(ours, guesses, strict=True)]
+        truth = tuple(np.stack(arrays) for arrays in zip(*((o.x, o.y) for o in ours), strict=True))
 
         def scored(guess, x, y):
             return scores_of.score(guess, x, y, task.inputs, task.num_classes)
 
-        values = jax.jit(jax.vmap(scored))(whole.guess, *truth)
-        host = jax.device_get((whole.guess, values))
+        values = jax.device_get(jax.jit(jax.vmap(scored))(guess, *truth))
         for row, i in enumerate(members):
-            made[i] = Reconstruction(*jax.tree.map(lambda leaf, row=row: leaf[row], host))
+            score = jax.tree.map(lambda leaf, row=row: leaf[row], values)
+            made[i] = ours[row], Reconstruction(jax.device_get(guesses[row]), score)
     return [made[i] for i in range(len(sights))]
+
+
+def _nearest(sight: Sight, guess: Guess, task: BoundTask) -> Sight:
+    """The sight with those of its examples that the guesses are nearest to."""
+    if guess.x is None:
+        raise ConfigError(
+            "merged: an attack that guesses labels alone says of no example that it met it; leave "
+            "merged out."
+        )
+    tokens = task.inputs.kind == "tokens"
+    errors = scores_of.squared_errors(guess.x, jnp.asarray(sight.x), differ=tokens)
+    at = np.asarray(scores_of.matched(errors)[1])
+    return sight._replace(x=sight.x[at], y=sight.y[at], ids=sight.ids[at])
