@@ -34,31 +34,42 @@ TINY = {
 }
 
 
-@registry.privacy_attacks.register("spy")
-class Spy(PrivacyAttack):
-    """Keeps what it is given, and guesses zeros."""
+def register_spy():
+    """Registers `spy`, which keeps what it is given in `seen`, and guesses zeros."""
 
-    inputs = frozenset({"pixels", "features", "tokens"})
-    seen = ()
+    @registry.privacy_attacks.register("spy")
+    class Spy(PrivacyAttack):
+        inputs = frozenset({"pixels", "features", "tokens"})
+        seen = ()
 
-    def reconstruct(self, key, message, params, task, known):
-        Spy.seen = (message, params, task, known)
-        shape = (known.count, *task.inputs.shape)
-        return Guess(jnp.zeros(shape), jnp.zeros(known.count, jnp.int32))
+        def reconstruct(self, key, message, params, task, known):
+            Spy.seen = (message, params, task, known)
+            shape = (known.count, *task.inputs.shape)
+            return Guess(jnp.zeros(shape), jnp.zeros(known.count, jnp.int32))
 
 
-@registry.privacy_attacks.register("thief")
-class Thief(PrivacyAttack):
-    """Looks for an example where none is."""
+def register_thief():
+    """Registers `thief`, which looks for an example where none is."""
 
-    inputs = frozenset({"pixels", "features", "tokens"})
+    @registry.privacy_attacks.register("thief")
+    class Thief(PrivacyAttack):
+        inputs = frozenset({"pixels", "features", "tokens"})
 
-    def reconstruct(self, key, message, params, task, known):
-        return task.example(0)[0][None], jnp.zeros(1, jnp.int32)
+        def reconstruct(self, key, message, params, task, known):
+            return task.example(0)[0][None], jnp.zeros(1, jnp.int32)
+
+
+@pytest.fixture(autouse=True)
+def registered(monkeypatch):
+    """What a test registers is gone behind it."""
+    kind = registry.privacy_attacks
+    kind.names()  # all that the package has is loaded
+    monkeypatch.setattr(kind, "_entries", dict(kind._entries))
 
 
 @pytest.fixture
 def spy():
+    register_spy()
     return registry.privacy_attacks.build("spy")
 
 
@@ -116,12 +127,13 @@ def test_a_masked_uplink_shows_nothing():
 
 def test_an_attack_sees_no_example(spy):
     """What it gets are the message, the model, a task without examples, and the numbers."""
+    register_thief()
     with pytest.raises(ConfigError, match="and no examples"):
         monitored({"attack": "thief"})
     with pytest.raises(ConfigError, match="and no examples"):
         report.reconstruct(TINY, "thief")
     report.reconstruct(TINY, spy)
-    message, params, _, known = Spy.seen
+    message, params, _, known = type(spy).seen
     assert message._fields == ("vector", "weight", "extra") and message.extra == ()
     assert params.shape == message.vector.shape and known.labels is None
 
@@ -160,7 +172,7 @@ def monitored(monitor, **changes):
 )
 def test_an_attack_is_told_how_many_clients_it_looks_at(monitor, clients, spy):
     monitored(monitor | {"attack": "spy"}, rounds=1)
-    known = Spy.seen[3]
+    known = type(spy).seen[3]
     assert (known.clients, known.count, known.batch) == (clients, 2 * clients, 2)
 
 

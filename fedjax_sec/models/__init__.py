@@ -1,1 +1,1 @@
-"""Networks as `Model(init, apply)`, one component a file. They import flax; others do not."""
+"""Networks as `Model(init, apply)`, one component a file. They and `ops.interception` use flax."""
