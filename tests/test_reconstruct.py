@@ -371,6 +371,15 @@ def test_the_command_names_what_it_does_not_know(tmp_path, words, said):
     assert said in " ".join(made.output.split())
 
 
+def test_clients_of_one_example_each_are_drawn_side_by_side():
+    one = {"client": TINY["client"] | {"batch_size": 1}}
+    made = report.reconstruct(TINY | one, "analytic", clients=range(5))
+    original, guess = report._side_by_side(made)
+    close(original.images, np.concatenate([sight.x for sight in made.sights]))
+    assert guess.images.shape == (5, 8, 8, 1) and guess.notes[3].startswith("round 1, client 3\n")
+    assert not report._side_by_side(report.reconstruct(TINY, "analytic", clients=range(2)))
+
+
 def test_changes_of_the_experiment_reach_it(tmp_path):
     out = tmp_path / "out"
     made = command(

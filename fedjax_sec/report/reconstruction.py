@@ -205,8 +205,9 @@ def draw(report: Report, folder: Path) -> list[Path]:
     """Originals above reconstructions, and the first ones over the search's steps."""
     if not scores_of.is_image(report.inputs) or report.made[0].guess.x is None:
         return []
-    rows = []
-    for sight, one in list(zip(report.sights, report.made, strict=True))[:_ROWS]:
+    rows = _side_by_side(report)
+    shown = [] if rows else list(zip(report.sights, report.made, strict=True))[:_ROWS]
+    for sight, one in shown:
         order = np.asarray(one.scores.match)[:_COLUMNS]
         notes = [f"{value:.1f} dB" for value in one.scores.psnr[:_COLUMNS]]
         rows += [
@@ -233,6 +234,26 @@ def draw(report: Report, folder: Path) -> list[Path]:
         rows.append(plotting.Strip(f"example {example}", np.stack(images), notes))
     title = f"{report.attack.registered_name}, {label(sight)}: steps of the search, PSNR"
     return written + plotting.strips(rows, title, folder / "reconstruction_steps")
+
+
+def _side_by_side(report: Report) -> list:
+    """The rows of several sights of one example each: a column a sight."""
+    if len(report.sights) == 1 or any(len(sight.y) > 1 for sight in report.sights):
+        return []
+    rows = []
+    for begin in range(0, min(len(report.sights), _COLUMNS * _ROWS), _COLUMNS):
+        sights, made = (part[begin : begin + _COLUMNS] for part in (report.sights, report.made))
+        notes = [
+            f"{label(sight)}\n{one.scores.psnr[0]:.1f} dB"
+            for sight, one in zip(sights, made, strict=True)
+        ]
+        originals = np.concatenate([sight.x for sight in sights])
+        guesses = np.concatenate([np.asarray(one.guess.x) for one in made])
+        rows += [
+            plotting.Strip("original", originals, ()),
+            plotting.Strip(report.attack.registered_name, guesses, notes),
+        ]
+    return rows
 
 
 def _length(attack) -> int:
