@@ -8,7 +8,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from fedjax_sec.api import named
-from fedjax_sec.core import ConfigError, Known, registry
+from fedjax_sec.core import ConfigError, Known, registry, value_of
 from fedjax_sec.core.advice import shown, suggestion
 from fedjax_sec.core.components import INPUTS
 from fedjax_sec.core.types import InputSpec
@@ -125,6 +125,15 @@ def reconstruct(
             f"attack: {built.registered_name!r} works on {' or '.join(sorted(built.inputs))}, and "
             f"the inputs are {kind}."
         )
+    if labels is not None and value_of(built, "labels") != "known":
+        raise ConfigError(
+            f"labels are not read by {built.registered_name!r} as it is; leave them out, or give "
+            f"an attack with labels='known'."
+        )
+    if batch_size is not None and not 1 <= batch_size <= examples:
+        raise ConfigError(
+            f"batch_size must be between 1 and {examples}, the examples, got {shown(batch_size)}."
+        )
     network = registry.models.build(named("model", model), "model")
     channels = shape[-1] if kind == "pixels" else 1
     inputs = InputSpec(
@@ -140,7 +149,7 @@ def reconstruct(
     known = Known(
         rate=float(rate),
         steps=steps,
-        batch=min(batch_size or examples, examples),
+        batch=batch_size or examples,
         classes=num_classes,
         examples=examples,
         l2=float(l2),

@@ -249,13 +249,13 @@ def test_label_bag_reads_a_batch_of_two_thirds_of_the_features():
 def test_label_bag_needs_no_sign_of_the_features():
     """Where features have both signs, sums of columns do not name the labels, and it does."""
     bag = registry.privacy_attacks.build({"name": "label_bag", "positive_features": False})
-    found, summed = 0, 0
+    right, summed = 0, 0
     for seed in range(8):
         y = np.random.default_rng(seed).permutation(10)[:5]
         kernel, bias = drawn_head(y, positive=False, seed=seed)
-        found += counted(bag._solve(np.asarray(kernel, np.float64), 5)) == sorted(y.tolist())
+        right += counted(bag._solve(np.asarray(kernel, np.float64), 5)) == sorted(y.tolist())
         summed += counted(_labels.by_sign(kernel, bias, 5)) == sorted(y.tolist())
-    assert found == 8 and summed < 4
+    assert right == 8 and summed < 4
 
 
 def test_label_bag_refuses_batches_that_fill_its_space():
@@ -391,7 +391,6 @@ def test_restarts_give_the_lowest_loss():
 
 def test_batch_norm_statistics_are_matched_by_the_true_batch():
     """The prior is zero at the client's own batch, and its gradient reaches the images."""
-    model = {"name": "resnet", "depth": 8}
     inputs = InputSpec("pixels", (8, 8, 3))
     task, params = world("resnet", inputs, depth=8)
     x, y = batch(2, task)
@@ -404,7 +403,6 @@ def test_batch_norm_statistics_are_matched_by_the_true_batch():
     assert jnp.abs(jax.grad(prior)(other)).max() > 0
     running = registry.privacy_attacks.build("grad_inversion")
     assert running._statistics_prior(Message(update, 1.0), params, task, known)(x) > 0.1
-    assert model["depth"] == 8
 
 
 def text_world(**fields):
@@ -483,7 +481,12 @@ def test_several_updates_are_attacked_in_one_program():
         ({"examples": 3, "clients": 2}, "examples must be a multiple of clients"),
         ({"attack": "tag"}, "'tag' works on tokens, and the inputs are pixels"),
         ({"attack": "dgl"}, "'dlg'"),
-        ({"labels": [1, 2]}, r"labels must be \[1\] for each update"),
+        ({"labels": [1]}, "labels are not read by 'analytic'"),
+        ({"batch_size": 3}, "batch_size must be between 1 and 1"),
+        (
+            {"labels": [1, 2], "attack": {"name": "analytic", "labels": "known"}},
+            r"labels must be \[1\] for each update",
+        ),
         ({"truth": (np.zeros((1, 2, 2, 1)), [0])}, r"truth\[0\] must be \[1, 4, 4, 1\]"),
         ({"mean": [0.1, 0.2]}, "mean must be a number, or 1"),
     ],

@@ -120,7 +120,7 @@ def test_outposts_noise_follows_the_risk_of_each_tensor():
         np.testing.assert_allclose(mean[noisy[part]], pruned[noisy[part]], atol=wanted / 2 + 1e-6)
 
 
-def test_a_client_without_examples_sends_nothing_whatever_the_stage():
+def test_a_stage_acts_in_a_run():
     spec = small(data={"num_clients": 5, "max_train": 43})
     noisy = spec | {"defense": [{"name": "gradient_noise", "std": 5.0}, "mean"]}
     with_noise, without = fedjax_sec.run(noisy), fedjax_sec.run(spec)

@@ -6,12 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import close, same_bits, small
+from helpers import close, same_bits
 
 import fedjax_sec
-from fedjax_sec.core import ConfigError, Guess, Message, PrivacyAttack, registry
+from fedjax_sec.core import ConfigError, Guess, Message, PrivacyAttack, registry, static
 from fedjax_sec.core.types import RoundTrace
-from fedjax_sec.monitors.reconstruction import Reconstruction
 from fedjax_sec.ops import observers
 from fedjax_sec.papers import reconstruction as experiments
 from fedjax_sec.report import paper as engine
@@ -110,7 +109,7 @@ def test_secure_aggregation_leaves_the_weighted_mean_of_those_who_sent():
 
 
 def test_a_client_takes_its_own_part_out_of_the_models_step():
-    view = observers.view(trace(ROWS, WEIGHTS, MEAN), "client", False, 0, own=2)
+    view = observers.view(trace(ROWS, WEIGHTS, MEAN), "client", False, 0, viewer=2)
     assert view.message.vector.tolist() == [2, 1]  # the mean of the other two
     assert view.members.tolist() == [True, True, False]
 
@@ -165,7 +164,7 @@ def monitored(monitor, **changes):
         ({}, 1),
         ({"observer": "uplink"}, 1),
         ({"secure_aggregation": True}, 5),
-        ({"observer": "client", "own": 1}, 4),
+        ({"observer": "client", "viewer": 1}, 4),
         ({"observer": "downlink"}, 5),
         ({"observer": "downlink", "merged": 1}, 1),
     ],
@@ -201,9 +200,14 @@ def test_behind_krum_the_models_step_is_one_clients_message():
     [
         ({"observer": "uplink", "secure_aggregation": True}, "masked messages"),
         ({"attack": "imprint"}, "a malicious server's"),
-        ({"observer": "client", "own": 7}, "own must be < 5"),
+        ({"observer": "client", "viewer": 7}, "viewer must be < 5"),
         ({"merged": 3}, "merged is not read where the observer 'server'"),
-        ({"observer": "downlink", "labels_known": True}, "labels_known needs"),
+        ({"observer": "downlink", "victim": 2}, "victim is not read where"),
+        ({"viewer": 2}, "viewer is not read where no client looks"),
+        (
+            {"observer": "downlink", "attack": {"name": "idlg", "labels": "known"}},
+            "labels: 'known' needs an observer",
+        ),
         ({"observer": "servre"}, "'server'"),
     ],
 )
@@ -278,6 +282,8 @@ def test_a_malicious_server_changes_the_model_of_its_round_alone():
         ({"rounds": [0]}, "round must be between 1 and 4"),
         ({"clients": [5]}, "client must be between 0 and 4"),
         ({"observer": "uplink", "secure_aggregation": True}, "masked messages"),
+        ({"observer": "downlink", "clients": [3]}, "sees all clients together, got 3"),
+        ({"merged": 2}, "merged is not read where the observer 'server'"),
     ],
 )
 def test_rounds_and_clients_that_are_not_there_are_named(options, words, spy):
@@ -363,6 +369,7 @@ def test_the_command_takes_a_finished_run(tmp_path):
         (["attack=dlg", "attack.restart=3"], "'restarts'"),
         (["attack=dlg", "--observer", "sever"], "'server'"),
         (["attack=dlg", "--client", "a-3"], "a range 0-9, got 'a-3'"),
+        (["attack=dlg", "--round", "3-1"], "a range 0-9, got '3-1'"),
     ],
 )
 def test_the_command_names_what_it_does_not_know(tmp_path, words, said):
@@ -409,12 +416,38 @@ def test_behind_krum_the_command_meets_the_client_that_was_chosen(tmp_path):
     assert entry["psnr"] > 40 and entry["identified"] == 1 and entry["label_rate"] == 1
 
 
-def test_the_monitor_names_a_batch_that_nobody_holds():
-    assert Reconstruction().observer == "server"
-    spec = small()
-    spec["evaluation"]["monitors"] = {"name": "reconstruction", "attack": "analytic"}
-    metrics = fedjax_sec.run(spec).metrics
-    assert np.isfinite(metrics["reconstruction/psnr"][1:]).all()
+def test_clients_that_look_do_not_hide_each_others_files(tmp_path):
+    made = report.reconstruct(TINY, "analytic", observer="client", clients=[1, 3, 1])
+    assert [entry["viewer"] for entry in made.entries] == [1, 3]
+    assert [report.label(one) for one in made.sights] == [
+        "round 1, 4 clients by 1",
+        "round 1, 4 clients by 3",
+    ]
+    report.write(made, tmp_path)
+    arrays = np.load(tmp_path / "reconstruction.npz")
+    assert len([name for name in arrays if name.endswith("_true_x")]) == 2
+
+
+def test_known_labels_are_those_of_the_victims_step(spy):
+    """Of 8 examples a client trains on 2; the attack gets their labels, by the same draw."""
+
+    @registry.privacy_attacks.register("informed")
+    class Informed(PrivacyAttack):
+        labels: str = static("known", "Where labels are from.", choices=("known",))
+        inputs = frozenset({"pixels"})
+
+        def reconstruct(self, key, message, params, task, known):
+            jax.debug.callback(lambda labels: heard.append(labels.tolist()), known.labels)
+            return Guess(None, known.labels.astype(jnp.int32))
+
+    heard: list = []
+    informed = registry.privacy_attacks.build("informed")
+    _, (sight,) = watch(config.from_mapping(TINY), spy, clients=[2])
+    monitored({"attack": "informed", "victim": 2}, rounds=1)
+    jax.effects_barrier()
+    assert heard[-1] == sight.y.tolist()
+    told = report.reconstruct(TINY, informed, clients=[2])
+    assert told.entries[0]["labels_recovered"] == sight.y.tolist()
 
 
 # --- The experiments ------------------------------------------------------------------------------

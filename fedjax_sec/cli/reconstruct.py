@@ -120,7 +120,8 @@ def _numbers(given: list[str], option: str) -> list[int]:
     numbers: list[int] = []
     for text in given:
         first, dash, last = text.partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()):
+        known = first.isdecimal() and (not dash or last.isdecimal())
+        if not known or int(last or first) < int(first):
             raise ConfigError(f"{option} must be a number such as 3 or a range 0-9, got {text!r}.")
         numbers += range(int(first), int(last or first) + 1)
     return numbers

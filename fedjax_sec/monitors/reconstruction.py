@@ -4,7 +4,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from fedjax_sec.core import (
     COUNT,
@@ -13,6 +12,7 @@ from fedjax_sec.core import (
     Known,
     Monitor,
     component,
+    refuse_unread,
     registry,
     static,
     value_of,
@@ -30,10 +30,11 @@ class Reconstruction(Monitor):
     no example. Observers (`fedjax_sec.ops.observers`): the `server`, or an eavesdropper on the
     `uplink`, sees the message that the client at position `victim` of the round sent; with
     `secure_aggregation` the server sees the clients' weighted mean alone. A `client` (at position
-    `own`) and an eavesdropper on the `downlink` see successive global models, from which they know
-    the server's aggregate; a client takes its own part out of it. `merged` is the number of clients
-    that the attack takes a mean for: null for all whom the observer cannot tell apart; 1 behind a
-    rule that chooses one, such as Krum.
+    `viewer`) and an eavesdropper on the `downlink` see successive global models, from which they
+    know the server's aggregate; a client takes its own part out of it. `merged` is the number of
+    clients that the attack takes a mean for: null for all whom the observer cannot tell apart; 1
+    behind a rule that chooses one, such as Krum. An attack with `labels: known` gets the labels of
+    the victim's first step.
 
     Its guesses :math:`\hat x_b` are matched to the examples :math:`x_j` of all clients that it saw
     something of, each to another one, so that the sum of the errors is smallest:
@@ -77,11 +78,10 @@ class Reconstruction(Monitor):
     observer: str = static("server", "Who looks.", choices=tuple(observers.OBSERVERS))
     secure_aggregation: bool = static(False, "The server sees the clients' mean alone.")
     victim: int = static(0, "Position of the client in the round.", low=0, high=COUNT)
-    own: int = static(0, "Position of the client that looks.", low=0, high=COUNT)
+    viewer: int = static(0, "Position of the client that looks.", low=0, high=COUNT)
     merged: int | None = static(
         None, "Clients of whose mean the attack takes the message for.", low=1, high=COUNT
     )
-    labels_known: bool = static(False, "The attack knows the victim's labels.")
     identify: bool = static(
         False, "Look for each guess's nearest example among those of all the round's clients."
     )
@@ -93,18 +93,20 @@ class Reconstruction(Monitor):
     inputs = frozenset({"pixels", "features", "tokens"})
 
     def check(self, path, setting):
-        for name, needed in (("victim", True), ("own", self.observer == "client")):
-            if needed and (value := getattr(self, name)) >= setting.num_clients:
+        for name in ("victim", "viewer"):
+            if (value := getattr(self, name)) >= setting.num_clients:
                 raise ConfigError(
                     f"{path}.{name} must be < {setting.num_clients}, the clients of a round, got "
                     f"{value}."
                 )
         alone = observers.of_one(self.observer, self.secure_aggregation)
-        if self.merged is not None and alone and self.merged != 1:
-            raise ConfigError(
-                f"{path}.merged is not read where the observer {self.observer!r} sees each "
-                f"client's message, got {self.merged}; leave it out."
-            )
+        where = f"where the observer {self.observer!r} sees "
+        if alone:
+            refuse_unread(self, path, ["merged"], f"{where}each client's message")
+        else:
+            refuse_unread(self, path, ["victim"], f"{where}no client's message by itself")
+        if self.observer != "client":
+            refuse_unread(self, path, ["viewer"], "where no client looks")
         if self.attack.tampers:
             raise ConfigError(
                 f"{path}.attack: {self.attack.registered_name!r} is a malicious server's: it would "
@@ -113,14 +115,19 @@ class Reconstruction(Monitor):
             )
         if self.identify and setting.inputs == "tokens":
             raise ConfigError(f"{path}.identify compares numbers, and the inputs are tokens.")
-        if self.labels_known and not alone:
+        if self._knows_labels and not alone:
             raise ConfigError(
-                f"{path}.labels_known needs an observer that sees one client's message."
+                f"{path}.attack.labels: 'known' needs an observer that sees one client's message."
             )
+
+    @property
+    def _knows_labels(self) -> bool:
+        return value_of(self.attack, "labels") == "known"
 
     def observe(self, key, state, trace, task):
         data = trace.data(self.victim)
-        view = observers.view(trace, self.observer, self.secure_aggregation, self.victim, self.own)
+        secure, victim = self.secure_aggregation, self.victim
+        view = observers.view(trace, self.observer, secure, victim, self.viewer)
         clients = trace.present.shape[0]
         if observers.of_one(self.observer, self.secure_aggregation):
             merged, seen = 1, jnp.asarray([self.victim])
@@ -148,8 +155,10 @@ class Reconstruction(Monitor):
 
         x, y, there = examples_of(seen)
         there &= jnp.repeat(view.members[seen], data.capacity)
-        if self.labels_known:
-            known = known._replace(labels=y[: known.count])
+        if self._knows_labels:
+            drawn = trace.drawn(self.victim, 0)
+            position = places[: known.count] if drawn is None else drawn[0]
+            known = known._replace(labels=data.fetch(position)[1])
         blind = observers.blinded(task)
         guess = Guess(*self.attack.reconstruct(key, view.message, trace.before, blind, known))
         metrics = {"label_recovery": scores.label_recovery(guess.y, y, task.num_classes, there)}
@@ -240,8 +249,4 @@ def _distances(guess, truth):
 
 def _matched(guess, truth, there):
     """(rows, columns): each guess and its example, by the least sum of relative errors."""
-    error = _distances(guess, truth)[1]
-    # Beyond every real error, and finite, so that the assignment avoids it where it can.
-    worst = 1.0 + jnp.max(jnp.where(there[None], jnp.nan_to_num(error, posinf=0.0), 0.0))
-    cost = jnp.where(there[None] & jnp.isfinite(error), error, 1e3 * worst)
-    return optax.assignment.hungarian_algorithm(cost)
+    return scores.matched(jnp.where(there[None], _distances(guess, truth)[1], jnp.inf))

@@ -8,6 +8,7 @@ from jaxtyping import Array, Bool
 
 from fedjax_sec.core import ConfigError
 from fedjax_sec.core.types import BoundTask, Message, RoundTrace
+from fedjax_sec.ops.moments import weighted_mean
 
 #: observer -> what it sees.
 OBSERVERS = {
@@ -56,8 +57,10 @@ def blinded(task: BoundTask) -> BoundTask:
     return task._replace(example=refuse, auxiliary=refuse)
 
 
-def view(trace: RoundTrace, observer: str, secure_aggregation: bool, victim, own: Any = 0) -> View:
-    """What the observer sees in a round; `victim` and `own` are positions among its clients.
+def view(
+    trace: RoundTrace, observer: str, secure_aggregation: bool, victim, viewer: Any = 0
+) -> View:
+    """What the observer sees in a round; `victim` and `viewer` are positions among its clients.
 
     A server sees the victim's message as it arrives, and an eavesdropper on the uplink the same.
     With secure aggregation the server sees the clients' weighted mean. A client, and an
@@ -71,13 +74,11 @@ def view(trace: RoundTrace, observer: str, secure_aggregation: bool, victim, own
         message = jax.tree.map(lambda leaf: leaf[victim], trace.sent)
         return View(message, jnp.arange(weights.shape[0]) == victim)
     if observer == "server":
-        rows = jnp.where(trace.present[:, None], trace.sent.vector, 0.0)
-        mean = jnp.sum((weights / total)[:, None] * rows, axis=0)
+        mean = weighted_mean(trace.sent.vector, weights)
         return View(Message(mean, total), trace.present)
     aggregate = trace.aggregates[-1]
     if observer == "downlink":
         return View(Message(aggregate, total), trace.present)
-    # Its own part, which it knows.
-    rest = jnp.maximum(total - weights[own], 1e-30)
-    others = (total * aggregate - weights[own] * trace.sent.vector[own]) / rest
-    return View(Message(others, rest), trace.present & (jnp.arange(weights.shape[0]) != own))
+    rest = jnp.maximum(total - weights[viewer], 1e-30)
+    others = (total * aggregate - weights[viewer] * trace.sent.vector[viewer]) / rest
+    return View(Message(others, rest), trace.present & (jnp.arange(weights.shape[0]) != viewer))

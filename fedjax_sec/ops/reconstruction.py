@@ -81,6 +81,7 @@ def matched(errors: Float[Array, "m n"]) -> tuple[Int[Array, " k"], Int[Array, "
     >>> print(rows, columns)
     [0] [1]
     """
+    # Beyond every real error, and finite, so that the assignment avoids it where it can.
     worst = 1.0 + jnp.max(jnp.where(jnp.isfinite(errors), errors, 0.0))
     return optax.assignment.hungarian_algorithm(
         jnp.where(jnp.isfinite(errors), errors, 1e3 * worst)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedjax_sec.core import ConfigError, files, registry
+from fedjax_sec.core import ConfigError, files, registry, value_of
 from fedjax_sec.core.types import InputSpec
 from fedjax_sec.ops import reconstruction as scores_of
 from fedjax_sec.report import plotting
@@ -15,6 +15,7 @@ from fedjax_sec.runs import config as config_lib
 from fedjax_sec.runs import results
 from fedjax_sec.runs.config import Experiment
 from fedjax_sec.runs.reconstruct import Reconstruction, Sight, attack_sights, watch
+from fedjax_sec.runs.source import load_source
 
 #: The files beside the pictures.
 FILES = ("reconstruction.json", "reconstruction.npz")
@@ -87,7 +88,10 @@ def reconstruct(
     )
     pairs = attack_sights(attack, task, sights, seed)
     sights, made = [sight for sight, _ in pairs], [one for _, one in pairs]
-    pool = _candidates(experiment)
+    guessed = any(one.guess.x is not None for one in made) and task.inputs.kind != "tokens"
+    source = load_source(experiment) if guessed else None
+    # Among all training inputs an observer looks for the right one.
+    pool = None if source is None else np.asarray(source.inputs.decode(source.x_train))
     about = {"observer": observer, "secure_aggregation": secure_aggregation}
     entries = [
         _entry(attack, about, sight, one, task.inputs, pool, success)
@@ -121,22 +125,13 @@ def _experiment(where, overrides) -> tuple[Experiment, Path | None]:
     return run.experiment(), path
 
 
-def _candidates(experiment: Experiment) -> np.ndarray | None:
-    """All training inputs, decoded, [T, ...]: the candidates of an identification."""
-    from fedjax_sec.runs.source import load_source
-
-    source = load_source(experiment)
-    if source.input_kind == "tokens":
-        return None
-    return np.asarray(source.inputs.decode(source.x_train))
-
-
 def _entry(attack, about, sight: Sight, made: Reconstruction, inputs, pool, success) -> dict:
     guess, scores = made.guess, made.scores
     entry = {
         "round": sight.round,
         "client": sight.clients[0] if len(sight.clients) == 1 else list(sight.clients),
         **about,
+        "viewer": sight.viewer,
         "attack": attack.registered_name,
         "steps": sight.known.steps,
         "batch_size": sight.known.batch,
@@ -156,7 +151,7 @@ def _entry(attack, about, sight: Sight, made: Reconstruction, inputs, pool, succ
             "token_rate": float(right.mean()),
             "success": bool(right.mean() >= 0.5),
         }
-    named = scores_of.identified(guess.x, scores.match, sight.ids, pool) if pool is not None else []
+    named = scores_of.identified(guess.x, scores.match, sight.ids, pool)
     psnr = float(np.mean(scores.psnr))
     return entry | {
         "psnr": _number(psnr),
@@ -198,6 +193,7 @@ def label(sight: Sight) -> str:
     """`round 3, client 7`, or how many clients it holds."""
     many = len(sight.clients) > 1
     who = f"{len(sight.clients)} clients" if many else f"client {sight.clients[0]}"
+    who += "" if sight.viewer is None else f" by {sight.viewer}"
     return f"round {sight.round}, {who}"
 
 
@@ -221,7 +217,7 @@ def draw(report: Report, folder: Path) -> list[Path]:
         return written
     steps, rows = np.asarray(first.guess.trail), []
     shown = np.unique(np.linspace(0, len(steps) - 1, _COLUMNS - 2).astype(int))
-    total = _length(report.attack)
+    total = value_of(report.attack, "iterations") or 0
     for example in range(min(len(sight.y), _ROWS)):
         place = int(first.scores.match[example])
         images = [sight.x[example], *steps[shown, place], np.asarray(first.guess.x)[place]]
@@ -254,12 +250,6 @@ def _side_by_side(report: Report) -> list:
             plotting.Strip(report.attack.registered_name, guesses, notes),
         ]
     return rows
-
-
-def _length(attack) -> int:
-    from fedjax_sec.core import value_of
-
-    return value_of(attack, "iterations") or 0
 
 
 def table(report: Report):

@@ -51,7 +51,8 @@ class Sight(NamedTuple):
 
     `vector [D]` and `weight` are the message, `params [D]` the model before the round, `known` the
     numbers of the protocol. `x [n, ...]`, `y [n]` are the examples behind it, which no attack sees,
-    and `ids [n]` their places in the training set; `clients` are those whose examples they are.
+    and `ids [n]` their places in the training set; `clients` are those whose examples they are, and
+    `viewer` the client that looked, None where it was nobody of them.
     """
 
     round: int
@@ -63,6 +64,7 @@ class Sight(NamedTuple):
     x: np.ndarray
     y: np.ndarray
     ids: np.ndarray
+    viewer: int | None = None
 
 
 # --- Many at once ---------------------------------------------------------------------------------
@@ -192,7 +194,17 @@ def watch(
     whole = prepare(experiment)
     prepared = whole._replace(experiment=_bare(experiment), probes=())
     alone = observers.of_one(observer, secure_aggregation)
-    looked_at = tuple(clients) if alone or observer == "client" else tuple(clients[:1])
+    if not alone and observer != "client" and tuple(clients) != (0,):
+        raise ConfigError(
+            f"client: the observer {observer!r} sees all clients together, got "
+            f"{', '.join(map(str, clients))}; leave it out."
+        )
+    if alone and merged is not None:
+        raise ConfigError(
+            f"merged is not read where the observer {observer!r} sees each client's message, got "
+            f"{merged}; leave it out."
+        )
+    looked_at = tuple(dict.fromkeys(clients))
     recorder = _Recorder(observer, secure_aggregation, looked_at, _most_steps(prepared))
     walk = _Walk(whole, folder)
     sights = []
@@ -256,14 +268,14 @@ class _Walk:
     """Goes through a run's rounds, forwards, from its checkpoint where that helps."""
 
     def __init__(self, prepared: Prepared, folder: str | Path | None):
-        self.prepared, self.done = prepared, 0
+        self.done = 0
         states = None if folder is None else Path(folder) / results.CHECKPOINTS
         known = states is not None and (states.parent / results.EXECUTION).exists()
         tuning = resolve_layout(prepared, states if known else None)
         self.program = Program(prepared, 1, tuning)
         self.replicas = make_replicas([prepared])
-        self.start = None if prepared.start is None else [prepared.start]
-        self.state = self.program.init(self.replicas, self.start)
+        start = None if prepared.start is None else [prepared.start]
+        self.state = self.program.init(self.replicas, start)
         self.checkpoints = None
         if states is not None and states.is_dir():
             configuration = results.RunFolder(folder).experiment().to_dict()
@@ -382,6 +394,7 @@ def _sight(prepared, task, seen, i, client, number, alone, observer, merged) -> 
         x,
         y,
         np.concatenate(chosen),
+        client if observer == "client" else None,
     )
 
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_sec.algorithms.clients._local_sgd import LocalSgd, _within
+from fedjax_sec.algorithms.clients._local_sgd import LocalSgd
 from fedjax_sec.core import ANY_SCALE, COUNT, ConfigError, every_value, numeric, registry, static
 from fedjax_sec.ops.accounting import gaussian_epsilon, require_accountant
 
@@ -75,13 +75,14 @@ class DpSgd(LocalSgd):
             loss, slope = jax.value_and_grad(task.loss)(
                 params, example[None], target[None], jnp.ones(1, bool), train=True, key=one_key
             )
-            return jnp.where(counts, loss, 0.0), jnp.where(counts, _within(slope, self.clip), 0.0)
+            short = self.clip / jnp.maximum(jnp.linalg.norm(slope), self.clip)
+            return jnp.where(counts, loss, 0.0), slope, jnp.where(counts, short, 0.0)
 
         size = self.at_once or mask.shape[0]
         rows = (x, y, mask, jnp.arange(mask.shape[0]))
         if size >= mask.shape[0]:
-            losses, slopes = jax.vmap(of_one)(rows)
-            loss, total = losses.sum(), slopes.sum(axis=0)
+            losses, slopes, factors = jax.vmap(of_one)(rows)
+            loss, total = losses.sum(), factors @ slopes  # clipped and summed in one product
         else:
             loss, total = _summed(of_one, rows, size, params.shape[0])
         drawn = jax.random.normal(key, total.shape, total.dtype)
@@ -119,8 +120,8 @@ def _summed(of_one, rows, size: int, dim: int):
         return wide.reshape(-1, size, *leaf.shape[1:])
 
     def some(carry, part):
-        losses, slopes = jax.vmap(of_one)(part)
-        return (carry[0] + losses.sum(), carry[1] + slopes.sum(axis=0)), None
+        losses, slopes, factors = jax.vmap(of_one)(part)
+        return (carry[0] + losses.sum(), carry[1] + factors @ slopes), None
 
     start = jnp.zeros(()), jnp.zeros(dim)
     return jax.lax.scan(some, start, tuple(padded(leaf) for leaf in rows))[0]

@@ -25,13 +25,8 @@ class _Dlg(PrivacyAttack):
         1, "Independent starts, of which the lowest loss is kept.", low=1, high=10**6
     )
 
-    def _labels(self, slope, params, task, known):
-        """The labels [n] that are not guessed; None where they are."""
-        raise NotImplementedError
-
-    def reconstruct(self, key, message, params, task, known):
-        slope = _matching.slope_of(message, params, task, known)
-        labels = self._labels(slope, params, task, known)
+    def _search(self, key, slope, params, task, known, labels=None):
+        """The guess of the lowest loss; `labels` [n] are those that are not guessed along."""
         mean, std = _matching.units(task)
         shape = (known.count, *task.inputs.shape)
         start = (jnp.zeros(shape), jnp.zeros((known.count, task.num_classes)))
@@ -85,8 +80,9 @@ class Dlg(_Dlg):
         300
     """
 
-    def _labels(self, slope, params, task, known):
-        return None
+    def reconstruct(self, key, message, params, task, known):
+        slope = _matching.slope_of(message, params, task, known)
+        return self._search(key, slope, params, task, known)
 
 
 @registry.privacy_attacks.register("idlg")
@@ -113,5 +109,7 @@ class Idlg(_Dlg):
 
     labels: str = static("sign", "Where labels are from.", choices=(*_labels.STRATEGIES, "known"))
 
-    def _labels(self, slope, params, task, known):
-        return _labels.labels_of(self.labels, slope, params, task, known)
+    def reconstruct(self, key, message, params, task, known):
+        slope = _matching.slope_of(message, params, task, known)
+        labels = _labels.labels_of(self.labels, slope, params, task, known)
+        return self._search(key, slope, params, task, known, labels)

@@ -81,8 +81,8 @@ class GradInversion(PrivacyAttack):
 
         def loss(x):
             variation = self.total_variation * _matching.total_variation(x)
-            own = self.norm * _length(x) + prior(x * std + mean)
-            return self.matching * distance(x) + variation + own
+            priors = variation + self.norm * _length(x) + prior(x * std + mean)
+            return self.matching * distance(x) + priors
 
         # All restarts are one array [R, n, ...]: their mean couples them.
         def whole(xs):

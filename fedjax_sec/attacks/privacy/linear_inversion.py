@@ -41,12 +41,12 @@ class LinearInversion(PrivacyAttack):
 
     def reconstruct(self, key, message, params, task, known):
         kernel, bias = self._layer(message.vector, task)
-        count = min(known.batch, bias.shape[0])
+        count = min(known.count, bias.shape[0])
         labels = jnp.argsort(-bias)[:count]
-        labels = jnp.concatenate([labels, jnp.repeat(labels[:1], known.batch - count)])
+        labels = jnp.concatenate([labels, jnp.repeat(labels[:1], known.count - count)])
         step = bias[labels]
         safe = jnp.where(step == 0, 1.0, step)
-        x = (kernel[:, labels] / safe[None]).T.reshape(known.batch, *task.inputs.shape)
+        x = (kernel[:, labels] / safe[None]).T.reshape(known.count, *task.inputs.shape)
         shape = (1,) * (x.ndim - 1) + (-1,)
         mean, std = (np.array(v, np.float32) for v in (task.inputs.mean, task.inputs.std))
         x = x * std.reshape(shape) + mean.reshape(shape)
