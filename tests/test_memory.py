@@ -48,6 +48,20 @@ def test_a_history_that_does_not_fit_is_refused_before_it_is_allocated(monkeypat
     assert program.init(replicas_of([few])).defense[0].shape == (1, 5, 10)
 
 
+def test_memory_is_looked_at_when_something_compiles_and_never_again(monkeypatch):
+    """XLA's account of a program takes ten milliseconds and more, a round of a small model less."""
+    (cell,) = seeds(1)
+    program = program_of(cell)
+    looked = []
+    needs = program._needs
+    monkeypatch.setattr(program, "_needs", lambda *args: looked.append(1) or needs(*args))
+    replicas = replicas_of([cell])
+    state = program.init(replicas)
+    for start in range(3):
+        state, _ = program.advance(state, replicas, start, 1)
+    assert len(looked) == 1
+
+
 def test_the_limit_of_this_machine_is_known():
     assert memory.device_memory() > GIB / 4
 
