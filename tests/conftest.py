@@ -31,7 +31,8 @@ os.environ["FEDJAX_SEC_TUNING"] = "off"
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)
 # The models are tiny, so nearly all time is compilation: optimise little, compile nothing twice.
-jax.config.update("jax_disable_most_optimizations", True)
+# On a GPU a program compiled so read memory that is not its own (jax 0.11.2, `test_krum_sequence`).
+jax.config.update("jax_disable_most_optimizations", jax.default_backend() == "cpu")
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 

@@ -9,7 +9,7 @@ import pytest
 from kernels import KERNELS, example
 from scipy.stats import norm
 
-from fedjax_sec.ops import coordinatewise, distances, moments, sorting
+from fedjax_sec.ops import coordinatewise, distances, iterative, moments, sorting
 from fedjax_sec.ops.perturbation import z_max
 from fedjax_sec.ops.precision import root, wide
 
@@ -91,6 +91,57 @@ def test_types_are_kept_and_sums_are_wide(name, num_clients, dtypes):
         compare(got, plain(name, rounded, valid), rounded, dtype, jnp.dtype(dtype).name)
 
 
+@pytest.fixture
+def as_on_a_gpu(monkeypatch):
+    """Kernels are traced as for a GPU."""
+    for module in (distances, iterative, moments, sorting):
+        monkeypatch.setattr(module, "on_cpu", lambda: False)
+    monkeypatch.setattr(sorting, "on_gpu", lambda: True)
+
+
+@EVERY
+@pytest.mark.parametrize("num_clients", [1, 6, 13, 70])
+def test_kernels_for_a_gpu_equal_the_plain_version(name, num_clients, as_on_a_gpu):
+    """Up to 64 clients are sorted by a network; of 70 the values are counted."""
+    kernel = KERNELS[name]
+    for kind in ("normal", "ties"):
+        if name == "kmeans_mean" and kind == "ties":
+            continue
+        x, valid = example(kernel, num_clients, kind=kind)
+        x = x.astype(np.float32)
+        compare(compiled(kernel)(x, valid), plain(name, x, valid), x, jnp.float32, kind)
+
+
+@pytest.mark.parametrize("name", ["median", "trimmed_mean", "mean_near_median", "weighted_mean"])
+@pytest.mark.parametrize("num_clients", [13, 70])
+def test_kernels_for_a_gpu_have_gradients_and_run_within_vmap(name, num_clients, as_on_a_gpu):
+    kernel = KERNELS[name]
+    x, valid = example(kernel, num_clients)
+    x = jnp.asarray(np.where(valid[:, None], x, 0), jnp.float32)
+    stacks, masks = jnp.stack([x, 2 * x + 1]), jnp.stack([jnp.asarray(valid)] * 2)
+
+    def loss(run, x, valid):
+        return jnp.sum(jax.tree.leaves(kernel.smooth(run(x, valid)))[0] ** 2)
+
+    got = jax.jit(jax.vmap(jax.value_and_grad(lambda x, v: loss(kernel.run, x, v))))(stacks, masks)
+    expected = jax.vmap(jax.value_and_grad(lambda x, v: loss(kernel.plain, x, v)))(stacks, masks)
+    for a, b in zip(got, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("low", [-36, -22, -2, 12, 33])
+def test_norms_of_any_magnitude_in_one_pass(low):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(9, 301)) * 10 ** rng.uniform(low, low + 4, size=(9, 301))
+    x[0] *= 0
+    x[1, 5] = 1e37
+    norms = moments.one_pass_norms(jnp.asarray(x, jnp.float32))
+    expected = np.linalg.norm(x.astype(np.float32).astype(np.longdouble), axis=1)
+    np.testing.assert_allclose(norms, expected.astype(float), rtol=1e-6)
+    odd = moments.one_pass_norms(jnp.array([[jnp.nan, 1.0], [-jnp.inf, 1e-30], [1e-30, jnp.nan]]))
+    np.testing.assert_array_equal(odd, [np.nan, np.inf, np.nan])
+
+
 def test_more_coordinates_than_float16_can_count():
     x = jnp.ones((3, 70_000), jnp.float16)
     valid = jnp.ones(3, bool)
@@ -161,7 +212,7 @@ def test_gradients(name, monkeypatch):
             cases.append(example(kernel, 6, kind=kind))
             assert np.all(np.isfinite(slope(*cases[-1])[1])), kind
         in_blocks(monkeypatch, 15)
-        monkeypatch.setattr(sorting, "MAX_UNROLLED_CLIENTS", 0)
+        monkeypatch.setattr(sorting, "MAX_UNROLLED_CPU", 0)
         x, valid = (np.stack(parts) for parts in zip(*cases, strict=True))
         together = jax.jit(jax.vmap(jax.grad(functools.partial(functional, kernel))))(x, valid)
         assert np.all(np.isfinite(together))

@@ -223,7 +223,7 @@ def test_blocks_of_columns_and_many_clients(rule, num_clients, monkeypatch):
     whole = compiled("kernel", rule, args)(x, valid)
     monkeypatch.setattr(sorting, "column_chunk", lambda rows: 10)
     blocks = compiled("kernel", rule, args)(x, valid)
-    monkeypatch.setattr(sorting, "MAX_UNROLLED_CLIENTS", 0)
+    monkeypatch.setattr(sorting, "MAX_UNROLLED_CPU", 0)
     plain = compiled("kernel", rule, args)(x, valid)
     for other in (blocks, plain):
         for a, b in zip(whole, other, strict=True):

@@ -6,3 +6,8 @@ import jax
 def on_cpu() -> bool:
     """Whether computations are lowered for CPU, decided when a function is traced."""
     return jax.default_backend() == "cpu"
+
+
+def on_gpu() -> bool:
+    """Whether computations are lowered for a GPU, decided when a function is traced."""
+    return jax.default_backend() in ("gpu", "cuda")

@@ -19,12 +19,12 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from fedjax_sec.ops.backend import on_cpu
 from fedjax_sec.ops.precision import wide
 from fedjax_sec.ops.selection import order_statistic
 from fedjax_sec.ops.sorting import (
     map_columns,
     map_columns_pair,
+    selects,
     sort_block,
     sort_chunk,
     sorted_rows,
@@ -37,9 +37,9 @@ MAX_NEAR_COMPARED = 64
 
 
 class _Sorted:
-    """The sorted rows of a block, written so that a rule over them stays one loop on CPU.
+    """The sorted rows of a block, written so that a rule over them stays one loop on CPU and GPU.
 
-    On CPU a list of rows and trees of elementwise operations, as `sorted_rows` asks; elsewhere
+    There a list of rows and trees of elementwise operations, as `sorted_rows` asks; elsewhere
     plain array operations. `n` is the number of valid rows, which come first. One value a column
     is an array ``[1, C]``. `lean`: see `sorted_rows`.
     """
@@ -162,7 +162,7 @@ def _count(chosen: Bool[Array, "K C"]) -> Int[Array, "1 C"]:
 def _ordered(
     block: Float[Array, "K C"], valid: Bool[Array, " K"], lean: bool = False
 ) -> _Sorted | _Selected:
-    if on_cpu() and not unrolled(block.shape[0]):
+    if selects(block.shape[0]):
         return _Selected(block, valid)
     return _Sorted(block, valid, lean)
 

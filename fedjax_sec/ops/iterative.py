@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from fedjax_sec.ops.moments import inverse_power, unit_rows, wide_weighted_mean
+from fedjax_sec.ops.backend import on_cpu
+from fedjax_sec.ops.moments import inverse_power, one_pass_norms, unit_rows, wide_weighted_mean
 from fedjax_sec.ops.precision import wide
 
 
@@ -31,6 +32,8 @@ def distances_from(updates: Float[Array, "K D"], center: Float[Array, " D"]) -> 
 
 @jax.custom_jvp
 def _distances_from(updates, center):
+    if not on_cpu():
+        return one_pass_norms((updates - center[None, :]).astype(center.dtype))
     squares = jnp.sum((updates - center[None, :]) ** 2, axis=1)
     limits = jnp.finfo(squares.dtype)
 

@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from fedjax_sec.ops.backend import on_cpu
 from fedjax_sec.ops.sorting import map_columns, split_rows, tree_sum, unrolled
 
 
@@ -15,7 +16,7 @@ def sign_votes(updates: Float[Array, "K D"], valid: Bool[Array, " K"]) -> Float[
     """
 
     def block_rule(block):
-        if unrolled(block.shape[0]):  # as in `moments.mean_and_std`
+        if on_cpu() and unrolled(block.shape[0]):  # as in `moments.mean_and_std`
             rows = enumerate(split_rows(block))
             return tree_sum([jnp.where(valid[i], jnp.sign(row), 0.0) for i, row in rows])[0]
         return jnp.sum(jnp.where(valid[:, None], jnp.sign(block), 0.0), axis=0)

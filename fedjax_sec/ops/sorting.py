@@ -10,17 +10,27 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from fedjax_sec.ops.backend import on_cpu
+from fedjax_sec.ops.backend import on_cpu, on_gpu
 
-#: Most clients for which a rule is written out row by row on CPU. Compile time grows with
-#: K log2(K)^2, and beyond about 120 rows XLA starts to cut the loop into many. Rules over more
-#: clients select instead of sorting: see `selection`.
-MAX_UNROLLED_CLIENTS = 100
+#: Most clients for which a rule is written out row by row, on a CPU and on a GPU. Compile time
+#: grows with K log2(K)^2, and beyond about 120 rows on a CPU, somewhere between 64 and 100 on a
+#: GPU, XLA cuts the loop into many. Rules over more clients select instead: see `selection`.
+MAX_UNROLLED_CPU, MAX_UNROLLED_GPU = 100, 64
 
 
 def unrolled(num_rows: int) -> bool:
-    """Whether rules over `num_rows` clients are written out row by row: on CPU, for few rows."""
-    return on_cpu() and num_rows <= MAX_UNROLLED_CLIENTS
+    """Whether rules over `num_rows` clients are written out row by row: few rows, on CPU or GPU."""
+    if on_cpu():
+        return num_rows <= MAX_UNROLLED_CPU
+    return on_gpu() and num_rows <= MAX_UNROLLED_GPU
+
+
+def selects(num_rows: int) -> bool:
+    """Whether rules over `num_rows` clients count instead of sorting: many rows, on CPU or GPU.
+
+    Nothing was measured on other devices, where `jnp.sort` is used.
+    """
+    return (on_cpu() or on_gpu()) and not unrolled(num_rows)
 
 
 def column_chunk(num_rows: int) -> int:
@@ -56,7 +66,12 @@ def sorting_network(num_rows: int) -> tuple[tuple[tuple[int, int], ...], ...]:
     return tuple(layer for layer in layers if layer)
 
 
-def _compare(rows: list[Array], layers, lean: bool) -> list[Array]:
+def compare(rows: list[Array], layers, lean: bool) -> list[Array]:
+    """The rows after all comparators of some layers; `lean` as in `sorted_rows`.
+
+    >>> [row.item() for row in compare([jnp.array(3), jnp.array(1)], [[(0, 1)]], lean=True)]
+    [1, 3]
+    """
     rows = list(rows)
     for layer in layers:
         for i, j in layer:
@@ -79,14 +94,15 @@ def sorted_rows(block: Float[Array, "K C"], lean: bool = False) -> list[Float[Ar
 
     A comparator is a comparison and two choices, on a CPU nearly twice as quick as `jnp.minimum`
     and `jnp.maximum`, which must let NaN through. With `lean` it is those two nevertheless: two
-    operations in place of three, for rules so long that XLA would cut their loop.
+    operations in place of three, for rules so long that XLA would cut their loop. On a GPU it
+    always is.
 
     >>> [row.tolist() for row in sorted_rows(jnp.array([[3.0, 1.0], [2.0, 5.0]]))]
     [[[2.0, 1.0]], [[3.0, 5.0]]]
     """
     if not unrolled(block.shape[0]):
         return split_rows(jnp.sort(block, axis=0))
-    return _compare(split_rows(block), sorting_network(block.shape[0]), lean)
+    return compare(split_rows(block), sorting_network(block.shape[0]), lean or not on_cpu())
 
 
 def split_rows(block: Float[Array, "K C"]) -> list[Float[Array, "1 C"]]:

@@ -6,6 +6,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import jax
@@ -156,11 +157,12 @@ def _machine() -> dict:
 def _measured(candidates, measure, budget: float = 0.3, most: int = 9) -> Tuning:
     """The fastest of the candidates, called once to warm up and then, if there is hope, in turns.
 
-    In turns, so that a machine whose speed drifts slows all of them alike.
+    In turns, so that a machine whose speed drifts slows all of them alike. Where another device
+    computes, all cores compile side by side, before anything is timed.
     """
     first, calls = {}, {}
-    for candidate in candidates:
-        if (call := measure(candidate)) is not None:
+    for candidate, call in zip(candidates, _side_by_side(measure, candidates), strict=True):
+        if call is not None:
             first[candidate], calls[candidate] = _once(call), call
             best = min(first.values())
             calls = {one: call for one, call in calls.items() if first[one] <= HOPELESS * best}
@@ -180,6 +182,13 @@ def _measured(candidates, measure, budget: float = 0.3, most: int = 9) -> Tuning
     fastest = min(first, key=lambda candidate: milliseconds[str(candidate)])
     clear = milliseconds[str(fastest)] < CLEARLY * by_rule
     return Tuning(fastest if clear else candidates[0], milliseconds)
+
+
+def _side_by_side(measure, candidates):
+    if on_cpu():  # compiling would disturb the timing, and one after another needs less memory
+        return map(measure, candidates)
+    with ThreadPoolExecutor(min(usable_cores(), len(candidates))) as threads:
+        return list(threads.map(measure, candidates))
 
 
 def _once(call: Callable) -> float:
