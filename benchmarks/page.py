@@ -153,6 +153,25 @@ def tuning() -> str:
     return markdown(frame.loc[order].reset_index(names="way"))
 
 
+def gpu_changes() -> str:
+    """Rules whose passes were changed after the first run on a GPU, before and after."""
+    before, after = (load(name)["rows"] for name in ("aggregators_gpu", "aggregators_later_gpu"))
+    later = {(row["rule"], row["K"]): row for row in after}
+    lines = []
+    for row in before:
+        new = later.get((row["rule"], row["K"]))
+        if new and row["rule"] in CHANGED:
+            names = {"ours ms": "after ms", "ByzFL on PyTorch ms": "ByzFL on PyTorch ms"}
+            line = {"rule": row["rule"], "stack": f"[{row['K']}, {row['D']:,}]"}
+            line["before ms"] = row["ours ms"]
+            line |= {shown: new[name] for name, shown in names.items()}
+            lines.append(line | {"limit ms": new["limit ms"]})
+    return markdown(pd.DataFrame(lines))
+
+
+#: Their code today is what `aggregators_later_gpu.json` timed, unlike that of rules on order
+#: statistics.
+CHANGED = ("mean", "krum", "multi_krum", "geometric_median", "centered_clipping")
 RULE = [
     "rule",
     "stack",
@@ -189,6 +208,20 @@ SEEDS = [
     "cached, one after another s",
     "cached, faster",
 ]
+CELLS = ["cells", "ms a round of all", "times one cell", "compile s", "busy"]
+ORDER = ["K", "D", "way", "ms", "limit ms", "times the limit", "compile s"]
+GPU_ROUND = [
+    "round",
+    "ours ms",
+    "PyTorch loop ms",
+    "faster than PyTorch loop",
+    "PyTorch vmap ms",
+    "faster than PyTorch vmap",
+    "limit ms",
+    "compile s",
+    "computed as",
+    "busy",
+]
 PROCESSES = ["code", "convolutions", "C library", "slowest", "median", "fastest"]
 TABLES = {
     "targets": targets,
@@ -204,6 +237,12 @@ TABLES = {
     "tuning": tuning,
     "processes": lambda: measured("processes_cpu", PROCESSES),
     "fixed": lambda: measured("fixed_cpu", ["what", "ms"]),
+    "gpu aggregators": lambda: measured("aggregators_gpu", RULE),
+    "gpu changes": gpu_changes,
+    "gpu order": lambda: measured("order_gpu", ORDER),
+    "gpu rounds": lambda: measured("rounds_gpu", GPU_ROUND),
+    "gpu graphs": lambda: measured("rounds_graphs_gpu", GPU_ROUND),
+    "gpu cells": lambda: measured("cells_gpu", CELLS),
 }
 
 

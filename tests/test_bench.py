@@ -154,7 +154,8 @@ def test_flops_are_those_of_the_layers():
 
 @pytest.mark.parametrize("name", ["mlp", "fltrust_cnn"])
 @pytest.mark.parametrize("kind", ["one step", "epochs", "pgd"])
-def test_the_pytorch_loop_computes_our_updates(name, kind):
+@pytest.mark.parametrize("peer", ["Simulator", "Vectorised"])
+def test_the_pytorch_rounds_compute_our_updates(peer, name, kind):
     """The peer does the same work: same weights and data, same updates."""
     pytest.importorskip("torch", reason="PyTorch is not installed (extra `bench`)")
     from fedjax_sec.bench import torch_loop
@@ -198,7 +199,7 @@ def test_the_pytorch_loop_computes_our_updates(name, kind):
 
     network = torch_loop.network(name)
     torch_loop.load_parameters(network, variables)
-    loop = torch_loop.Simulator(
+    loop = getattr(torch_loop, peer)(
         network,
         x,
         y,
@@ -243,7 +244,7 @@ def test_the_pytorch_attack_is_alie():
         (["round"], "Unknown benchmark 'round'. Did you mean 'rounds'?"),
         (
             ["rounds", "--size", "8,300"],
-            "--size belongs to the benchmarks 'aggregators' and 'memory', not to 'rounds'",
+            "--size belongs to the benchmarks aggregators, memory, order, not to 'rounds'",
         ),
         (["scaling", "--only", "seed_s"], "--only: unknown 'seed_s'. Did you mean 'seeds'?"),
     ],

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from fedjax_sec.bench import aggregators, fixed, memory, rounds, scaling
+from fedjax_sec.bench import aggregators, fixed, memory, order, rounds, scaling
 
 
 class Suite(NamedTuple):
@@ -20,6 +20,12 @@ SUITES = {
             rates, shapes or aggregators.SHAPES, only, repeats, with_peers
         ),
     ),
+    "order": Suite(
+        lambda: order.ways(4),
+        lambda rates, only, repeats, with_peers, data_dir, shapes: order.run(
+            rates, only, repeats, *([k for k, _ in shapes], shapes[0][1]) if shapes else ()
+        ),
+    ),
     "rounds": Suite(
         rounds.workloads,
         lambda rates, only, repeats, with_peers, data_dir, shapes: rounds.run(
@@ -27,7 +33,7 @@ SUITES = {
         ),
     ),
     "scaling": Suite(
-        lambda: ("K", "D", "batch", "seeds"),
+        lambda: ("K", "D", "batch", "seeds", "cells"),
         lambda rates, only, repeats, with_peers, data_dir, shapes: scaling.run(
             rates, only, repeats, data_dir
         ),

@@ -10,7 +10,7 @@ import numpy as np
 
 from fedjax_sec.api import _aggregate
 from fedjax_sec.bench import peers
-from fedjax_sec.bench.timing import Case, Rates, take_turns
+from fedjax_sec.bench.timing import Rates, queued, take_turns
 from fedjax_sec.round.pipeline import Defense
 
 SHAPES = ((51, 80_000), (100, 1_000_000))
@@ -55,8 +55,8 @@ def run(
 ) -> Iterator[dict]:
     """One row a shape and rule: medians in milliseconds, ratios, compile seconds, memory."""
     for num_rows, dim in shapes:
-        updates = np.random.default_rng(0).normal(size=(num_rows, dim)).astype(np.float32)
-        stack = jnp.asarray(updates)
+        stack = jax.random.normal(jax.random.key(0), (num_rows, dim))
+        updates = np.array(stack)
         theirs = peers.byzfl_aggregators(num_rows // 4, ITERATIONS, RADIUS) if with_peers else {}
         for name, rule in rules(num_rows, dim).items():
             if only and name not in only:
@@ -79,7 +79,7 @@ def _row(name, rule, stack, updates, theirs, rates, repeats) -> dict:
     function = lowered.compile()
     compiling = time.perf_counter() - begin
     memory = function.memory_analysis()
-    cases = [Case("ours", lambda: function(*args).block_until_ready())]
+    cases = [queued("ours", lambda: function(*args), jax.block_until_ready)]
     cases += peers.byzfl_cases(theirs, updates) if theirs else []
     timings = take_turns(cases, repeats)
     limit = rates.seconds(rule.flops, 4 * (num_rows + 1) * dim)

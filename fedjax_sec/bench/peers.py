@@ -10,7 +10,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from fedjax_sec.bench.timing import Case
+from fedjax_sec.bench.timing import Case, queued
+from fedjax_sec.ops.backend import on_cpu
 
 
 def missing() -> list[str]:
@@ -46,11 +47,14 @@ def byzfl_aggregators(f: int, num_iterations: int, radius: float) -> dict[str, C
 
 
 def byzfl_cases(rule: Callable, updates: np.ndarray) -> list[Case]:
-    """The rule on a PyTorch tensor and on a NumPy array."""
+    """The rule on a PyTorch tensor, on our device, and on a CPU on a NumPy array too."""
     import torch
 
-    tensor = torch.from_numpy(updates.copy())
-    return [
-        Case("ByzFL on PyTorch", lambda: rule(tensor)),
-        Case("ByzFL on NumPy", lambda: rule(updates)),
-    ]
+    if on_cpu():
+        tensor = torch.from_numpy(updates.copy())
+        return [
+            Case("ByzFL on PyTorch", lambda: rule(tensor)),
+            Case("ByzFL on NumPy", lambda: rule(updates)),
+        ]
+    tensor = torch.from_numpy(updates).to("cuda")
+    return [queued("ByzFL on PyTorch", lambda: rule(tensor), lambda _: torch.cuda.synchronize())]

@@ -1,4 +1,4 @@
-"""Whole rounds: ours, a plain PyTorch loop with ByzFL's rules, and the limit by arithmetic."""
+"""Whole rounds: ours, PyTorch's (a loop, vmap) with ByzFL's rules, and the limit by arithmetic."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -6,8 +6,10 @@ from typing import NamedTuple
 import jax
 
 from fedjax_sec.bench import peers
+from fedjax_sec.bench.busy import busy_share
 from fedjax_sec.bench.timing import Case, Rates, compiling_anew, take_turns
 from fedjax_sec.core import value_of
+from fedjax_sec.ops.backend import on_cpu
 from fedjax_sec.runs import config as config_lib
 from fedjax_sec.runs.prepare import make_replicas, prepare
 from fedjax_sec.runs.program import Program
@@ -31,6 +33,8 @@ PRODUCTS = {
     "fltrust_cnn": (26**2 * 9 * 30, 26**2 * 9 * 30 + 11**2 * 270 * 50 + 1250 * 100 + 100 * 10),
     "rlr_cnn": (26**2 * 9 * 32, 26**2 * 9 * 32 + 24**2 * 288 * 64 + 9216 * 128 + 128 * 10),
 }
+#: The same rounds in PyTorch: one client after another, and all side by side by `torch.func.vmap`.
+PEERS = ("PyTorch loop", "PyTorch vmap")
 ALIE = {"name": "alie", "z": 1.5}
 DEFENSES = {
     "mean": {"name": "mean", "weighted": False},
@@ -189,8 +193,9 @@ def _row(name, workload, rates, repeats, with_peers, at_most) -> dict:
 
     cases = [Case("ours", ours)]
     with_peers = with_peers and workload.peers
-    if with_peers and (theirs := torch_round(experiment, program)) is not None:
-        cases.append(Case("PyTorch loop", lambda: [theirs() for _ in range(rounds)]))
+    for peer in PEERS if with_peers else ():
+        if (theirs := torch_round(experiment, program, peer)) is not None:
+            cases.append(Case(peer, lambda theirs=theirs: [theirs() for _ in range(rounds)]))
     timings = take_turns(cases, repeats, at_most)
     seconds = timings["ours"].median / rounds
     limit = rates.seconds(flops(name, workload), 0.0)
@@ -207,16 +212,19 @@ def _row(name, workload, rates, repeats, with_peers, at_most) -> dict:
         "temporary MiB": memory.get("temporary_bytes", 0) / 2**20,
         "arguments MiB": memory.get("argument_bytes", 0) / 2**20,
         "computed as": str(program.tuning.choice),
+        "ways ms": program.tuning.milliseconds,
     }
-    if "PyTorch loop" in timings:
-        theirs_seconds = timings["PyTorch loop"].median / rounds
-        row["PyTorch loop ms"] = 1e3 * theirs_seconds
-        row["faster than PyTorch loop"] = theirs_seconds / seconds
+    row |= {} if on_cpu() else busy_share(ours)
+    for peer in PEERS:
+        if peer in timings:
+            theirs_seconds = timings[peer].median / rounds
+            row[f"{peer} ms"] = 1e3 * theirs_seconds
+            row[f"faster than {peer}"] = theirs_seconds / seconds
     return row
 
 
-def torch_round(experiment, program) -> Callable | None:
-    """One round of the PyTorch loop on the same data; None where it or ByzFL's rule is missing.
+def torch_round(experiment, program, peer: str = "PyTorch loop") -> Callable | None:
+    """One round of a peer on the same data; None where it or ByzFL's rule is missing.
 
     It leaves out the server's momentum and the L2 term, which only spares it work.
     """
@@ -239,7 +247,8 @@ def torch_round(experiment, program) -> Callable | None:
     if client.registered_name == "adversarial":
         names = ("fraction", "eps", "step_size", "pgd_steps", "random_start")
         pgd = {name: getattr(client, name) for name in names}
-    simulator = torch_loop.Simulator(
+    kinds = {"PyTorch loop": torch_loop.Simulator, "PyTorch vmap": torch_loop.Vectorised}
+    simulator = kinds[peer](
         torch_loop.network(experiment.model.registered_name),
         program.source.x_train,
         program.source.y_train,

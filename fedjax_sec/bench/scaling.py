@@ -9,7 +9,10 @@ import numpy as np
 
 from fedjax_sec.api import _aggregate
 from fedjax_sec.bench.aggregators import arguments, rules
+from fedjax_sec.bench.busy import busy_share
+from fedjax_sec.bench.rounds import workloads
 from fedjax_sec.bench.timing import Case, Rates, compiling_anew, take_turns
+from fedjax_sec.ops.backend import on_cpu
 from fedjax_sec.runs import config as config_lib
 from fedjax_sec.runs.experiment import train
 from fedjax_sec.runs.prepare import make_replicas, prepare
@@ -20,6 +23,7 @@ CLIENTS = (10, 20, 51, 100, 200)
 DIMS = (10_000, 80_000, 300_000, 1_000_000)
 BATCHES = (8, 16, 32, 83, 166)
 SEEDS = (1, 4, 16)
+CELLS, CELL_ROUNDS = (1, 16, 64, 256), 50
 MLP = {
     "data": {"name": "digits", "num_clients": 20},
     "client": {"name": "sgd", "steps": 1, "batch_size": 32},
@@ -32,12 +36,13 @@ MLP = {
 
 
 def run(rates: Rates, only: Sequence[str] = (), repeats: int = 5, data_dir=None) -> Iterator[dict]:
-    """Rows of all sweeps over a size; `only` names some of `K`, `D`, `batch`, `seeds`."""
+    """Rows of all sweeps over a size; `only` names some of `K`, `D`, `batch`, `seeds`, `cells`."""
     parts = {
         "K": lambda: _stacks("K", [(k, 80_000) for k in CLIENTS], rates, repeats),
         "D": lambda: _stacks("D", [(51, d) for d in DIMS], rates, repeats),
         "batch": lambda: _batches(rates, repeats, data_dir),
         "seeds": lambda: _seeds(repeats),
+        "cells": lambda: _cells(repeats, data_dir),
     }
     for name, part in parts.items():
         if not only or name in only:
@@ -140,6 +145,43 @@ def _seeds(repeats) -> list[dict]:
             }
         )
     return rows
+
+
+def _cells(repeats, data_dir) -> Iterator[dict]:
+    """Rounds of ALIE's perceptron on MNIST for many cells (seeds x z) in one program."""
+    base = workloads(data_dir)["ALIE MNIST, ALIE, trimmed mean"]
+    one = None
+    for size in CELLS:
+        cells = []
+        for cell in range(size):
+            changes = {
+                "seed": cell // 4,
+                "attack.z": 0.5 * (1 + cell % 4),
+                "rounds": CELL_ROUNDS,
+                "evaluation.every": CELL_ROUNDS,
+                "evaluation.diagnostics": False,
+            }
+            cells.append(prepare(config_lib.from_mapping(base.experiment, changes)))
+        with compiling_anew():
+            program = Program(cells[0]).compile(cells)
+        replicas = make_replicas(cells)
+        state = [program.init(replicas)]
+
+        def call(program=program, replicas=replicas, state=state):
+            state[0], _ = program.advance(state[0], replicas, 0, CELL_ROUNDS)
+            jax.block_until_ready(state[0])
+
+        seconds = take_turns([Case("ours", call)], repeats, at_most=20.0)["ours"].median
+        one = one or seconds
+        row = {
+            "over": "cells",
+            "cells": size,
+            "ms a round of all": 1e3 * seconds / CELL_ROUNDS,
+            "times one cell": seconds / one,
+            "cells at once": program.at_once or size,
+            "compile s": program.compile_seconds,
+        }
+        yield row | ({} if on_cpu() else busy_share(call))
 
 
 def _singly(experiments) -> float:

@@ -160,6 +160,11 @@ class Simulator:
             x = self.adversarial(x, y)
         return torch.autograd.grad(self.loss(x, y), self.weights)
 
+    def train_all(self):
+        """Every client's update, into the stack."""
+        for row, part in zip(self.stack, self.parts, strict=True):
+            self.train(row, part)
+
     def train(self, row, part):
         """One client's update, into a row of the stack."""
         if self.epochs is None and self.steps == 1:  # no weights change before the gradient
@@ -184,8 +189,7 @@ class Simulator:
         with torch.no_grad():
             for start, weight in zip(self.start, self.weights, strict=True):
                 start.copy_(weight)
-        for row, part in zip(self.stack, self.parts, strict=True):
-            self.train(row, part)
+        self.train_all()
         with torch.no_grad():
             if self.attack is not None:
                 self.attack(self.stack)
@@ -196,6 +200,64 @@ class Simulator:
                 at += weight.numel()
         if self.device.type == "cuda":
             torch.cuda.synchronize()
+
+
+class Vectorised(Simulator):
+    """The same rounds with all clients side by side, by `torch.func.vmap`; as many steps for each.
+
+    Every client has weights [K, ...] of its own, and one call gives the gradients of all.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.names = [name for name, _ in self.model.named_parameters()]
+        options = {"randomness": "different"}  # dropout
+        self.gradients = torch.func.vmap(torch.func.grad(self.loss_of), **options)
+        inputs = torch.func.grad(lambda x, weights, y: self.loss_of(weights, x, y))
+        self.input_gradients = torch.func.vmap(inputs, **options)
+
+    def loss_of(self, weights, x, y):
+        """One client's loss at its weights."""
+        scaled = (x - self.mean) / self.std
+        logits = torch.func.functional_call(
+            self.model, dict(zip(self.names, weights, strict=True)), (scaled,)
+        )
+        return functional.cross_entropy(logits, y)
+
+    def attacked(self, weights, x, y):
+        """`adversarial` for all clients, [K, B, ...]."""
+        k = round(self.pgd["fraction"] * x.shape[1])
+        clean, labels, eps = x[:, :k], y[:, :k], self.pgd["eps"]
+        low, high = (clean - eps).clamp(min=0), (clean + eps).clamp(max=1)
+        moved = clean
+        if self.pgd["random_start"]:
+            noise = torch.empty_like(clean).uniform_(-1, 1, generator=self.generator)
+            moved = torch.clamp(clean + eps * noise, low, high)
+        for _ in range(self.pgd["pgd_steps"]):
+            gradient = self.input_gradients(moved, weights, labels)
+            moved = torch.clamp(moved + self.pgd["step_size"] * gradient.sign(), low, high)
+        return torch.cat([moved, x[:, k:]], 1)
+
+    def train_all(self):
+        """Every client's update, into the stack."""
+        count = len(self.parts)
+        weights = [w.detach().expand(count, *w.shape).clone() for w in self.weights]
+        buffers = [torch.zeros_like(w) for w in weights]
+        for indices in zip(*(self.batches(part) for part in self.parts), strict=True):
+            index = torch.stack(indices)
+            x, y = self.x[index].float().div_(255), self.y[index]
+            if self.pgd:
+                x = self.attacked(weights, x, y)
+            gradients = list(self.gradients(weights, x, y))
+            if self.momentum:
+                torch._foreach_mul_(buffers, self.momentum)
+                torch._foreach_add_(buffers, gradients)
+                gradients = buffers
+            torch._foreach_add_(weights, gradients, alpha=-self.learning_rate)
+        torch._foreach_sub_(
+            weights, [s.expand_as(w) for s, w in zip(self.start, weights, strict=True)]
+        )
+        torch.cat([w.flatten(1) for w in weights], dim=1, out=self.stack)
 
 
 def alie(num_malicious: int, z: float) -> Callable:

@@ -11,11 +11,13 @@ from fedjax_sec import core
 from fedjax_sec.cli.common import DataDir, app, console, errors, reported
 from fedjax_sec.core import ConfigError, files
 
+SIZED = ("aggregators", "memory", "order")  # benchmarks of a stack of any size
+
 
 @app.command()
 def bench(
     suite: Annotated[
-        str, typer.Argument(help="aggregators, memory, rounds, scaling or fixed.")
+        str, typer.Argument(help="aggregators, order, memory, rounds, scaling or fixed.")
     ] = "aggregators",
     *,
     out: Annotated[Path, typer.Option(help="JSON file for the results.")],
@@ -42,9 +44,9 @@ def bench(
                 f"Known: {', '.join(SUITES)}."
             )
         shapes = [_shape(text) for text in size or ()]
-        if shapes and suite not in ("aggregators", "memory"):
+        if shapes and suite not in SIZED:
             raise ConfigError(
-                f"--size belongs to the benchmarks 'aggregators' and 'memory', not to {suite!r}."
+                f"--size belongs to the benchmarks {', '.join(SIZED)}, not to {suite!r}."
             )
         chosen = SUITES[suite]
         known = chosen.names()

@@ -480,6 +480,8 @@ def environment() -> dict:
     return {
         "device": f"{device.platform}: {device.device_kind} x {jax.device_count()}",
         "host": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {_processor()}",
+        # On a GPU "default" means TF32 for products of float32.
+        "matmul_precision": jax.config.jax_default_matmul_precision or "default",
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in _PACKAGES},
         "git_revision": _git_revision(),
