@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from fedjax_sec.bench import aggregators, fixed, memory, order, rounds, scaling
+from fedjax_sec.bench import aggregators, fixed, inversion, memory, order, rounds, scaling
 
 
 class Suite(NamedTuple):
@@ -24,6 +24,12 @@ SUITES = {
         lambda: order.ways(4),
         lambda rates, only, repeats, with_peers, data_dir, shapes: order.run(
             rates, only, repeats, *([k for k, _ in shapes], shapes[0][1]) if shapes else ()
+        ),
+    ),
+    "inversion": Suite(
+        lambda: inversion.NETWORKS,
+        lambda rates, only, repeats, with_peers, data_dir, shapes: inversion.run(
+            rates, only, repeats, with_peers
         ),
     ),
     "rounds": Suite(

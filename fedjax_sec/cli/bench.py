@@ -17,7 +17,7 @@ SIZED = ("aggregators", "memory", "order")  # benchmarks of a stack of any size
 @app.command()
 def bench(
     suite: Annotated[
-        str, typer.Argument(help="aggregators, order, memory, rounds, scaling or fixed.")
+        str, typer.Argument(help="aggregators, order, memory, rounds, inversion, scaling or fixed.")
     ] = "aggregators",
     *,
     out: Annotated[Path, typer.Option(help="JSON file for the results.")],

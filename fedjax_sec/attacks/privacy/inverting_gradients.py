@@ -19,10 +19,10 @@ class InvertingGradients(PrivacyAttack):
 
     with TV the mean absolute difference of neighbouring pixels. Adam takes `iterations` steps, of
     the gradient's sign where `signed`, from normal noise in normalised units; the rate falls to a
-    tenth after 3/8, 5/8 and 7/8 of them; x is clipped to the valid pixels in every step where
-    `boxed`. Of `restarts`, side by side, the lowest loss is kept. `x [n, H, W, C]`, `y [n]`. Of
-    several local steps the whole update is matched, through unrolled steps on the guessed examples;
-    with several batches their order is guessed to be that of the examples.
+    tenth after 1/2.667, 1/1.6 and 1/1.142 of them, rounded down; x is clipped to the valid pixels
+    in every step where `boxed`. Of `restarts`, side by side, the lowest loss is kept. `x [n, H, W,
+    C]`, `y [n]`. Of several local steps the whole update is matched, through unrolled steps on the
+    guessed examples; with several batches their order is guessed to be that of the examples.
 
     Labels are read from the last layer, or `known`. The network computes as in evaluation.
 
@@ -59,7 +59,7 @@ class InvertingGradients(PrivacyAttack):
         labels = _labels.labels_of(self.labels, slope, params, task, known)
         targets = jax.nn.one_hot(labels, task.num_classes)
         (mean, std), (low, high) = _matching.units(task), _matching.limits(task)
-        bounds = [round(self.iterations * share / 8) for share in (3, 5, 7)]
+        bounds = [int(self.iterations // part) for part in (2.667, 1.6, 1.142)]
         rate = optax.piecewise_constant_schedule(self.learning_rate, dict.fromkeys(bounds, 0.1))
         optimizer = optax.adam(rate)
 

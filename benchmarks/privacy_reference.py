@@ -1,0 +1,212 @@
+"""Records what breaching computes on a small network; `tests/test_privacy_attacks.py` compares.
+
+    git clone https://github.com/JonasGeiping/breaching     # its commit 8bd99d5 was used
+    pip install torch omegaconf
+    python benchmarks/privacy_reference.py ../breaching tests/golden/privacy.npz
+
+Only breaching's modules on objectives and attacks are loaded, which need nothing but PyTorch. The
+file holds the weights of a network (convolution 3 x 3 with 4 channels, sigmoid, dense), 4 images of
+8 x 8 with labels, and of breaching:
+
+- `gradient`, and the label strategies `iDLG`, `yin` and `bias-corrected` on several batches;
+- the cosine distance at `start`, and its derivative, of one step and of three steps on two images
+  each (its graph through local steps);
+- where its `invertinggradients` attacker stands after 40 signed steps of Adam from `start`;
+- where its `deep-leakage` attacker stands after 3 calls of L-BFGS, on the first image, in float64.
+
+Images are [n, H, W, C], kernels as flax has them.
+"""
+
+import importlib
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+
+CLASSES, STEPS, PER_STEP, RATE = 5, 3, 2, 0.1
+MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
+BATCHES = ([3], [0, 1, 2, 4], [1, 1, 1, 3], [2, 2, 4, 4, 4, 0])
+
+
+def load(checkout: Path):
+    """breaching's (objectives, module of an attack by name), without its other modules."""
+    for name in ("", ".attacks", ".attacks.auxiliaries", ".cases", ".cases.models"):
+        package = types.ModuleType(f"breaching{name}")
+        package.__path__ = [str(checkout / f"breaching{name}".replace(".", "/"))]
+        sys.modules[package.__name__] = package
+    return lambda name: importlib.import_module(f"breaching.attacks.{name}")
+
+
+def network() -> torch.nn.Sequential:
+    """The small network, with its default initial weights."""
+    return torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3),
+        torch.nn.Sigmoid(),
+        torch.nn.Flatten(),
+        torch.nn.Linear(4 * 36, CLASSES),
+    )
+
+
+def settings(**changes) -> OmegaConf:
+    """breaching's defaults of what is read here."""
+    base = {
+        "label_strategy": None,
+        "objective": {"type": "euclidean", "scale": 1.0, "task_regularization": 0.0},
+        "restarts": {"num_trials": 1, "scoring": "euclidean"},
+        "init": "randn",
+        "normalize_gradients": False,
+        "optim": {
+            "optimizer": "Adam",
+            "signed": None,
+            "step_size": 1.0,
+            "boxed": False,
+            "max_iterations": 400,
+            "step_size_decay": None,
+            "langevin_noise": 0.0,
+            "warmup": 0,
+            "grad_clip": None,
+            "callback": 1000,
+        },
+        "augmentations": None,
+        "differentiable_augmentations": False,
+        "regularization": None,
+        "impl": {"dtype": "float", "mixed_precision": False, "JIT": None},
+    }
+    return OmegaConf.merge(base, changes)
+
+
+def images(x):
+    """[n, C, H, W] as [n, H, W, C]."""
+    return x.detach().numpy().transpose(0, 2, 3, 1)
+
+
+def tree(gradients) -> dict:
+    """The four arrays of the network as flax has them."""
+    kernel, bias, dense, dense_bias = (g.detach().numpy() for g in gradients)
+    dense = dense.reshape(CLASSES, 4, 6, 6).transpose(2, 3, 1, 0).reshape(-1, CLASSES)
+    return {
+        "kernel": kernel.transpose(2, 3, 1, 0),
+        "bias": bias,
+        "dense": dense,
+        "dense bias": dense_bias,
+    }
+
+
+def attacker(kind, model, config):
+    """An attacker with what `prepare_attack` would give it, and the candidates that it moves."""
+    dtype = getattr(torch, config.impl.dtype)
+    one = kind(
+        model, torch.nn.CrossEntropyLoss(), config, {"dtype": dtype, "device": torch.device("cpu")}
+    )
+    one.data_shape = (3, 8, 8)
+    one.dm = torch.tensor(MEAN, dtype=dtype)[None, :, None, None]
+    one.ds = torch.tensor(STD, dtype=dtype)[None, :, None, None]
+    moved = []
+    begin = one._init_optimizer
+    one._init_optimizer = lambda candidates: moved.extend(candidates) or begin(candidates)
+    return one, moved
+
+
+def main(checkout: str, path: str) -> None:
+    """Computes everything and writes the file."""
+    attacks = load(Path(checkout))
+    objectives = attacks("auxiliaries.objectives")
+    based = attacks("optimization_based_attack").OptimizationBasedAttacker
+    joint = attacks("optimization_with_label_attack").OptimizationJointAttacker
+    torch.manual_seed(0)
+    model, loss = network(), torch.nn.CrossEntropyLoss()
+    mean, std = (torch.tensor(v)[None, :, None, None] for v in (MEAN, STD))
+    pixels, labels = torch.rand(4, 3, 8, 8), torch.tensor([3, 0, 4, 1])
+    x, start = (pixels - mean) / std, torch.randn(4, 3, 8, 8)
+    arrays = {"pixels": images(pixels), "labels": labels.numpy(), "start": images(start)}
+    arrays |= {f"weights {k}": v for k, v in tree(model.parameters()).items()}
+
+    def slope(x, y):
+        return list(torch.autograd.grad(loss(model(x), y), model.parameters()))
+
+    truth = slope(x, labels)
+    arrays |= {f"gradient {k}": v for k, v in tree(truth).items()}
+
+    local = {
+        "steps": STEPS,
+        "data_per_step": PER_STEP,
+        "lr": RATE,
+        "labels": [labels[:2], labels[2:], labels[:2]],
+    }
+    for name, hyper in (("one", None), ("local", local)):
+        objective = objectives.CosineSimilarity()
+        objective.initialize(loss, settings().impl, hyper)
+        sent = truth
+        if hyper:
+            sent, _ = objective._grad_fn(model, x, labels)
+            sent = [g.detach() for g in sent]
+            arrays |= {f"update {k}": v for k, v in tree(sent).items()}
+        candidate = start.clone().requires_grad_()
+        value, _ = objective(model, sent, candidate, labels)
+        (derivative,) = torch.autograd.grad(value, candidate)
+        arrays[f"cosine {name}"] = value.detach().numpy()[0]
+        arrays[f"cosine {name} derivative"] = images(derivative)
+
+    config = settings(
+        objective={"type": "cosine-similarity"},
+        optim={
+            "signed": "hard",
+            "step_size": 0.1,
+            "boxed": True,
+            "max_iterations": 40,
+            "step_size_decay": "step-lr",
+        },
+    )
+    one, moved = attacker(based, model, config)
+    shared = [
+        {"gradients": truth, "metadata": {"num_data_points": 4, "local_hyperparams": None}},
+    ]
+    one._run_trial([model], shared, labels, {"Trial_0_Val": []}, 0, initial_data=start)
+    arrays["adam"] = images(moved[0])
+
+    double = network().double()
+    double.load_state_dict(model.state_dict())
+    sent = torch.autograd.grad(loss(double(x[:1].double()), labels[:1]), double.parameters())
+    config = settings(
+        # Twice breaching's half of the squares are DLG's squares.
+        objective={"scale": 2.0},
+        optim={"optimizer": "L-BFGS", "max_iterations": 3},
+        impl={"dtype": "double"},
+    )
+    one, moved = attacker(joint, double, config)
+    shared = [
+        {"gradients": list(sent), "metadata": {"num_data_points": 1, "local_hyperparams": None}},
+    ]
+    scores = torch.randn(1, CLASSES).double()
+    draw = one._initialize_data
+    one._initialize_data = lambda shape: (
+        scores.clone().requires_grad_() if tuple(shape) == (1, CLASSES) else draw(shape)
+    )
+    first = start[:1].double()
+    stats = {"Trial_0_Val": []}
+    one._run_trial([double], shared, scores, stats, 0, initial_data=first)
+    arrays |= {"lbfgs scores": scores.numpy(), "lbfgs": images(moved[0])}
+    arrays["lbfgs values"] = np.array(stats["Trial_0_Val"])
+    arrays["lbfgs end scores"] = moved[1].detach().numpy()
+
+    for place, batch in enumerate(BATCHES):
+        y = torch.tensor(batch)
+        gradients = slope((torch.rand(len(batch), 3, 8, 8) - mean) / std, y)
+        arrays |= {f"batch {place} {k}": v for k, v in tree(gradients).items()}
+        arrays[f"batch {place}"] = y.numpy()
+        for strategy in ("iDLG", "yin", "bias-corrected"):
+            if strategy == "iDLG" and len(batch) > 1:
+                continue
+            one, _ = attacker(based, model, settings(label_strategy=strategy))
+            shared = [{"gradients": gradients, "metadata": {"num_data_points": len(batch)}}]
+            named = one._recover_label_information(shared, None, [model])
+            arrays[f"batch {place} {strategy}"] = named.numpy()
+    np.savez_compressed(path, **arrays)
+    print({name: array.shape for name, array in arrays.items()}, arrays["cosine local"])
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
