@@ -222,6 +222,14 @@ GPU_ROUND = [
     "computed as",
     "busy",
 ]
+INVERSION = [
+    "network",
+    "messages",
+    "ours a minute",
+    "PyTorch a minute",
+    "faster than PyTorch",
+    "compile s",
+]
 PROCESSES = ["code", "convolutions", "C library", "slowest", "median", "fastest"]
 TABLES = {
     "targets": targets,
@@ -237,6 +245,7 @@ TABLES = {
     "tuning": tuning,
     "processes": lambda: measured("processes_cpu", PROCESSES),
     "fixed": lambda: measured("fixed_cpu", ["what", "ms"]),
+    "inversion": lambda: measured("inversion_cpu", INVERSION),
     "gpu aggregators": lambda: measured("aggregators_gpu", RULE),
     "gpu changes": gpu_changes,
     "gpu order": lambda: measured("order_gpu", ORDER),

@@ -50,7 +50,7 @@ def measure(network: str, batch: int, steps: int, images, labels, mean, std, fie
     x = images.reshape(-1, batch, *images.shape[1:])
     y = labels.reshape(-1, batch)
     made = fedjax_sec.reconstruct(
-        updates_of(model, space, params, (x - mean) / std, y, steps),
+        updates_of(model, space, params, (np.asarray(x) - mean) / std, y, steps),
         {"name": "inverting_gradients", "labels": "known", **fields},
         model=spec,
         params=params,

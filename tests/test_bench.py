@@ -3,6 +3,7 @@
 import json
 import runpy
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -16,7 +17,18 @@ from typer.testing import CliRunner
 
 import fedjax_sec
 from fedjax_sec import bench, cli
-from fedjax_sec.bench import aggregators, fixed, memory, peers, rounds, scaling, timing
+from fedjax_sec.bench import (
+    aggregators,
+    busy,
+    fixed,
+    inversion,
+    memory,
+    order,
+    peers,
+    rounds,
+    scaling,
+    timing,
+)
 from fedjax_sec.core import registry
 from fedjax_sec.core.types import LocalData
 from fedjax_sec.ops.client_axis import Layout
@@ -306,6 +318,34 @@ def test_a_stopped_benchmark_keeps_the_rows_that_it_has(tmp_path, monkeypatch):
     done = CliRunner().invoke(cli.app, ["bench", "fixed", "--out", str(out)])
     assert done.exit_code == 2
     assert json.loads(out.read_text())["rows"] == [{"what": "first", "ms": 1.0}]
+
+
+def test_reconstructions_are_timed(monkeypatch):
+    monkeypatch.setattr(inversion, "MESSAGES", (2,))
+    monkeypatch.setattr(inversion, "ATTACK", inversion.ATTACK | {"iterations": 8})
+    (row,) = inversion.run(timing.Rates(1e9, 1e9), ["mlp"], with_peers=False)
+    assert row["messages"] == 2 and row["ours a minute"] == pytest.approx(120 / row["ours s"])
+
+
+def test_every_way_finds_the_same_median():
+    rows = list(order.run(timing.Rates(1e9, 1e9), repeats=3, clients=(9,), dim=50))
+    assert {row["way"] for row in rows} == {"jnp.sort", "counting", "network"}
+    assert all(row["times the limit"] == pytest.approx(row["ms"] / row["limit ms"]) for row in rows)
+
+
+def test_the_share_of_busy_time_is_that_of_the_union():
+    assert busy.union([(0.0, 2.0), (1.0, 3.0), (1.5, 1.6), (4.0, 5.0)]) == 4.0
+    assert busy.busy_share(lambda: jnp.ones(2).block_until_ready()) == {}  # no device of its own
+
+
+def test_queued_calls_are_counted_as_so_many(monkeypatch):
+    calls = []
+    monkeypatch.setattr(timing, "on_cpu", lambda: False)
+    case = timing.queued("one", lambda: calls.append(0), lambda _: calls.append("wait"))
+    case.call()
+    assert case.times == timing.QUEUED == len(calls) - 1 and calls[-1] == "wait"
+    slept = timing.Case("slow", lambda: time.sleep(0.02), times=10)
+    assert timing.take_turns([slept], 3)["slow"].median < 0.01
 
 
 def test_the_page_shows_what_was_measured():

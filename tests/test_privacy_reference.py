@@ -1,5 +1,6 @@
 """Attacks on privacy against breaching's numbers, made by `benchmarks/privacy_reference.py`."""
 
+import runpy
 from pathlib import Path
 
 import jax
@@ -194,3 +195,17 @@ def test_labels_are_read_as_by_the_reference(place, task):
         assert sorted(labels.tolist()) == GOLDEN[f"batch {place} {theirs}"].tolist(), ours
         compared += 1
     assert compared
+
+
+def test_the_script_holds_every_image_against_its_guess():
+    root = Path(__file__).parents[1]
+    script = runpy.run_path(str(root / "scripts" / "inverting_gradients.py"))
+    rng = np.random.default_rng(0)
+    images = jnp.asarray(rng.uniform(size=(8, 32, 32, 3)), jnp.float32)
+    labels = jnp.asarray(rng.integers(0, 10, 8))
+    mean, std = np.array(MEAN, np.float32), np.array(STD, np.float32)
+    fields = {"iterations": 8, "restarts": 1, "total_variation": 1e-4}
+    line, guesses = script["measure"]("ConvNet", 4, 5, images, labels, mean, std, fields)
+    errors = np.mean((guesses - np.asarray(images)) ** 2, axis=(1, 2, 3))
+    assert line["images"] == 8 and line["local steps"] == 5
+    assert line["PSNR (dB)"] == pytest.approx(np.mean(-10 * np.log10(errors)), rel=1e-4)
