@@ -298,6 +298,32 @@ def test_one_example_is_read_from_a_perceptrons_first_layer():
     assert made.y.tolist() == y.tolist() and made.scores.psnr[0] > 50
 
 
+def test_linear_inversion_guesses_as_many_examples_as_all_merged_clients_have():
+    """Two clients with three examples each, of five classes: six guesses, not three."""
+    model = {"name": "logistic_regression"}
+    network = registry.models.build(model).make(PIXELS.shape, 5)
+    task = task_of(network, PIXELS, 5)
+    params = task.space.split(network.init(jax.random.key(0)))[0]
+    x, y = batch(6, task)
+    update = (trained(task, params, x[:3], y[:3]) + trained(task, params, x[3:], y[3:])) / 2
+    made = fedjax_sec.reconstruct(
+        update,
+        "linear_inversion",
+        model=model,
+        params=params,
+        shape=PIXELS.shape,
+        num_classes=5,
+        examples=6,
+        batch_size=3,
+        clients=2,
+        rate=0.1,
+        mean=0.3,
+        std=0.5,
+        truth=(x, y),
+    )
+    assert made.x.shape == (6, *PIXELS.shape) and made.scores.psnr.shape == (6,)
+
+
 def test_a_model_without_a_first_dense_layer_is_refused():
     inputs = InputSpec("pixels", (8, 8, 1))
     task, params = world("small_cnn", inputs)
