@@ -99,19 +99,23 @@ def as_on_a_gpu(monkeypatch):
     monkeypatch.setattr(sorting, "on_gpu", lambda: True)
 
 
-@EVERY
-@pytest.mark.parametrize("num_clients", [1, 6, 13, 70])
+#: Kernels that a GPU computes in another way than a CPU.
+DIFFERENT = ["median", "trimmed_mean", "mean_near_median", "weighted_mean", "mean_and_std"]
+DIFFERENT += ["row_norms", "finite_rows", "distances_from", "geometric_median", "centered_clip"]
+
+
+@pytest.mark.parametrize("name", DIFFERENT)
+@pytest.mark.parametrize("num_clients", [1, 13, 70])
 def test_kernels_for_a_gpu_equal_the_plain_version(name, num_clients, as_on_a_gpu):
     """Up to 64 clients are sorted by a network; of 70 the values are counted."""
     kernel = KERNELS[name]
     for kind in ("normal", "ties"):
-        if name == "kmeans_mean" and kind == "ties":
-            continue
         x, valid = example(kernel, num_clients, kind=kind)
         x = x.astype(np.float32)
         compare(compiled(kernel)(x, valid), plain(name, x, valid), x, jnp.float32, kind)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["median", "trimmed_mean", "mean_near_median", "weighted_mean"])
 @pytest.mark.parametrize("num_clients", [13, 70])
 def test_kernels_for_a_gpu_have_gradients_and_run_within_vmap(name, num_clients, as_on_a_gpu):

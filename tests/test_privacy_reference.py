@@ -197,6 +197,7 @@ def test_labels_are_read_as_by_the_reference(place, task):
     assert compared
 
 
+@pytest.mark.slow
 def test_the_script_holds_every_image_against_its_guess():
     root = Path(__file__).parents[1]
     script = runpy.run_path(str(root / "scripts" / "inverting_gradients.py"))
