@@ -115,6 +115,17 @@ def test_kernels_for_a_gpu_equal_the_plain_version(name, num_clients, as_on_a_gp
         compare(compiled(kernel)(x, valid), plain(name, x, valid), x, jnp.float32, kind)
 
 
+@pytest.mark.parametrize("on_cpu", [True, False])
+def test_stacks_are_compared_in_the_named_rows(on_cpu, monkeypatch):
+    monkeypatch.setattr(moments, "on_cpu", lambda: on_cpu)
+    x = jnp.array([[1.0, 2.0], [3.0, 4.0], [jnp.nan, 0.0]])
+    rows = jnp.array([[True, True, False], [True, False, False], [False, False, True]])
+    changed = x.at[1, 1].set(9.0)
+    differs = jax.jit(lambda one, other, rows: moments.differs_in_rows(one, other, rows))
+    assert [bool(differs(x, changed, row)) for row in rows] == [True, False, True]
+    assert [bool(differs(x, x, row)) for row in rows] == [False, False, True]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["median", "trimmed_mean", "mean_near_median", "weighted_mean"])
 @pytest.mark.parametrize("num_clients", [13, 70])
