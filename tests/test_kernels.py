@@ -116,6 +116,13 @@ def test_kernels_for_a_gpu_equal_the_plain_version(name, num_clients, as_on_a_gp
 
 
 @pytest.mark.parametrize("on_cpu", [True, False])
+def test_a_row_with_one_number_that_is_not_finite_is_not(on_cpu, monkeypatch):
+    monkeypatch.setattr(moments, "on_cpu", lambda: on_cpu)
+    x = jnp.ones((4, 50)).at[1, 7].set(jnp.nan).at[2, 0].set(-jnp.inf).at[3].set(3e38)
+    assert jax.jit(lambda x: moments.finite_rows(x))(x).tolist() == [True, False, False, True]
+
+
+@pytest.mark.parametrize("on_cpu", [True, False])
 def test_stacks_are_compared_in_the_named_rows(on_cpu, monkeypatch):
     monkeypatch.setattr(moments, "on_cpu", lambda: on_cpu)
     x = jnp.array([[1.0, 2.0], [3.0, 4.0], [jnp.nan, 0.0]])
