@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import threading
 import time
 
 import jax
@@ -79,6 +80,20 @@ def test_the_fastest_is_chosen(measuring, milliseconds, expected):
     assert result.choice == expected
     fitting = {str(choice) for choice, value in milliseconds.items() if value is not None}
     assert result.milliseconds.keys() == fitting
+
+
+def test_another_devices_candidates_compile_side_by_side(measuring, monkeypatch):
+    """All three are being compiled before the first is finished, and the choice is the same."""
+    monkeypatch.setattr(tuning, "on_cpu", lambda: False)
+    monkeypatch.setattr(tuning, "usable_cores", lambda: 3)
+    together, calls = threading.Barrier(3, timeout=30), lasting({A: 20, B: 5, C: None})
+
+    def measure(choice):
+        together.wait()
+        return calls(choice)
+
+    result = tune([A, B, C], {"work": "side by side"}, measure)
+    assert result.choice == B and result.milliseconds.keys() == {str(A), str(B)}
 
 
 def test_a_hopeless_candidate_is_timed_once(measuring):

@@ -33,7 +33,7 @@ def distances_from(updates: Float[Array, "K D"], center: Float[Array, " D"]) -> 
 @jax.custom_jvp
 def _distances_from(updates, center):
     if not on_cpu():
-        return one_pass_norms((updates - center[None, :]).astype(center.dtype))
+        return one_pass_norms(updates - center[None, :])
     squares = jnp.sum((updates - center[None, :]) ** 2, axis=1)
     limits = jnp.finfo(squares.dtype)
 
