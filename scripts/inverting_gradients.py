@@ -22,10 +22,10 @@ from fedjax_sec.core import make_space, registry
 from fedjax_sec.report import plotting
 
 NETWORKS = {"ConvNet": {"name": "small_cnn"}, "ResNet20": {"name": "resnet", "depth": 20}}
-BATCHES, STEPS, RATE = (1, 4, 8), (1, 5), 0.01
+BATCHES, STEPS = (1, 4, 8), (1, 5)
 
 
-def updates_of(model, space, params, x, y, steps: int):
+def updates_of(model, space, params, x, y, steps: int, rate: float):
     """What clients send, [m, D]: their parameters after `steps` steps on all of x [m, n, ...]."""
 
     def loss(weights, x, y):
@@ -35,13 +35,13 @@ def updates_of(model, space, params, x, y, steps: int):
     def train(x, y):
         slope = jnp.zeros_like(params)
         for _ in range(steps):
-            slope = slope + jax.grad(loss)(params - RATE * slope, x, y)
-        return -RATE * slope
+            slope = slope + jax.grad(loss)(params - rate * slope, x, y)
+        return -rate * slope
 
     return jax.jit(jax.vmap(train))(x, y)
 
 
-def measure(network: str, batch: int, steps: int, images, labels, mean, std, fields):
+def measure(network: str, batch: int, steps: int, images, labels, mean, std, rate, fields):
     """One line: the scores of all images, reconstructed from messages of `batch` images each."""
     spec = NETWORKS[network]
     model = registry.models.build(spec).make(images.shape[1:], 10)
@@ -49,8 +49,14 @@ def measure(network: str, batch: int, steps: int, images, labels, mean, std, fie
     params = space.split(model.init(jax.random.key(0)))[0]
     x = images.reshape(-1, batch, *images.shape[1:])
     y = labels.reshape(-1, batch)
+    updates = updates_of(model, space, params, (np.asarray(x) - mean) / std, y, steps, rate)
+    if not np.isfinite(updates).all():
+        raise typer.BadParameter(
+            f"{network} diverges within {steps} local steps of {batch} image(s) at rate {rate:g}: "
+            f"lower --rate."
+        )
     made = fedjax_sec.reconstruct(
-        updates_of(model, space, params, (np.asarray(x) - mean) / std, y, steps),
+        updates,
         {"name": "inverting_gradients", "labels": "known", **fields},
         model=spec,
         params=params,
@@ -58,7 +64,7 @@ def measure(network: str, batch: int, steps: int, images, labels, mean, std, fie
         num_classes=10,
         examples=batch,
         steps=steps,
-        rate=RATE,
+        rate=rate,
         labels=y,
         mean=mean,
         std=std,
@@ -75,6 +81,7 @@ def measure(network: str, batch: int, steps: int, images, labels, mean, std, fie
         "network": network,
         "batch": batch,
         "local steps": steps,
+        "rate": rate,
         "images": images.shape[0],
         "PSNR (dB)": float(scores["psnr"].mean()),
         "best PSNR (dB)": float(scores["psnr"].max()),
@@ -91,6 +98,7 @@ def main(
     network: Annotated[list[str] | None, typer.Option(help="ConvNet, ResNet20; all.")] = None,
     images: Annotated[int, typer.Option(help="A multiple of 8.", min=8)] = 8,
     iterations: Annotated[int, typer.Option(help="Steps of Adam; the paper: 24000.")] = 24_000,
+    rate: Annotated[float, typer.Option(help="Of the local steps.")] = 1e-3,
     restarts: Annotated[int, typer.Option(help="Independent starts.")] = 1,
     total_variation: Annotated[float, typer.Option(help="Its weight.")] = 1e-4,
 ) -> None:
@@ -113,10 +121,10 @@ def main(
         for steps in STEPS:
             for batch in BATCHES:
                 wanted = {"network": name, "batch": batch, "local steps": steps, "images": images}
-                wanted |= fields
+                wanted |= {"rate": rate} | fields
                 kept = out / f"{name}-{batch}-{steps}.npy"
                 if not any(wanted.items() <= line.items() for line in lines) or not kept.exists():
-                    line, made = measure(name, batch, steps, x, y, mean, std, fields)
+                    line, made = measure(name, batch, steps, x, y, mean, std, rate, fields)
                     np.save(kept, made)
                     lines = [one for one in lines if not wanted.items() <= one.items()] + [line]
                     path.write_text(json.dumps(lines, indent=2) + "\n")

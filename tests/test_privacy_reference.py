@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import typer
 from flax import linen as nn
 
 import fedjax_sec
@@ -206,7 +207,9 @@ def test_the_script_holds_every_image_against_its_guess():
     labels = jnp.asarray(rng.integers(0, 10, 8))
     mean, std = np.array(MEAN, np.float32), np.array(STD, np.float32)
     fields = {"iterations": 8, "restarts": 1, "total_variation": 1e-4}
-    line, guesses = script["measure"]("ConvNet", 4, 5, images, labels, mean, std, fields)
+    line, guesses = script["measure"]("ConvNet", 4, 5, images, labels, mean, std, 0.01, fields)
     errors = np.mean((guesses - np.asarray(images)) ** 2, axis=(1, 2, 3))
     assert line["images"] == 8 and line["local steps"] == 5
     assert line["PSNR (dB)"] == pytest.approx(np.mean(-10 * np.log10(errors)), rel=1e-4)
+    with pytest.raises(typer.BadParameter, match="diverges within 5 local steps of 4 image"):
+        script["measure"]("ConvNet", 4, 5, images, labels, mean, std, 1e30, fields)
