@@ -20,6 +20,7 @@ import typer
 import fedjax_sec
 from fedjax_sec.core import make_space, registry
 from fedjax_sec.report import plotting
+from fedjax_sec.runs import results
 
 NETWORKS = {"ConvNet": {"name": "small_cnn"}, "ResNet20": {"name": "resnet", "depth": 20}}
 BATCHES, STEPS = (1, 4, 8), (1, 5)
@@ -127,7 +128,7 @@ def main(
                     line, made = measure(name, batch, steps, x, y, mean, std, rate, fields)
                     np.save(kept, made)
                     lines = [one for one in lines if not wanted.items() <= one.items()] + [line]
-                    path.write_text(json.dumps(lines, indent=2) + "\n")
+                    path.write_text(json.dumps(results.to_json(lines), indent=2) + "\n")
                     print(line)
                 guesses = np.load(kept)
                 errors = np.mean((guesses - np.asarray(x)) ** 2, axis=(1, 2, 3))
