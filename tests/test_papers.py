@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from fedjax_sec.core import ConfigError
-from fedjax_sec.papers import alie, fat, fedsecurity, fltrust, rlr
+from fedjax_sec.papers import alie, fat, fedsecurity, fltrust, reconstruction, rlr
 from fedjax_sec.report import audit, plotting
 from fedjax_sec.report import paper as engine
 from fedjax_sec.report.paper_writers import percent
@@ -50,6 +50,17 @@ def test_published_numbers_are_all_there():
         assert all(line["place"] for line in lines)
         for line in lines:
             assert line["item"] in paper.items
+
+
+@pytest.mark.parametrize("scale", engine.SCALES)
+def test_labels_are_read_from_the_untrained_network_first(scale):
+    """What the figure calls untrained is the first evaluation, which must be that of round 1."""
+    plan = reconstruction.PAPER.plan(scale)
+    sheets = engine.make_cells(reconstruction.PAPER, plan, ["labels", "labels_cifar100"])
+    cells = [cell for _, _, rows in sheets for _, row in rows for cell in row]
+    assert len(cells) > 50
+    for cell in cells:
+        assert cell.experiment.evaluation.every == 1 and cell.experiment.rounds > 1
 
 
 @pytest.mark.parametrize("scale", engine.SCALES)
