@@ -201,7 +201,7 @@ def test_labels_are_read_as_by_the_reference(place, task):
 @pytest.mark.slow
 def test_the_script_holds_every_image_against_its_guess():
     root = Path(__file__).parents[1]
-    script = runpy.run_path(str(root / "scripts" / "inverting_gradients.py"))
+    script = runpy.run_path(str(root / "benchmarks" / "inverting_gradients.py"))
     rng = np.random.default_rng(0)
     images = jnp.asarray(rng.uniform(size=(8, 32, 32, 3)), jnp.float32)
     labels = jnp.asarray(rng.integers(0, 10, 8))

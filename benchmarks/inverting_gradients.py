@@ -1,6 +1,6 @@
 """Inverting gradients over networks, batch sizes and local steps, in evaluation mode.
 
-    python scripts/inverting_gradients.py --data-dir DATA --out results/inverting
+    python benchmarks/inverting_gradients.py --data-dir DATA --out results/inverting
 
 A network that has not been trained takes gradient steps on the first images of CIFAR10's test set,
 with the running statistics of its batch norm in place of the batch's, as in Geiping et al. 2020;
