@@ -98,12 +98,14 @@ def main(
     data_dir: Annotated[Path | None, typer.Option(help="Prepared data sets.")] = None,
     network: Annotated[list[str] | None, typer.Option(help="ConvNet, ResNet20; all.")] = None,
     images: Annotated[int, typer.Option(help="A multiple of 8.", min=8)] = 8,
-    iterations: Annotated[int, typer.Option(help="Steps of Adam; the paper: 24000.")] = 24_000,
+    iterations: Annotated[int, typer.Option(help="Steps of Adam; author code: 24000.")] = 24_000,
     rate: Annotated[float, typer.Option(help="Of the local steps.")] = 1e-3,
     restarts: Annotated[int, typer.Option(help="Independent starts.")] = 1,
     total_variation: Annotated[float, typer.Option(help="Its weight.")] = 1e-4,
 ) -> None:
     """Writes `inverting.json`, `inverting.md` and a picture for each network."""
+    if images % max(BATCHES):
+        raise typer.BadParameter(f"--images must be a multiple of {max(BATCHES)}, got {images}.")
     dataset = registry.datasets.build("cifar10")
     source = dataset.load(None if data_dir is None else str(data_dir), True)
     x = jnp.asarray(source.x_test[:images], jnp.float32) / 255

@@ -1,4 +1,4 @@
-"""Records what breaching computes on a small network; `tests/test_privacy_attacks.py` compares.
+"""Records what breaching computes on a small network; `tests/test_privacy_reference.py` compares.
 
     git clone https://github.com/JonasGeiping/breaching     # its commit 8bd99d5 was used
     pip install torch omegaconf
@@ -32,7 +32,7 @@ BATCHES = ([3], [0, 1, 2, 4], [1, 1, 1, 3], [2, 2, 4, 4, 4, 0])
 
 
 def load(checkout: Path):
-    """breaching's (objectives, module of an attack by name), without its other modules."""
+    """A function that gives a module of breaching's attacks by name, without loading the others."""
     for name in ("", ".attacks", ".attacks.auxiliaries", ".cases", ".cases.models"):
         package = types.ModuleType(f"breaching{name}")
         package.__path__ = [str(checkout / f"breaching{name}".replace(".", "/"))]
