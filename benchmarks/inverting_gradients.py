@@ -99,6 +99,7 @@ def main(
     network: Annotated[list[str] | None, typer.Option(help="ConvNet, ResNet20; all.")] = None,
     images: Annotated[int, typer.Option(help="A multiple of 8.", min=8)] = 8,
     iterations: Annotated[int, typer.Option(help="Steps of Adam; author code: 24000.")] = 24_000,
+    steps: Annotated[list[int] | None, typer.Option(help="Local steps: 1 and 5.", min=1)] = None,
     rate: Annotated[float, typer.Option(help="Of the local steps.")] = 1e-3,
     restarts: Annotated[int, typer.Option(help="Independent starts.")] = 1,
     total_variation: Annotated[float, typer.Option(help="Its weight.")] = 1e-4,
@@ -121,13 +122,13 @@ def main(
     lines = json.loads(path.read_text()) if path.exists() else []
     for name in network or NETWORKS:
         strips = [plotting.Strip("original", np.asarray(x), [])]
-        for steps in STEPS:
+        for count in steps or STEPS:
             for batch in BATCHES:
-                wanted = {"network": name, "batch": batch, "local steps": steps, "images": images}
+                wanted = {"network": name, "batch": batch, "local steps": count, "images": images}
                 wanted |= {"rate": rate} | fields
-                kept = out / f"{name}-{batch}-{steps}.npy"
+                kept = out / f"{name}-{batch}-{count}.npy"
                 if not any(wanted.items() <= line.items() for line in lines) or not kept.exists():
-                    line, made = measure(name, batch, steps, x, y, mean, std, rate, fields)
+                    line, made = measure(name, batch, count, x, y, mean, std, rate, fields)
                     np.save(kept, made)
                     lines = [one for one in lines if not wanted.items() <= one.items()] + [line]
                     path.write_text(json.dumps(results.to_json(lines), indent=2) + "\n")
@@ -135,7 +136,7 @@ def main(
                 guesses = np.load(kept)
                 errors = np.mean((guesses - np.asarray(x)) ** 2, axis=(1, 2, 3))
                 notes = [f"{-10 * np.log10(error):.1f} dB" for error in errors]
-                steps_of = f"batch {batch}, {steps} step{'s' * (steps > 1)}"
+                steps_of = f"batch {batch}, {count} step{'s' * (count > 1)}"
                 strips.append(plotting.Strip(steps_of, guesses, notes))
         title = f"{name} on CIFAR10, {iterations} iterations, best of {restarts}"
         plotting.strips(strips, title, out / f"{name}.png")

@@ -12,9 +12,14 @@ file holds the weights of a network (convolution 3 x 3 with 4 channels, sigmoid,
 - the cosine distance at `start`, and its derivative, of one step and of three steps on two images
   each (its graph through local steps);
 - where its `invertinggradients` attacker stands after 40 signed steps of Adam from `start`;
-- where its `deep-leakage` attacker stands after 3 calls of L-BFGS, on the first image, in float64.
+- where its `deep-leakage` attacker stands after 3 calls of L-BFGS, on the first image, in float64;
+- on other small networks: `DeepInversion`'s distance of two batch norms' statistics and its
+  derivative; `EuclideanTag` of guessed embeddings and labels and its derivatives; and the inputs
+  that its attackers read from a first dense layer, with the gradients: `analytic`, Robbing the Fed,
+  and when the curious abandon honesty.
 
-Images are [n, H, W, C], kernels as flax has them.
+Images are [n, H, W, C], kernels as flax has them. The guesses of the last attackers are in units
+behind the normalisation.
 """
 
 import importlib
@@ -32,12 +37,13 @@ BATCHES = ([3], [0, 1, 2, 4], [1, 1, 1, 3], [2, 2, 4, 4, 4, 0])
 
 
 def load(checkout: Path):
-    """A function that gives a module of breaching's attacks by name, without loading the others."""
-    for name in ("", ".attacks", ".attacks.auxiliaries", ".cases", ".cases.models"):
+    """A function that gives a module of breaching by name, without loading the others."""
+    folders = (".attacks", ".attacks.auxiliaries", ".cases", ".cases.models")
+    for name in ("", *folders, ".cases.malicious_modifications"):
         package = types.ModuleType(f"breaching{name}")
         package.__path__ = [str(checkout / f"breaching{name}".replace(".", "/"))]
         sys.modules[package.__name__] = package
-    return lambda name: importlib.import_module(f"breaching.attacks.{name}")
+    return lambda name: importlib.import_module(f"breaching.{name}")
 
 
 def network() -> torch.nn.Sequential:
@@ -110,12 +116,155 @@ def attacker(kind, model, config):
     return one, moved
 
 
+def batch_norms(breaching, x, start) -> dict:
+    """DeepInversion's distance of statistics in a network of two batch norms, and its derivative.
+
+    The network is in training mode with a momentum of 0: its running statistics stay as they are.
+    """
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3),
+        torch.nn.BatchNorm2d(4, momentum=0.0),
+        torch.nn.Sigmoid(),
+        torch.nn.Conv2d(4, 4, 3),
+        torch.nn.BatchNorm2d(4, momentum=0.0),
+        torch.nn.Flatten(),
+        torch.nn.Linear(4 * 16, CLASSES),
+    )
+    arrays = {}
+    for number, (conv, norm) in enumerate(((model[0], model[1]), (model[3], model[4]))):
+        with torch.no_grad():
+            norm.running_mean.uniform_(-0.5, 0.5)
+            norm.running_var.uniform_(0.1, 1.0)
+            norm.weight.uniform_(0.5, 1.5)
+            norm.bias.uniform_(-0.5, 0.5)
+        arrays |= {
+            f"bn Conv_{number}/kernel": conv.weight.detach().numpy().transpose(2, 3, 1, 0),
+            f"bn Conv_{number}/bias": conv.bias.detach().numpy(),
+            f"bn BatchNorm_{number}/scale": norm.weight.detach().numpy(),
+            f"bn BatchNorm_{number}/bias": norm.bias.detach().numpy(),
+            f"bn BatchNorm_{number}/mean": norm.running_mean.numpy(),
+            f"bn BatchNorm_{number}/var": norm.running_var.numpy(),
+        }
+    prior = breaching("attacks.auxiliaries.regularizers").DeepInversion({}, 0.1, 10)
+    prior.initialize([model])
+    for name, batch in (("truth", x), ("start", start)):
+        candidate = batch.clone().requires_grad_()
+        model(candidate)
+        value = prior(candidate)
+        (derivative,) = torch.autograd.grad(value, candidate)
+        arrays |= {f"bn {name}": value.detach().numpy(), f"bn {name} slope": images(derivative)}
+    return arrays
+
+
+class Text(torch.nn.Module):
+    """Tanh between two dense layers on embeddings [n, 4, 6]; biases first, as in our vectors."""
+
+    def __init__(self):
+        super().__init__()
+        first, second = torch.nn.Linear(24, 10), torch.nn.Linear(10, 12)
+        self.a_bias, self.a_kernel = first.bias, torch.nn.Parameter(first.weight.T.clone())
+        self.b_bias, self.b_kernel = second.bias, torch.nn.Parameter(second.weight.T.clone())
+
+    def forward(self, z):
+        hidden = torch.tanh(z.flatten(1) @ self.a_kernel + self.a_bias)
+        return hidden @ self.b_kernel + self.b_bias
+
+
+def text(objectives) -> dict:
+    """EuclideanTag of guessed embeddings and scores of labels, and its derivatives."""
+    model, loss = Text(), torch.nn.CrossEntropyLoss()
+    table = torch.randn(12, 6)
+    tokens, labels = torch.tensor([[3, 7, 1, 9], [0, 2, 11, 2]]), torch.tensor([5, 8])
+    sent = torch.autograd.grad(loss(model(table[tokens]), labels), list(model.parameters()))
+    objective = objectives.EuclideanTag(tag_scale=0.1, scale_scheme="linear")
+    objective.initialize(loss, settings().impl)
+    guess = torch.randn(2, 4, 6, requires_grad=True)
+    scores = torch.randn(2, 12, requires_grad=True)
+    value, _ = objective(model, sent, guess, scores.softmax(dim=-1))
+    slopes = torch.autograd.grad(value, (guess, scores))
+    recorded = {name: parameter for name, parameter in model.named_parameters()}
+    recorded |= {f"sent {name}": one for name, one in zip(recorded.copy(), sent, strict=True)}
+    recorded |= {"table": table, "tokens": tokens, "labels": labels, "guess": guess}
+    recorded |= {"scores": scores, "value": value[0]}
+    recorded |= {"guess slope": slopes[0], "scores slope": slopes[1]}
+    return {f"tag {name}": one.detach().numpy() for name, one in recorded.items()}
+
+
+def first_layers(breaching, x, pixels, labels) -> dict:
+    """What the attackers that read a first dense layer get, with the gradients that they read."""
+    analytic = breaching("attacks.analytic_attack")
+    blocks = breaching("cases.malicious_modifications.imprint")
+    loss, shape = torch.nn.CrossEntropyLoss(), (3, 8, 8)
+
+    def read(kind, model, inputs, y, secrets):
+        """(the first layer's gradients by kernel and bias, the attacker's guesses)."""
+        gradients = list(torch.autograd.grad(loss(model(inputs), y), model.parameters()))
+        choices = {"sort_by_bias": False, "breach_padding": False, "breach_reduction": None}
+        one, _ = attacker(kind, model, settings(**choices))
+        one.prepare_attack = lambda payload, shared: ([model], y, {})
+        if inputs is pixels:  # in [0, 1]
+            one.dm, one.ds = torch.tensor(0.0), torch.tensor(1.0)
+        payload = [{"metadata": types.SimpleNamespace(modality="vision")}]
+        shared = [{"gradients": gradients, "metadata": {"num_data_points": len(y)}}]
+        made, _ = one.reconstruct(payload, shared, secrets)
+        return *gradients[:2], made["data"].reshape(-1, *shape)
+
+    def secrets(block):
+        return {
+            "ImprintBlock": {
+                "weight_idx": 0,
+                "bias_idx": 1,
+                "structure": block.structure,
+                "shape": shape,
+            }
+        }
+
+    dense = torch.nn.Sequential(
+        torch.nn.Flatten(), torch.nn.Linear(192, 20), torch.nn.ReLU(), torch.nn.Linear(20, CLASSES)
+    )
+    imprint = blocks.ImprintBlock(shape, 40, gain=1, linfunc="fourier", mode=32)
+    traps = blocks.CuriousAbandonHonesty(shape, 60, connection="addition")
+    rest = network()
+    cases = {
+        "analytic": (analytic.AnalyticAttacker, dense, dense[1], x[:1], labels[:1], {}),
+        "imprint": (
+            analytic.ImprintAttacker,
+            torch.nn.Sequential(imprint, rest),
+            imprint.linear0,
+            x,
+            labels,
+            secrets(imprint),
+        ),
+        "traps": (
+            analytic.ImprintAttacker,
+            torch.nn.Sequential(traps, rest),
+            traps.linear0,
+            pixels,
+            labels,
+            secrets(traps),
+        ),
+    }
+    arrays = {"imprint edges": np.array(imprint.bins)}
+    arrays["imprint query"] = imprint.linear0.weight[0].detach().numpy()
+    normal = blocks.ImprintBlock(shape, 40, gain=1, linfunc="avg")
+    arrays["imprint normal edges"] = np.array(normal.bins)
+    for name, (kind, model, layer, inputs, y, secret) in cases.items():
+        kernel, bias, guesses = read(kind, model, inputs, y, secret)
+        weights = layer.weight.detach()
+        for what, one in (("kernel", kernel), ("weights", weights)):
+            by_pixel = one.reshape(-1, *shape).permute(2, 3, 1, 0)
+            arrays[f"{name} {what}"] = by_pixel.reshape(192, -1).numpy()
+        arrays |= {f"{name} bias": bias.numpy(), f"{name} guesses": images(guesses)}
+        arrays[f"{name} biases"] = layer.bias.detach().numpy()
+    return arrays
+
+
 def main(checkout: str, path: str) -> None:
     """Computes everything and writes the file."""
-    attacks = load(Path(checkout))
-    objectives = attacks("auxiliaries.objectives")
-    based = attacks("optimization_based_attack").OptimizationBasedAttacker
-    joint = attacks("optimization_with_label_attack").OptimizationJointAttacker
+    breaching = load(Path(checkout))
+    objectives = breaching("attacks.auxiliaries.objectives")
+    based = breaching("attacks.optimization_based_attack").OptimizationBasedAttacker
+    joint = breaching("attacks.optimization_with_label_attack").OptimizationJointAttacker
     torch.manual_seed(0)
     model, loss = network(), torch.nn.CrossEntropyLoss()
     mean, std = (torch.tensor(v)[None, :, None, None] for v in (MEAN, STD))
@@ -204,6 +353,9 @@ def main(checkout: str, path: str) -> None:
             shared = [{"gradients": gradients, "metadata": {"num_data_points": len(batch)}}]
             named = one._recover_label_information(shared, None, [model])
             arrays[f"batch {place} {strategy}"] = named.numpy()
+    arrays |= batch_norms(breaching, x, start)
+    arrays |= text(objectives)
+    arrays |= first_layers(breaching, x, pixels, labels)
     np.savez_compressed(path, **arrays)
     print({name: array.shape for name, array in arrays.items()}, arrays["cosine local"])
 

@@ -423,12 +423,12 @@ def test_batch_norm_statistics_are_matched_by_the_true_batch():
     attack = registry.privacy_attacks.build({"name": "grad_inversion", "statistics": "sent"})
     update = trained(task, params, x, y)
     known = known_of(task, 2, batch_statistics=True)
-    prior = attack._statistics_prior(Message(update, 1.0), params, task, known)
+    prior = attack.statistics_prior(Message(update, 1.0), params, task, known)
     other = batch(2, task, seed=1)[0]
     assert prior(x) < 1e-3 < 0.1 < prior(other)
     assert jnp.abs(jax.grad(prior)(other)).max() > 0
     running = registry.privacy_attacks.build("grad_inversion")
-    assert running._statistics_prior(Message(update, 1.0), params, task, known)(x) > 0.1
+    assert running.statistics_prior(Message(update, 1.0), params, task, known)(x) > 0.1
 
 
 def text_world(**fields):

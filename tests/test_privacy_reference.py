@@ -198,6 +198,123 @@ def test_labels_are_read_as_by_the_reference(place, task):
     assert compared
 
 
+class Normalised(nn.Module):
+    """The reference's network of two batch norms."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        for activation in (nn.sigmoid, lambda x: x):
+            x = nn.Conv(4, (3, 3), padding="VALID")(x)
+            x = activation(nn.BatchNorm(use_running_average=not train)(x))
+        return nn.Dense(CLASSES)(x.reshape(x.shape[0], -1))
+
+
+@pytest.mark.parametrize("batch", ["truth", "start"])
+def test_the_distance_of_batch_norm_statistics_is_the_references(batch):
+    network = registry.models.build(named("model", Normalised())).make(SHAPE, CLASSES)
+    task = task_of(network, InputSpec("pixels", SHAPE, 1.0, MEAN, STD), CLASSES)
+    params = jnp.zeros(task.dim)
+    for name, place in task.space.slices.items():
+        if f"bn {name.partition('/')[2]}" in GOLDEN:
+            params = params.at[place].set(GOLDEN[f"bn {name.partition('/')[2]}"].ravel())
+    attack = registry.privacy_attacks.build({"name": "grad_inversion", "batch_norm": 0.1})
+    nothing = Message(jnp.zeros(task.dim), jnp.float32(1), None)
+    prior = attack.statistics_prior(nothing, params, task, known_of())
+    x = (GOLDEN["pixels"] - pixels(0.0)) / np.array(STD) if batch == "truth" else GOLDEN["start"]
+    value, slope = jax.jit(jax.value_and_grad(lambda x: prior(pixels(x))))(x.astype(np.float32))
+    np.testing.assert_allclose(value, GOLDEN[f"bn {batch}"], rtol=1e-3)
+    np.testing.assert_allclose(slope, GOLDEN[f"bn {batch} slope"], rtol=1e-2, atol=1e-5)
+
+
+class Text(nn.Module):
+    """The reference's network on texts, with a table of embeddings."""
+
+    @nn.compact
+    def __call__(self, tokens):
+        z = nn.Embed(12, 6, name="embedding_0")(tokens)
+        hidden = nn.tanh(nn.Dense(10, name="a")(z.reshape(z.shape[0], -1)))
+        return nn.Dense(12, name="b")(hidden)
+
+
+def test_tags_distance_and_its_derivatives_are_the_references():
+    network = registry.models.build(named("model", Text())).make((4,), 12)
+    task = task_of(network, InputSpec("tokens", (4,)), 12)
+    kinds = {"params": "", "slope": "sent "}
+    vectors = {kind: jnp.zeros(task.dim) for kind in kinds}
+    for name, place in task.space.slices.items():
+        _, layer, leaf = name.split("/")
+        for kind, prefix in kinds.items():
+            known = f"tag {prefix}{layer}_{leaf}"
+            values = GOLDEN[known] if known in GOLDEN else GOLDEN["tag table"]
+            vectors[kind] = vectors[kind].at[place].set(values.ravel())
+    distance = registry.privacy_attacks.build("tag").objective(
+        vectors["slope"], vectors["params"], task
+    )
+    value, slopes = jax.jit(jax.value_and_grad(distance, argnums=(0, 1)))(
+        GOLDEN["tag guess"], GOLDEN["tag scores"]
+    )
+    # breaching takes half of it.
+    np.testing.assert_allclose(value / 2, GOLDEN["tag value"], rtol=1e-4)
+    for slope, name in zip(slopes, ("guess", "scores"), strict=True):
+        np.testing.assert_allclose(slope / 2, GOLDEN[f"tag {name} slope"], rtol=1e-2, atol=1e-5)
+
+
+#: Attack and network of each of the reference's cases.
+FIRST_LAYERS = {
+    "analytic": ({"name": "analytic"}, {"name": "mlp", "hidden": [20]}),
+    "imprint": ({"name": "imprint", "bins": 40}, Small()),
+    "traps": ({"name": "curious_abandon_honesty", "units": 60}, Small()),
+}
+
+
+@pytest.mark.parametrize("case", FIRST_LAYERS)
+def test_the_inputs_of_a_first_layer_are_the_references(case):
+    """Every true image that breaching reads from a gradient is among our guesses."""
+    spec, base = FIRST_LAYERS[case]
+    attack = registry.privacy_attacks.build(spec | {"labels": "known"})
+    network = registry.models.build(named("model", base))
+    network = attack.insert(network) if case != "analytic" else network
+    mean, std = ((0.0,) * 3, (1.0,) * 3) if case == "traps" else (MEAN, STD)
+    task = task_of(
+        network.make(SHAPE, CLASSES), InputSpec("pixels", SHAPE, 1.0, mean, std), CLASSES
+    )
+    params, update = jnp.zeros(task.dim), jnp.zeros(task.dim)
+    (kernel,) = (n for n, shape in task.space.shapes.items() if shape[:-1] == (192,))
+    bias = kernel.replace("kernel", "bias")
+    for name, part in ((kernel, "kernel"), (bias, "bias")):
+        weights = GOLDEN[f"{case} weights" if part == "kernel" else f"{case} biases"]
+        params = params.at[task.space.slices[name]].set(weights.ravel())
+        gradient = GOLDEN[f"{case} {part}"].ravel()
+        update = update.at[task.space.slices[name]].set(-gradient)
+    count = 1 if case == "analytic" else 4
+    known = known_of(count, batch=count)._replace(
+        rate=1.0, labels=jnp.asarray(GOLDEN["labels"][:count])
+    )
+    message = Message(update, jnp.float32(1), None)
+    made = np.asarray(attack.reconstruct(jax.random.key(0), message, params, task, known).x)
+    theirs = GOLDEN[f"{case} guesses"] * np.array(std) + np.array(mean)
+    truth = GOLDEN["pixels"][:count]
+
+    def read(guesses):
+        apart = np.abs(guesses[:, None] - truth[None]).max(axis=(2, 3, 4))
+        return set(np.flatnonzero((apart < 1e-3).any(axis=0)).tolist())
+
+    assert read(theirs) and read(theirs) <= read(made), (read(theirs), read(made))
+
+
+def test_an_imprints_query_and_edges_are_the_references():
+    attack = registry.privacy_attacks.build({"name": "imprint", "bins": 40})
+    theirs = GOLDEN["imprint query"]
+    np.testing.assert_allclose(
+        attack.query(None, 192), theirs / np.linalg.norm(theirs), rtol=1e-3, atol=1e-5
+    )
+    np.testing.assert_allclose(attack.edges(40), GOLDEN["imprint edges"], rtol=1e-4, atol=1e-5)
+    normal = registry.privacy_attacks.build({"name": "imprint", "bins": 40, "measure": "mean"})
+    np.testing.assert_allclose(
+        normal.edges(40), GOLDEN["imprint normal edges"], rtol=1e-4, atol=1e-5
+    )
+
+
 @pytest.mark.slow
 def test_the_script_holds_every_image_against_its_guess():
     root = Path(__file__).parents[1]

@@ -13,27 +13,39 @@ from fedjax_sec.core import ConfigError
 _SAME = 1e-5
 
 
-def most_certain(kernel, bias, task, count: int):
-    """The n inputs [n, ...] that units give with most agreement, clipped to the valid range.
+def most_certain(kernel, bias, task, count: int, shared: bool = False):
+    """The n inputs [n, ...] that units give most certainly, clipped to the valid range.
 
-    A unit that one example alone moves gives that example, and so does every other such unit;
-    mixtures differ from unit to unit. Inputs are taken by how many units give them, then those
-    within the valid range, then by the size of the bias's gradient; units that gave one are left
-    out of those that follow.
+    A unit that one example alone moves gives that example, and so does every other such unit; of
+    several it gives a mixture, which differs from unit to unit. Inputs are taken by how many units
+    give them, then those within the valid range, then by the size of the bias's gradient. With
+    `shared` an example moves all units that it passes alike, so mixtures agree too: taken are
+    inputs within the range by the smallest gradient of the bias, which is the sum over the
+    examples. Mixtures of inputs that are taken come behind all others.
     """
     x, inside = inputs_of(kernel, bias, task)
     flat = x.reshape(x.shape[0], -1)
-    squares = jnp.sum(flat**2, axis=1)
-    apart = squares[:, None] + squares[None] - 2.0 * flat @ flat.T
-    same = (apart <= _SAME * flat.shape[1]) & (inside[:, None] * inside[None] > 0)
     size = jnp.abs(bias) / jnp.maximum(jnp.abs(bias).max(), 1e-30)
-    rank = jnp.maximum(same.sum(axis=1), 1) + 0.5 * inside + 0.25 * size
+    if shared:
+        rank = 1.0 + inside - 0.5 * size
+    else:
+        squares = jnp.sum(flat**2, axis=1)
+        apart = squares[:, None] + squares[None] - 2.0 * flat @ flat.T
+        same = (apart <= _SAME * flat.shape[1]) & (inside[:, None] * inside[None] > 0)
+        rank = jnp.maximum(same.sum(axis=1), 1) + 0.5 * inside + 0.25 * size
 
-    def take(left, _):
+    # `beside` is what lies beside the affine hull of the inputs that are taken.
+    def take(carry, number):
+        left, beside = carry
         unit = jnp.argmax(left)
-        return jnp.where(same[unit], -1.0, left).at[unit].set(-1.0), unit
+        line = beside[unit] / jnp.maximum(jnp.linalg.norm(beside[unit]), 1e-30)
+        off = beside - (beside @ line)[:, None] * line[None]
+        beside = jnp.where(number == 0, beside - beside[unit][None], off)
+        mixed = jnp.sum(beside**2, axis=1) <= _SAME * flat.shape[1]
+        left = jnp.where(mixed & (left > 0), left - 2.0 * x.shape[0] - 2.0, left)
+        return (left.at[unit].set(-jnp.inf), beside), unit
 
-    units = jax.lax.scan(take, rank, None, length=count)[1]
+    units = jax.lax.scan(take, (rank, flat), jnp.arange(count))[1]
     return jnp.clip(x[units], task.inputs.low, task.inputs.high)
 
 

@@ -16,8 +16,8 @@ class Analytic(PrivacyAttack):
     with :math:`\delta_{ei}` the derivative of example e's loss by the unit: x itself where one
     example alone moves the unit, a mixture else. Each unit that moves gives an input. The n that
     most units give alike are returned, then those within the valid range, then those with the
-    largest gradients of their bias (a choice: mixtures differ from unit to unit). `x [n, ...]`,
-    clipped to the range, `y [n]`.
+    largest gradients of their bias, and mixtures of those before last (choices: mixtures differ
+    from unit to unit). `x [n, ...]`, clipped to the range, `y [n]`.
 
     Raises: `ConfigError` for a model whose first layer is not a dense one with a bias on the input
     itself.

@@ -18,12 +18,13 @@ class CuriousAbandonHonesty(PrivacyAttack):
               w^+_k = - scale \cdot w^-_k, \qquad b = 0
 
     so that for inputs in [0, 1] it is rarely above zero, and then often for one example of a batch,
-    which its gradient then is; the n inputs that most units give alike are returned, as by
-    `analytic`. `x [n, ...]`, clipped to the valid range, `y [n]`.
+    which its gradient then is. `x [n, ...]`, clipped to the valid range, `y [n]`.
 
     `units: null` uses the network's own first layer, if it is a dense one with ReLU on the input
-    itself, such as that of `mlp`; a number inserts a layer of so many (`inserted_layer`, connection
-    `addition`).
+    itself, such as that of `mlp`, and returns the n inputs that most units give alike, as
+    `analytic` does. A number inserts a layer of so many (`inserted_layer`, connection `addition`),
+    in which an example has one derivative for all units that it passes: the n inputs with the
+    smallest gradients of the bias are returned, but for mixtures of them (a choice).
 
     Raises: `ConfigError` for clients that do not take plain gradient steps, and for a network whose
     first layer is no such one where `units` is null.
@@ -70,4 +71,5 @@ class CuriousAbandonHonesty(PrivacyAttack):
         slope = _matching.slope_of(message, params, task, known)
         labels = _labels.labels_of(self.labels, slope, params, task, known)
         kernel, bias = _first_layer.first_dense(slope, params, task)
-        return Guess(_first_layer.most_certain(kernel, bias, task, known.count), labels)
+        shared = self.units is not None
+        return Guess(_first_layer.most_certain(kernel, bias, task, known.count, shared), labels)

@@ -22,9 +22,11 @@ class GradInversion(PrivacyAttack):
     Adam gets the gradient plus `langevin` times the rate times normal noise; the rate rises over
     `warm_up` steps and falls along a cosine. :math:`\mu_l, \sigma^2_l` are the statistics of the
     network's batch norms: `statistics: running` those of the global model, `sent` those that the
-    client's own message holds, which is of its one batch; :math:`\alpha_{BN}` is not read in a
-    network without them. :math:`\bar x` is the mean of all `restarts` (Yin et al. register images
-    first; this is their pixel-wise mean), which run side by side; the lowest matching loss is kept.
+    client's own message holds, which is of its one batch. :math:`\mu_l(x)` are of a network that
+    normalises by the guesses' own statistics, as a client's does that trains; :math:`\alpha_{BN}`
+    is not read in a network without batch norms. :math:`\bar x` is the mean of all `restarts` (Yin
+    et al. register images first; this is their pixel-wise mean), which run side by side; the lowest
+    matching loss is kept.
     `x [n, H, W, C]`, `y [n]`.
 
     Raises: `ConfigError` for clients that do not take plain gradient steps, for inputs that are no
@@ -34,7 +36,8 @@ class GradInversion(PrivacyAttack):
     50 of them warm-up, weights of the priors, noise 0.2; no author code. Where the text is silent
     its counterpart in breaching (Geiping et al., `seethroughgradients.yaml`): squared distance of
     weight 1e-4, noise 0.01 (the default here), and ten times the weight for the first layer's
-    statistics. Labels: those of the lowest entries of the last kernel's gradient (`minimum`).
+    statistics; its network is in evaluation mode, where statistics are known. Labels: those of the
+    lowest entries of the last kernel's gradient (`minimum`).
 
     Example:
         >>> from fedjax_sec.core import registry
@@ -72,7 +75,7 @@ class GradInversion(PrivacyAttack):
         labels = _labels.labels_of(self.labels, slope, params, task, known)
         targets = jax.nn.one_hot(labels, task.num_classes)
         mean, std = _matching.units(task)
-        prior = self._statistics_prior(message, params, task, known)
+        prior = self.statistics_prior(message, params, task, known)
         rate = self._rate()
 
         def distance(x):
@@ -117,7 +120,7 @@ class GradInversion(PrivacyAttack):
         rising = optax.linear_schedule(0.0, self.learning_rate, self.warm_up)
         return optax.join_schedules([rising, decay], [self.warm_up])
 
-    def _statistics_prior(self, message, params, task, known):
+    def statistics_prior(self, message, params, task, known):
         """x -> the weighted distance of the batch norms' statistics."""
         observed = task.space.observed
         layers = [one for one in task.space.slices.values() if one.stop <= observed.stop]
