@@ -4,13 +4,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from helpers import close, same_bits, small, tiny_mlp
 
 import fedjax_sec
+from fedjax_sec.api import named
 from fedjax_sec.core import ClientView, ConfigError, registry
+from fedjax_sec.core.types import InputSpec
 from fedjax_sec.defenses import _sending
 from fedjax_sec.ops import interception
 from fedjax_sec.ops.accounting import gaussian_epsilon
+from fedjax_sec.runs.reconstruct import task_of
 from fedjax_sec.testing import worlds
 
 RATE = 0.1
@@ -100,6 +104,40 @@ def test_soteria_hides_the_representation_that_tells_least_by_its_score():
     others[part] = False
     same_bits(got[others], delta[others])
     assert 0 < hidden.mean() < 1
+
+
+class Hiding(nn.Module):
+    """A network in which a NaN is lost on its way."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Conv(3, (3, 3), padding="VALID")(jnp.where(x > -1e9, x, 0.0))
+        return nn.Dense(4)(x.reshape(x.shape[0], -1))
+
+
+@pytest.mark.parametrize(
+    ("model", "few"),
+    [
+        ({"name": "small_cnn", "channels": [3, 3], "hidden": 5}, True),  # an entry sees 6 x 6
+        ({"name": "mlp", "hidden": [6]}, True),  # and here it is one entry of the input
+        (Hiding(), False),
+    ],
+)
+def test_sensitivities_are_the_norms_of_the_whole_jacobian(model, few):
+    built = registry.models.build(named("model", model)).make((10, 10, 1), 4)
+    task = task_of(built, InputSpec("pixels", (10, 10, 1), 1.0, (0.2,), (0.5,)), 4)
+    params = task.space.split(built.init(jax.random.key(0)))[0]
+    x = jax.random.uniform(jax.random.key(1), (10, 10, 1))
+
+    def of(params, x):
+        return interception.representation(params, x[None], task)[0][0]
+
+    jacobian = np.asarray(jax.jacrev(of, argnums=1)(params, x)).reshape(-1, 100)
+    norms = jax.jit(lambda p, x: interception.sensitivity(p, x, task)[1])(params, x)
+    close(norms, np.linalg.norm(jacobian, axis=1), 1e-4, 1e-6)
+    along = interception.directions(of, params.shape, x.shape, task)
+    assert (len(along) < 100) == few, len(along)
+    assert (along.sum(axis=0) == 1).all()
 
 
 def test_outposts_noise_follows_the_risk_of_each_tensor():

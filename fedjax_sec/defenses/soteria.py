@@ -18,8 +18,9 @@ class Soteria(Stage):
     The rows of the layer's kernel in the update whose score is below the `share`-quantile of the
     scores become 0. `[T] -> [T]`, once behind all local steps; scores are means over the client's
     first `num_examples` examples at the global parameters (a choice: the author code takes the one
-    image of its batch). They cost a backward pass for each entry of r and each example. Malicious
-    clients follow only with `malicious_follow`.
+    image of its batch). Each example costs a forward pass for every pixel that an entry of r sees
+    (all of them where the network is not convolutional), or a backward pass for every entry where
+    those are fewer. Malicious clients follow only with `malicious_follow`.
 
     Raises: `ConfigError` for models without a trained dense layer.
 
