@@ -26,7 +26,7 @@ from fedjax_sec.runs.config import Experiment, read_yaml
 from fedjax_sec.runs.experiment import Result, execute
 from fedjax_sec.runs.results import RunFolder
 from fedjax_sec.stacks import Stack, as_key, as_mask, as_stack, as_vector, as_weights
-from fedjax_sec.sweeps import Arena, Cell, Launcher, Refusal
+from fedjax_sec.sweeps import Arena, Cell, Refusal
 
 
 def aggregate(
@@ -594,9 +594,11 @@ def sweep(
     config: str | Path | Mapping,
     *,
     out: str | Path,
-    launcher: Launcher | None = None,
+    launcher: Any = None,
+    workers: int | None = None,
     on_group: Callable[[int, int, list[Cell]], Callable | None] | None = None,
     on_wait: Callable[[list[Cell]], None] | None = None,
+    on_status: Callable[[Any], None] | None = None,
     **overrides,
 ) -> SweepResult:
     """Runs a sweep: a grid of experiments and seeds, with one compilation for each structure.
@@ -607,10 +609,14 @@ def sweep(
       config: a YAML file, or a mapping, with the keys of `fedjax-sec show sweep`.
       out: folder for the runs (`cells/`), the tables (`runs.csv`, `table.csv`, `table.md`) and the
         figure of the task's headline, such as `accuracy`.
-      launcher: where the groups of runs are computed (None: in this process).
+      launcher: where the groups of runs are computed: `local` (processes of this machine), `ray`,
+        `slurm`, a mapping with `name` and fields, or an object with a method `launch` (None: as the
+        sweep says, else in this process).
+      workers: how many workers it has.
       on_group: called as `on_group(number, total, cells)` when a group starts; what it returns is
         called after every evaluation with the rounds done and the rows just measured.
       on_wait: called once when all that is left, these cells, is run by other processes.
+      on_status: called every now and then with the state of all runs while workers compute them.
       **overrides: keys of the sweep, such as `seeds=[0, 1]`, or dotted ones of every experiment, as
         `**{"overrides.client.l2": 1e-4}`.
 
@@ -636,9 +642,13 @@ def sweep(
         out,
         at_once=settings.at_once,
         group_size=settings.group_size,
-        launcher=launcher,
+        launcher=sweeps.build_launcher(
+            settings.launcher if launcher is None else launcher,
+            settings.workers if workers is None else workers,
+        ),
         on_group=on_group,
         on_wait=on_wait,
+        on_status=on_status,
     )
     from fedjax_sec.report import sweeps as files_lib  # slow to import, and not needed before
 
@@ -672,7 +682,8 @@ def arena(
     defenses: Any,
     out: str | Path,
     seeds: int | Sequence[int] = 1,
-    launcher: Launcher | None = None,
+    launcher: Any = None,
+    workers: int | None = None,
     on_group: Callable[[int, int, list[Cell]], Callable | None] | None = None,
     on_wait: Callable[[list[Cell]], None] | None = None,
     **overrides,
@@ -691,7 +702,7 @@ def arena(
       out: folder for the runs, the tables `arena.md`, `arena.csv` (one row a combination, and one
         for each defence's worst attack) and `runs.csv`, and the heat maps.
       seeds: how many seeds each combination has, from the base's on, or which.
-      launcher, on_group, on_wait: as in `sweep`.
+      launcher, workers, on_group, on_wait: as in `sweep`.
       **overrides: keys of every experiment, dotted ones as `**{"client.l2": 1e-4}`.
 
     Returns: `ArenaResult` with `arena` (labels and cells), `results`, `refused` and, as a pandas
@@ -720,7 +731,7 @@ def arena(
     results = sweeps.run_cells(
         planned.cells,
         out,
-        launcher=launcher,
+        launcher=sweeps.build_launcher(launcher, workers),
         on_group=on_group,
         on_wait=on_wait,
         prepared=prepared,

@@ -131,7 +131,7 @@ def test_planning_verifies_and_measures_nothing(cells, tmp_path, counted):
 )
 def test_a_structure_with_many_seeds_is_split_evenly(seeds, limit, sizes):
     cells = sweeps.make_cells(BASE, {}, seeds=range(seeds))
-    planned = groups._grouped(cells, groups.limit(limit))
+    planned = groups.grouped(cells, groups.limit(limit))
     assert [len(group.cells) for group in planned] == sizes
     assert [cell for group in planned for cell in group.cells] == cells
 

@@ -19,7 +19,13 @@ from fedjax_sec.cli.common import (
     print_table,
     reported,
 )
-from fedjax_sec.cli.sweep import run_with_progress
+from fedjax_sec.cli.sweep import (
+    LauncherOption,
+    WorkersOption,
+    launcher_of,
+    launcher_options,
+    run_with_progress,
+)
 from fedjax_sec.core.optional import require
 
 _LIST = "Names separated by commas (of a pipeline by +), a YAML file, or YAML inline."
@@ -37,6 +43,8 @@ def arena(
     seeds: Annotated[int, typer.Option(min=1, help="Seeds of every combination.")] = 1,
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("results/arena"),
     data_dir: DataDir = None,
+    launcher: LauncherOption = None,
+    workers: WorkersOption = None,
 ) -> None:
     """Run every attack against every defence, or resume it: tables and heat maps."""
     from fedjax_sec import sweeps
@@ -51,12 +59,14 @@ def arena(
     again = ["fedjax-sec", "arena", str(base), *given, "--attacks", attacks]
     again += ["--defenses", defenses, "--seeds", str(seeds), "--out", str(out)]
     again += [*data_option(data_dir), *import_options(imports)]
+    again += launcher_options(launcher, workers)
+    where = launcher_of(launcher, workers)
     changes = dict(map(config_lib.parse_override, given)) | data_overrides(data_dir, given)
     planned = sweeps.plan_arena(base, attacks, defenses, seeds, changes, imports)
     planned, prepared = sweeps.admit(planned, out)
     for one in planned.refused:
         errors.print(f"[bold yellow]Refused:[/] {escape(str(one))}", soft_wrap=True)
-    results = run_with_progress(planned.cells, out, again=again, prepared=prepared)
+    results = run_with_progress(planned.cells, out, again=again, prepared=prepared, launcher=where)
     scored = report_lib.score(planned, results)
     figures = report_lib.write(scored, results, out)
     for heading, _, table in report_lib.sections(scored)[:2]:

@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from fedjax_sec.cli.common import DataDir, Out, app, data_overrides, reported
-from fedjax_sec.cli.sweep import run_with_progress
+from fedjax_sec.cli.sweep import LauncherOption, WorkersOption, launcher_of, run_with_progress
 
 if TYPE_CHECKING:
     from fedjax_sec.report.paper import Option, Paper
@@ -61,7 +61,9 @@ def command(paper: "Paper") -> TyperCommand:
 def _function(paper: "Paper") -> Callable[..., None]:
     """The function behind a paper's command, with the signature from which options are made."""
 
-    def regenerate(items, out, scale, seeds, only, override, data_dir, **options) -> None:
+    def regenerate(
+        items, out, scale, seeds, only, override, data_dir, launcher, workers, **options
+    ) -> None:
         from fedjax_sec.report import paper as engine
 
         asked = [item.value for item in items]
@@ -78,7 +80,9 @@ def _function(paper: "Paper") -> Callable[..., None]:
                 plan,
                 list(paper.items) if "all" in asked else asked,
                 out,
-                run=functools.partial(run_with_progress, again=_again()),
+                run=functools.partial(
+                    run_with_progress, again=_again(), launcher=launcher_of(launcher, workers)
+                ),
                 files=engine.Files(paper, data_overrides(data_dir, override or ())),
             )
         _show(written)
@@ -138,6 +142,8 @@ def _parameters(paper: "Paper") -> list[inspect.Parameter]:
             None,
         ),
         parameter("data_dir", DataDir, None),
+        parameter("launcher", LauncherOption, None),
+        parameter("workers", WorkersOption, None),
     ]
 
 

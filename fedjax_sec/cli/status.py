@@ -48,12 +48,13 @@ def _rows(folder) -> list[tuple[str, str, str]]:
     """Rows for groups that run or failed, one each, then for diverged runs."""
     groups: dict = {}
     for run in folder.runs:
-        if run.state in ("running", "interrupted"):
+        if run.state in ("running", "interrupted", "failed"):
             groups.setdefault((run.state, run.group or run.name), []).append(run)
     rows = []
     for (state, _), runs in sorted(groups.items()):
         total = "?" if runs[0].rounds is None else runs[0].rounds
-        rows.append((state, _named([run.name for run in runs]), f"{runs[0].done}/{total}"))
+        said = f": {runs[0].error}" if runs[0].error else ""
+        rows.append((state, _named([run.name for run in runs]) + said, f"{runs[0].done}/{total}"))
     if diverged := [run.name for run in folder.runs if run.diverged]:
         rows.append(("diverged", _named(diverged), ""))
     return rows

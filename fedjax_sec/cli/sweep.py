@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -27,6 +27,33 @@ from fedjax_sec.cli.common import (
 )
 from fedjax_sec.core.optional import require
 
+LauncherOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Where runs are computed: local (processes of this machine), ray, slurm; with fields, "
+        "'{name: slurm, partition: gpu}'.",
+    ),
+]
+WorkersOption = Annotated[
+    int | None, typer.Option(min=1, help="Workers of the launcher; local: one a device.")
+]
+
+
+def launcher_of(given: Any, workers: int | None):
+    """The launcher of the two options; what `given` says may be YAML."""
+    from fedjax_sec import sweeps as sweep_lib
+    from fedjax_sec.runs.config import parse_override
+
+    spec = parse_override(f"launcher={given}")[1] if isinstance(given, str) else given
+    return sweep_lib.build_launcher(spec, workers)
+
+
+def launcher_options(launcher: str | None, workers: int | None) -> list[str]:
+    """The two options, to be typed again."""
+    named = [] if launcher is None else ["--launcher", launcher]
+    return named + ([] if workers is None else ["--workers", str(workers)])
+
 
 @app.command()
 @reported()
@@ -37,12 +64,15 @@ def sweep(
     *,
     out: Out,
     data_dir: DataDir = None,
+    launcher: LauncherOption = None,
+    workers: WorkersOption = None,
 ) -> None:
     """Run a sweep, or resume it: finished runs in OUT are skipped."""
     imports = imported(ctx)
     again = ["fedjax-sec", "sweep", str(config), *(overrides or ()), "--out", str(out.absolute())]
     again += [*data_option(data_dir), *import_options(imports)]
-    run_sweep(config, out, overrides or (), data_dir, again, imports)
+    again += launcher_options(launcher, workers)
+    run_sweep(config, out, overrides or (), data_dir, again, imports, launcher, workers)
 
 
 def run_sweep(
@@ -52,6 +82,8 @@ def run_sweep(
     data_dir: Path | None = None,
     again: Sequence[str] | None = None,
     imports: Sequence[str] = (),
+    launcher: str | None = None,
+    workers: int | None = None,
 ) -> None:
     """Runs a sweep file, writes its tables and its figure into `out` and prints the first table.
 
@@ -68,7 +100,12 @@ def run_sweep(
     data = data_overrides(data_dir, overrides)
     settings, cells = sweep_lib.load(config, overrides, data, imports)
     results = run_with_progress(
-        cells, out, at_once=settings.at_once, group_size=settings.group_size, again=again
+        cells,
+        out,
+        at_once=settings.at_once,
+        group_size=settings.group_size,
+        again=again,
+        launcher=launcher_of(launcher or settings.launcher, workers or settings.workers),
     )
     figure = files_lib.write(cells, results, out, settings.title)
     heading, _, table = next(iter(tables_lib.tables(cells, results).values()))
@@ -85,12 +122,14 @@ def run_with_progress(
     group_size: int | None = None,
     again: Sequence[str] | None = None,
     prepared: Mapping | None = None,
+    launcher: Any = None,
 ):
     """`sweeps.run_cells` with a progress bar on stderr (plain lines when it is no terminal).
 
     `again` is the command that goes on after an interruption (None: this one).
     """
     from fedjax_sec import sweeps as sweep_lib
+    from fedjax_sec.cli.status import duration
 
     with interruptible(again or ["python", *sys.argv]), progress_bar() as progress:
 
@@ -109,12 +148,34 @@ def run_with_progress(
                 errors.print(text)
             progress.add_task(text, total=None, status="")
 
+        said: dict = {}
+
+        def on_status(status):
+            """All workers in one bar of rounds; a line where a run has ended or failed."""
+            done, rounds = sum(run.done for run in status.runs), 0
+            rounds = sum(run.rounds or run.done for run in status.runs)
+            counts = ", ".join(f"{n} {name}" for name, n in status.counts.items() if n)
+            text = f"{counts}; left: {duration(status.seconds_left)}"
+            if "task" not in said:
+                said["task"] = progress.add_task("", total=rounds, status="")
+            progress.update(said["task"], completed=done, total=rounds, description=text[:70])
+            for run in status.runs:
+                if run.error and run.name not in said:
+                    said[run.name] = run.error
+                    errors.print(f"{run.name} failed: {run.error}", markup=False, soft_wrap=True)
+            ended = status.counts["finished"] + status.counts["failed"]
+            if progress.disable and said.get("ended") != ended:
+                said["ended"] = ended
+                errors.print(f"round {done}/{rounds} of all runs; {text}", soft_wrap=True)
+
         return sweep_lib.run_cells(
             cells,
             out,
             at_once=at_once,
             group_size=group_size,
+            launcher=launcher,
             on_group=on_group,
             on_wait=on_wait,
+            on_status=on_status,
             prepared=prepared,
         )

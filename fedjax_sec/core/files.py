@@ -240,6 +240,29 @@ def acquire(path: Path) -> filelock.BaseFileLock | None:
     return lock
 
 
+def check_locks(folder: Path) -> None:
+    """Raises `ConfigError` where locks in the folder exclude nobody."""
+    path = folder / f".{PROBE}.lock"
+    first, second = filelock.FileLock(path), filelock.FileLock(path)
+    try:
+        first.acquire(timeout=10)
+        second.acquire(blocking=False)
+    except filelock.Timeout:
+        return
+    except (OSError, NotImplementedError) as error:
+        said = f" ({error})"
+    else:
+        said = ""
+    finally:
+        for lock in (second, first):
+            lock.release(force=True)
+    raise ConfigError(
+        f"Locks exclude nobody on the file system of {str(folder)!r}{said}, so several workers "
+        f"would run the same cells. Choose a folder on a local disk, or on a shared file system "
+        f"that has locks (NFS 4; Lustre mounted with the option flock), or use one worker."
+    )
+
+
 def is_locked(path: Path) -> bool:
     """Whether a living process holds the lock; changes nothing, and needs no right to write.
 

@@ -206,6 +206,10 @@ class Program:
             needs = self._needs(function, state, replicas)
             self.at_once = replicas_that_fit(size, *needs, device_memory())
 
+    def needs(self, state, replicas, rounds: int) -> tuple[int, int]:
+        """`_needs` of so many rounds in one program, compiled if it is not yet."""
+        return self._needs(self._advancer(state, replicas, rounds), state, replicas)
+
     def _needs(self, function, state, replicas) -> tuple[int, int]:
         """Bytes that a compiled function works with, and bytes that lie in memory all the time."""
         memory = function.memory_analysis()  # None where the backend does not know

@@ -72,6 +72,14 @@ class Sweep:
         low=1,
         high=COUNT,
     )
+    launcher: str | dict | None = static(
+        None,
+        "Where runs are computed: local (processes of this machine), ray, slurm, or a mapping with "
+        "name and fields (null: this process).",
+    )
+    workers: int | None = static(
+        None, "Workers of the launcher (null: what it has by default).", low=1, high=10_000
+    )
     title: str = static("", "Title of the figure; the data and the number of seeds follow below.")
     imports: tuple[str, ...] = static(
         (),

@@ -6,12 +6,16 @@ machine that calls it; `collect` reads the finished cells. All three share the s
 so they may run in different processes or on different machines.
 """
 
+import contextlib
 import hashlib
 import itertools
 import json
+import os
+import platform
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,6 +35,10 @@ from fedjax_sec.sweeps.grid import Cell
 
 #: The folders of a sweep, and the file that says which cells a group's state is of.
 CELLS, GROUPS, LOCKS, MEMBERS = "cells", "groups", "locks", "members.json"
+#: Why a group stopped, beside its members, until it is worked on again.
+FAILURE = "failure.json"
+#: Which worker of a launcher has a group; written anew as a sign of life.
+WORKER = "worker.json"
 
 #: Cells of a group where no limit is given. An accelerator trains so many replicas of a small model
 #: at once that more of them do not make it faster, and every committed sweep has smaller groups,
@@ -39,6 +47,15 @@ GROUP_SIZE = 64
 
 #: Seconds between two looks at a lock that another process holds.
 PAUSE = 1.0
+
+
+class Failure(NamedTuple):
+    """Why a group stopped: the error in one line, where it happened, and the traceback."""
+
+    cells: tuple[str, ...]
+    error: str
+    where: str = ""
+    traceback: str = ""
 
 
 class Group(NamedTuple):
@@ -166,7 +183,7 @@ def _group(cells: Sequence[Cell], out: Path, most: int) -> list[Group]:
         left = unfinished(cells, out)
         kept, planned = _existing(cells, left, out)
         taken = {cell.name for group in kept for cell in group.cells}
-        new = _grouped([cell for cell in left if cell.name not in taken], most)
+        new = grouped([cell for cell in left if cell.name not in taken], most)
         names = {group.name for group in new}
         # A group that stays is never gone in between: a process may be about to take it.
         if all([_dissolve(out, name) for name in planned if name not in names]):
@@ -240,7 +257,7 @@ def _is_begun(folder: Path) -> bool:
     return (folder / results.EXECUTION).exists() or bool(_states(folder).rounds())
 
 
-def _grouped(cells: Sequence[Cell], most: int) -> list[Group]:
+def grouped(cells: Sequence[Cell], most: int) -> list[Group]:
     """Groups of cells of one structure, of at most `most` cells each."""
     by_structure: dict = {}
     for cell in cells:
@@ -347,6 +364,11 @@ def take(out: Path, name: str) -> filelock.BaseFileLock | None:
     return files.acquire(out / LOCKS / f"{name}.lock")
 
 
+def is_held(out: Path, name: str) -> bool:
+    """Whether a living process works on a group."""
+    return files.is_locked(out / LOCKS / f"{name}.lock")
+
+
 def read_group(out: Path, name: str) -> Group:
     """A group as it was planned, with the experiments of its cells' folders."""
     cells = []
@@ -380,7 +402,7 @@ def work_locked(
         group = with_prepared(group, {})
         for folder in folders:
             folder.tidy()
-        files.remove_files(_leftovers(state))
+        files.remove_files([*_leftovers(state), state / FAILURE])
         on_evaluation = start()
         tuning = resolve_layout(group.prepared[0], state / "state")
         program = ready(tuning) or compiled(group, at_once, tuning)
@@ -423,7 +445,7 @@ def remove(out: Path, name: str) -> None:
     """Removes the state of a group file by file; its members at last."""
     folder = out / GROUPS / name
     _states(folder).keep_only(())
-    known = [folder / part for part in (results.EXECUTION, MEMBERS)]
+    known = [folder / part for part in (results.EXECUTION, FAILURE, WORKER, MEMBERS)]
     files.remove_files([*_leftovers(folder), *known])
     files.remove_empty([folder])
     files.mention_rest(folder)
@@ -434,7 +456,60 @@ def _states(folder: Path) -> Checkpoints:
 
 
 def _leftovers(folder: Path) -> list[Path]:
-    return files.leftovers(folder, "|".join(map(re.escape, (results.EXECUTION, MEMBERS))))
+    names = (results.EXECUTION, FAILURE, WORKER, MEMBERS)
+    return files.leftovers(folder, "|".join(map(re.escape, names)))
+
+
+# --- Failing ------------------------------------------------------------------------------------
+
+
+def record_failure(out: Path, group: Group, error: BaseException | str) -> None:
+    """Writes down why a group stopped, for those who started its worker and for `status`.
+
+    A disk that is full keeps nothing, and the error is the caller's alone.
+    """
+    text, trace = str(error), ""
+    if isinstance(error, BaseException):
+        said = files.describe(error) if isinstance(error, OSError) else str(error)
+        text = f"{type(error).__name__}: {said}".removesuffix(": ")
+        trace = "".join(traceback.format_exception(error))
+    names = [cell.name for cell in group.cells]
+    content = {"cells": names, "error": text, "where": here(), "traceback": trace}
+    with contextlib.suppress(OSError):
+        if is_planned(out, group.name):
+            files.write_json(out / GROUPS / group.name / FAILURE, content)
+
+
+def failure_of(out: Path, name: str) -> Failure | None:
+    """Why a group stopped; None where it did not, or where that was not written down."""
+    path = out / GROUPS / name / FAILURE
+    if not path.exists():
+        return None
+    with contextlib.suppress(ConfigError, TypeError):
+        content = files.read_json(path)
+        return Failure(**content | {"cells": tuple(content["cells"])})
+    return None
+
+
+def forget_failures(out: Path, names: Iterable[str]) -> None:
+    """Lets groups be tried again, but for those that another process works on."""
+    for name in names:
+        if (lock := take(out, name)) is not None:
+            try:
+                folder = out / GROUPS / name
+                files.remove_files([folder / FAILURE, folder / WORKER])
+            finally:
+                lock.release()
+
+
+def here() -> str:
+    """This process, for people: `HOST, process 123`."""
+    return f"{platform.node()}, process {os.getpid()}"
+
+
+def rounds_kept(out: Path, name: str) -> int:
+    """The round of a group's newest checkpoint; 0 without one."""
+    return max(_states(out / GROUPS / name).rounds(), default=0)
 
 
 # --- Collecting ---------------------------------------------------------------------------------

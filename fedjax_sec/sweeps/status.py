@@ -14,8 +14,8 @@ from fedjax_sec.runs.checkpoints import Checkpoints
 from fedjax_sec.sweeps import groups as groups_lib
 
 #: States of a run. `waiting`: nothing of it is done. `interrupted`: something is, but no process
-#: works on it.
-STATES = ("finished", "running", "waiting", "interrupted")
+#: works on it. `failed`: an error stopped it.
+STATES = ("finished", "running", "waiting", "interrupted", "failed")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +24,7 @@ class RunStatus:
 
     `rounds` is None where the configuration is not written yet. `diverged` says that a finished
     run's loss or parameters are not finite. `group` names the group of a sweep's unfinished run.
+    `error` is the one that stopped a failed run, in one line.
     """
 
     name: str
@@ -32,6 +33,7 @@ class RunStatus:
     rounds: int | None
     diverged: bool = False
     group: str | None = None
+    error: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,21 +105,26 @@ def _of_run(folder: Path) -> Iterator[tuple[RunStatus, _Spent | None]]:
 
 
 def _of_sweep(out: Path) -> Iterator[tuple[RunStatus, _Spent | None]]:
-    group_of, sizes, locked = {}, {}, {}
+    group_of, sizes, locked, failed = {}, {}, {}, {}
     for path in sorted((out / groups_lib.GROUPS).glob(f"*/{groups_lib.MEMBERS}")):
         with contextlib.suppress(ConfigError):  # it was removed just now, or is damaged
             names, group = files.read_json(path).get("cells", ()), path.parent.name
             sizes[group] = len(names)
-            locked[group] = files.is_locked(out / groups_lib.LOCKS / f"{group}.lock")
+            locked[group] = groups_lib.is_held(out, group)
+            if not locked[group]:
+                failed[group] = groups_lib.failure_of(out, group)
             group_of |= dict.fromkeys(names, group)
     cells = out / groups_lib.CELLS
     for folder in sorted(cells.glob("*/*/")):
         name = folder.relative_to(cells).as_posix()
         group = group_of.get(name)
         state = out / groups_lib.GROUPS / (group or "none")
-        yield _status(
+        run, spent = _status(
             folder, name, locked.get(group, False), group, state, state / "state", sizes.get(group)
         )
+        if run.state != "finished" and (failure := failed.get(group)) is not None:
+            run = dataclasses.replace(run, state="failed", error=failure.error)
+        yield run, spent
 
 
 def _status(folder, name, locked, group, state, checkpoints, size):

@@ -24,6 +24,7 @@ class Launcher(Protocol):
         at_once: int | None = None,
         on_group: Callable[[int, int, list[Cell]], Callable | None] | None = None,
         on_wait: Callable[[list[Cell]], None] | None = None,
+        on_status: Callable[[], None] | None = None,
     ) -> None:
         """Has every group worked, and returns when `work` has returned for each of them.
 
@@ -35,7 +36,9 @@ class Launcher(Protocol):
             is `work`'s `on_evaluation`. A launcher that starts processes may ignore it.
           on_wait: called with the cells that are left when other processes run all of them. May be
             ignored, too.
+          on_status: called without arguments every now and then while other processes work.
 
-        Raises: what stopped a group; others may be finished or not.
+        Raises: what stopped a group, or nothing where it is written down in the folder; all others
+        are finished, unless the error is one that all meet.
         """
         ...

@@ -1,7 +1,9 @@
 """Groups run in this process, one after another; several processes may share the folder."""
 
+import contextlib
+import errno
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,15 +16,28 @@ from fedjax_sec.sweeps import groups as groups_lib
 from fedjax_sec.sweeps.grid import Cell
 from fedjax_sec.sweeps.groups import Group
 
+#: Errors of the system that the next group would meet, too.
+_EVERYBODYS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
 
 class Local:
     """This process works through the groups, and takes those that no other process has.
 
-    While a group runs, the program of the next one is compiled: XLA compiles on one core. This
-    needs no lock: if another process takes that group, the compilation is lost, but no device
+    A group that fails stops no other: its error is written down, and raised when all others are
+    done. While a group runs, the program of the next one is compiled: XLA compiles on one core.
+    This needs no lock: if another process takes that group, the compilation is lost, but no device
     waits at the end for a group that a busy process has reserved. Layouts are measured before a
     group runs, when nothing else runs or compiles.
+
+    `holding(out, group)` gives what is entered around the work on a group whose lock is held; None
+    leaves the group out.
     """
+
+    def __init__(
+        self,
+        holding: Callable[[Path, Group], contextlib.AbstractContextManager | None] | None = None,
+    ):
+        self._holding = holding or (lambda out, group: contextlib.nullcontext())
 
     @undisturbed
     def launch(
@@ -33,37 +48,45 @@ class Local:
         at_once: int | None = None,
         on_group: Callable[[int, int, list[Cell]], Callable | None] | None = None,
         on_wait: Callable[[list[Cell]], None] | None = None,
+        on_status: Callable | None = None,
     ) -> None:
-        """See `fedjax_sec.sweeps.launchers.Launcher`; `on_wait` is called once."""
-        left = {group.name: groups_lib.with_prepared(group, {}) for group in groups}
+        """See `fedjax_sec.sweeps.launchers.Launcher`; `on_wait` is called once.
+
+        Raises: the error of the first group that failed, with a note on each other one.
+        """
+        left = {group.name: group for group in groups}
         places = {group.name: place for place, group in enumerate(groups)}
         compiler = ThreadPoolExecutor(max_workers=1)
         ahead: dict[str, tuple[Tuning, Future[Program]]] = {}
+        failed: list[tuple[Group, Exception]] = []
+        callers: list[Exception] = []
 
         def compile_next():
-            for group in left.values():
-                if (tuning := groups_lib.tuning_ahead(out, group)) is not None:
-                    if ahead.get(group.name, (None,))[0] != tuning:
-                        future = compiler.submit(groups_lib.compiled, group, at_once, tuning)
+            for name in list(left):
+                # What is wrong with it is its own error, when it is its turn.
+                with contextlib.suppress(Exception):
+                    left[name] = groups_lib.with_prepared(left[name], {})
+                    if (tuning := groups_lib.tuning_ahead(out, left[name])) is None:
+                        continue
+                    if ahead.get(name, (None,))[0] != tuning:
+                        future = compiler.submit(groups_lib.compiled, left[name], at_once, tuning)
                         ahead.clear()
-                        ahead[group.name] = tuning, future
+                        ahead[name] = tuning, future
                     return
 
-        try:
-            while left:
-                group, lock = _claim(out, left.values(), on_wait)
-                del left[group.name]
+        def work(group):
+            def start():
+                if on_group is None:
+                    return None
+                report = _noting(on_group, callers)
+                return report(places[group.name], len(groups), list(group.cells))
 
-                def start(group=group):
-                    if on_group is None:
-                        return None
-                    return on_group(places[group.name], len(groups), list(group.cells))
+            def ready(tuning):
+                known, future = ahead.pop(group.name, (None, None))
+                return future.result() if known == tuning else None
 
-                def ready(tuning, group=group):
-                    known, future = ahead.pop(group.name, (None, None))
-                    return future.result() if known == tuning else None
-
-                try:
+            if (held := self._holding(out, group)) is not None:
+                with held:
                     groups_lib.work_locked(
                         out,
                         group,
@@ -72,22 +95,70 @@ class Local:
                         ready=ready,
                         before_training=compile_next,
                     )
+
+        try:
+            while (taken := _claim(out, left, on_wait)) is not None:
+                group, lock = taken
+                try:
+                    work(group)
+                except Exception as error:
+                    if error in callers or _stops_everybody(error):
+                        raise
+                    groups_lib.record_failure(out, group, error)
+                    failed.append((group, error))
                 finally:
                     lock.release()
         finally:
             compiler.shutdown(wait=False, cancel_futures=True)
+        if failed:
+            raise _first_of(failed)
+
+
+def _noting(function: Callable, errors: list[Exception]) -> Callable:
+    """The caller's function, and what it returns, whose errors are kept apart from a group's."""
+
+    def noting(*args):
+        try:
+            result = function(*args)
+        except Exception as error:
+            errors.append(error)
+            raise
+        return _noting(result, errors) if callable(result) else result
+
+    return noting
+
+
+def _stops_everybody(error: Exception) -> bool:
+    return isinstance(error, OSError) and error.errno in _EVERYBODYS
+
+
+def _first_of(failed: Sequence[tuple[Group, Exception]]) -> Exception:
+    """The first error, which names the others."""
+    (_, first), *others = failed
+    for group, error in others:
+        first.add_note(f"{group.cells[0].name} failed, too: {type(error).__name__}: {error}")
+    return first
 
 
 def _claim(
-    out: Path, groups: Collection[Group], on_wait: Callable | None
-) -> tuple[Group, filelock.BaseFileLock]:
-    """The first group that no other process works on, and its lock; waits until there is one."""
+    out: Path, left: dict[str, Group], on_wait: Callable | None
+) -> tuple[Group, filelock.BaseFileLock] | None:
+    """The first group that no other process works on, and its lock; waits until there is one.
+
+    It is taken out of `left`, and so are those that failed in other processes. None where nothing
+    is left.
+    """
     waits = False
-    while True:
-        for group in groups:
-            if (lock := groups_lib.take(out, group.name)) is not None:
-                return group, lock
-        if on_wait and not waits:
-            on_wait([cell for group in groups for cell in group.cells])
-        waits = True
-        time.sleep(groups_lib.PAUSE)
+    while left:
+        for name in list(left):
+            if (lock := groups_lib.take(out, name)) is not None:
+                group = left.pop(name)
+                if groups_lib.failure_of(out, name) is None:
+                    return group, lock
+                lock.release()
+        if left and on_wait and not waits:
+            on_wait([cell for group in left.values() for cell in group.cells])
+        if left:
+            waits = True
+            time.sleep(groups_lib.PAUSE)
+    return None
