@@ -13,7 +13,7 @@ import numpy as np
 from jax.core import Tracer
 
 from fedjax_sec import core, sweeps
-from fedjax_sec.core import ConfigError, Setting, check_components, fill_defaults
+from fedjax_sec.core import ConfigError, Setting, check_components, distributed, fill_defaults
 from fedjax_sec.core.advice import one_line, shown, suggestion
 from fedjax_sec.core.optional import require
 from fedjax_sec.core.types import AttackerView, Message, ServerData, ServerView
@@ -562,7 +562,7 @@ def run(
         profile=profile,
         **overrides,
     )
-    if out is not None:
+    if out is not None and distributed.leads():
         folder = RunFolder(out)
         if result.params is not None or folder.lacks_figures:
             from fedjax_sec.report import plotting  # slow to import, and not needed before

@@ -94,6 +94,36 @@ print(json.dumps(results))
 """
 
 
+#: Bytes of a round of 16 clients with 20,010 parameters on so many of four devices.
+BYTES = """
+from fedjax_sec.ops.client_axis import Layout
+from fedjax_sec.runs.program import Program
+from fedjax_sec.runs.prepare import make_replicas
+from fedjax_sec.runs import program as program_lib
+
+results = {}
+for defense in ("mean", {"name": "trimmed_mean", "num_byzantine": 3}, "median", "geometric_median",
+                {"name": "krum", "num_byzantine": 3}, {"name": "bulyan", "num_byzantine": 3}):
+    spec = base | sharded | {
+        "data": {"num_clients": 16, "max_train": 160}, "threat": {"num_malicious": 0},
+        "attack": None, "defense": defense, "model": {"name": "mlp", "hidden": [266]},
+    }
+    prepared = [prepare(config.from_mapping(spec))]
+    used = []
+    for devices in (2, 4):
+        program = Program(prepared[0])
+        how = Layout(16 // devices, devices)
+        program.problem = program.problem._replace(layout=how)
+        program.replicated = how.replicated()
+        replicas = make_replicas(prepared)
+        state = jax.eval_shape(program.init, replicas)
+        used.append(program.needs(state, replicas, 1)[0])
+    name = defense if isinstance(defense, str) else defense["name"]
+    results[name] = used
+print(json.dumps(results))
+"""
+
+
 def on_four_devices(text, *arguments):
     keep = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
     env = keep | {
@@ -138,6 +168,13 @@ def test_kernels_take_stacks_that_are_spread_over_devices():
     outcome = on_four_devices(SPREAD)
     assert len(outcome) == 2 * len(KERNELS)
     assert {name: d for name, d in outcome.items() if not d <= 1e-5} == {}
+
+
+@pytest.mark.slow
+def test_the_memory_of_a_device_falls_with_their_number():
+    outcome = on_four_devices(BYTES)
+    assert len(outcome) == 6
+    assert {name: used for name, used in outcome.items() if used[1] > 0.65 * used[0]} == {}
 
 
 @pytest.mark.gpu

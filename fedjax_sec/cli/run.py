@@ -23,7 +23,7 @@ from fedjax_sec.cli.common import (
     reported,
     status_of,
 )
-from fedjax_sec.core import ConfigError, plugins
+from fedjax_sec.core import ConfigError, distributed, plugins
 from fedjax_sec.core.registry import headline_in
 
 
@@ -40,6 +40,18 @@ def run(
     profile: Annotated[
         Path | None, typer.Option(help="Folder for a JAX profiler trace of some rounds.")
     ] = None,
+    coordinator: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="Of the first of several processes that compute each round together.",
+        ),
+    ] = None,
+    processes: Annotated[int | None, typer.Option(min=1, help="How many there are.")] = None,
+    process: Annotated[int | None, typer.Option(min=0, help="The number of this one.")] = None,
+    together: Annotated[
+        bool, typer.Option("--together", help="The three as SLURM says, under srun.")
+    ] = False,
 ) -> None:
     """Run one experiment."""
     from fedjax_sec import api
@@ -48,6 +60,9 @@ def run(
     out, imports = out.absolute(), imported(ctx)
     again = ["fedjax-sec", "run", str(config), *(overrides or ()), "--out", str(out), "--resume"]
     again += [*data_option(data_dir), *import_options(imports)]
+    with reported():
+        if together or any(one is not None for one in (coordinator, processes, process)):
+            distributed.start(coordinator, processes, process)
     with reported(), interruptible(again):
         if resume and overwrite:
             raise ConfigError("Give --resume or --overwrite, not both.")
@@ -69,7 +84,8 @@ def run(
                 on_evaluation=show,
                 profile=profile,
             )
-    _print_summary(result, out)
+    if distributed.leads():
+        _print_summary(result, out)
 
 
 def _print_summary(result, out) -> None:

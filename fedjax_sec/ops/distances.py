@@ -7,6 +7,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from fedjax_sec.ops.backend import on_cpu
+from fedjax_sec.ops.client_axis import over_columns
 from fedjax_sec.ops.moments import inverse_power, row_norms, unit_rows
 from fedjax_sec.ops.precision import root, wide
 
@@ -68,6 +69,14 @@ def _gram(
 
     On CPU block by block, which also keeps the shifted rows in cache instead of in a second stack.
     """
+
+    return over_columns(
+        lambda rows, center: _gram_of(rows, center, scale, valid), updates, reference, total=True
+    )
+
+
+def _gram_of(updates, reference, scale, valid):
+    """`_gram` on one device."""
 
     def product(rows, center):
         difference = rows.astype(scale.dtype) - center[None, :].astype(scale.dtype)

@@ -11,6 +11,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from fedjax_sec.ops.backend import on_cpu, on_gpu
+from fedjax_sec.ops.client_axis import over_columns
 
 #: Most clients for which a rule is written out row by row, on a CPU and on a GPU. Compile time
 #: grows with K log2(K)^2, and beyond about 120 rows on a CPU, somewhere between 64 and 100 on a
@@ -179,6 +180,10 @@ def map_columns(
     >>> map_columns(lambda b: b[0] + b[1], x, chunk=2).tolist()
     [5.0, 7.0, 9.0, 11.0, 13.0]
     """
+    return over_columns(lambda *shares: _map_blocks(fn, shares, chunk), *arrays)
+
+
+def _map_blocks(fn, arrays, chunk: int | None):
     dim = arrays[0].shape[-1]
     if chunk is None:
         chunk = column_chunk(sum(a.shape[0] for a in arrays)) if on_cpu() else dim

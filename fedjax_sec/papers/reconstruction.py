@@ -131,7 +131,7 @@ def _measure_tradeoff(report: Report, entry) -> dict:
 
 
 def _draw_tradeoff(report: Report):
-    figure, axes = plotting.subplots(1, 1, figsize=(7.2, 5.2), layout="constrained")
+    figure, axes = plotting.subplots(1, 1, figsize=(7.2, 6.4), layout="constrained")
     by_row: dict[str, dict] = {}
     for entry in report.entries:
         by_row.setdefault(entry.row.row, {})[entry.row.column] = entry.results
@@ -139,10 +139,15 @@ def _draw_tradeoff(report: Report):
     x = [_accuracy(pair[CLEAN]).mean() for pair in points.values()]
     y = [100 * _metric(pair[CLEAN], "identified", None).mean() for pair in points.values()]
     robust = [_accuracy(pair[ATTACKED]).mean() for pair in points.values()]
-    drawn = axes.scatter(x, y, c=robust, cmap="viridis", vmin=0, vmax=100, s=60, edgecolor="k")
-    for number, (name, at_x, at_y) in enumerate(zip(points, x, y, strict=True)):
-        shift = (6, 4 if number % 2 else -9)
-        axes.annotate(name, (at_x, at_y), xytext=shift, textcoords="offset points", fontsize=7)
+    drawn = axes.scatter(x, y, c=robust, cmap="viridis", vmin=0, vmax=100, s=30, edgecolor="k")
+    # Names would cover one another: points have numbers, fanned out where they lie close.
+    for number, (name, at_x, at_y) in enumerate(zip(points, x, y, strict=True), start=1):
+        turn = 2 * np.pi * number / 5
+        shift = (11 * np.cos(turn), 11 * np.sin(turn))
+        place = {"xytext": shift, "textcoords": "offset points", "ha": "center", "va": "center"}
+        axes.annotate(str(number), (at_x, at_y), fontsize=8, **place)
+        axes.plot([], [], linestyle="", marker=f"${number}$", color="k", label=name)
+    plotting.legend_below(figure)
     axes.set(xlabel="test accuracy (%)", ylabel="examples identified (%)", ylim=(-4, 104))
     axes.grid(alpha=0.3)
     figure.colorbar(drawn, ax=axes, label=f"test accuracy under {ATTACKED} (%)")

@@ -123,13 +123,13 @@ class Checkpoints:
 
     def save(self, saved: Saved) -> None:
         """Saves a state, and removes all but the newest two."""
-        import orbax.checkpoint as ocp  # slow to import, and not needed without an output folder
+        import orbax.checkpoint as ocp
 
         self.folder.mkdir(parents=True, exist_ok=True)
         leaves = {name: np.asarray(leaf) for name, leaf in _named(saved.state).items()}
         folder = self._free(saved.done)
         try:
-            with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as orbax:
+            with _orbax() as orbax:
                 orbax.save(folder, args=ocp.args.StandardSave(_stored(leaves)))
         except OSError:
             raise
@@ -249,11 +249,24 @@ class Checkpoints:
         }
         folder = self.folder / about["folder"]
         try:
-            with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as orbax:
+            with _orbax() as orbax:
                 args = ocp.args.StandardRestore(_stored(leaves))
                 return leaves | orbax.restore(folder, args=args)
         except Exception as error:
             raise ConfigError(f"{str(folder)!r} is damaged: {_first_line(error)}.") from error
+
+
+def _orbax():
+    """Orbax's checkpointer, which waits for no other process: one alone writes and reads."""
+    import orbax.checkpoint as ocp  # slow to import, and not needed without an output folder
+
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=jax.process_index(),
+        active_processes={jax.process_index()},
+        barrier_sync_key_prefix="first" if jax.process_count() > 1 else None,
+    )
+    handler = ocp.StandardCheckpointHandler(multiprocessing_options=alone)
+    return ocp.Checkpointer(handler, multiprocessing_options=alone)
 
 
 def _named(state) -> dict[str, Any]:

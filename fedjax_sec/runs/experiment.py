@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_sec.core import ConfigError, files
+from fedjax_sec.core import ConfigError, distributed, files
 from fedjax_sec.core.advice import shown
 from fedjax_sec.core.host import undisturbed
 from fedjax_sec.evaluation.robustness import surrogates_of
@@ -150,10 +150,16 @@ def train(
     experiments = [one.experiment for one in prepared]
     if len({e.structure() for e in experiments}) != 1:
         raise ConfigError("These experiments differ in structure and cannot share a program.")
+    if distributed.together() and experiments[0].execution.clients != "sharded":
+        raise ConfigError(
+            f"execution.clients must be 'sharded' where {jax.process_count()} processes compute a "
+            f"round together, got {experiments[0].execution.clients!r}."
+        )
     if checkpoint_dir and not folders:
         raise ConfigError("checkpoint_dir needs folders: a state goes on beside its metrics.")
     if program is None:
-        layout = resolve_layout(prepared[0], checkpoint_dir)
+        layout = resolve_layout(prepared[0], checkpoint_dir) if distributed.leads() else None
+        layout = Tuning.from_dict(distributed.agree(layout and layout.to_dict()))
         program = Program(prepared[0], at_once, layout)
     replicas = make_replicas(prepared)
     first = experiments[0]
@@ -181,10 +187,11 @@ def train(
             folder.take_up(digests, due[: len(digests)])
             for folder, digests in zip(folders, saved.rows, strict=True)
         ]
-    state, done, elapsed = saved.state["state"], saved.done, saved.elapsed
+    done, elapsed = distributed.agree([saved.done, saved.elapsed])
+    state = distributed.agree_arrays(saved.state["state"])
 
     def record(done, metrics):
-        host = jax.device_get(metrics)
+        host = jax.device_get(distributed.local(metrics))
         new = [
             results.to_json({"round": done} | {name: values[i] for name, values in host.items()})
             for i in range(len(experiments))
@@ -214,7 +221,7 @@ def train(
         evaluations += 1
         if checkpoints and (evaluations % first.checkpoint.every == 0 or done == first.rounds):
             spent = elapsed + time.perf_counter() - begin
-            whole = _whole(program, state, replicas)
+            whole = _whole(program, distributed.local(state), replicas)
             checkpoints.save(Saved(done, whole, spent, saved.rows, saved.start))
 
     wall = elapsed + time.perf_counter() - begin
@@ -228,11 +235,12 @@ def train(
         "replicas": len(experiments),
         "replicas_at_once": min(program.at_once or len(experiments), len(experiments)),
         "layout": program.problem.layout._asdict(),
+        "processes": jax.process_count(),
         "tuning": program.tuning.to_dict(),
         "traces": program.traces,
     }
     finished = []
-    params = program.params(state, replicas)
+    params = program.params(distributed.local(state), replicas)
     for i, experiment in enumerate(experiments):
         metrics = stack_rows(rows_of[i])
         summary = _summarize(prepared[i], program, metrics, timing)
@@ -392,6 +400,8 @@ def execute(
         return train([prepare(experiment)], on_evaluation=on_evaluation, profile=profile)[0]
     folder, profile = results.RunFolder(out), profile and Path(profile).absolute()
     spec, how = experiment.to_dict(), {"resume": resume, "overwrite": overwrite}
+    if not distributed.leads():
+        return _follow(experiment, folder, on_evaluation)
     folder.check(spec, **how)
     if overwrite:
         _check_not_needed(experiment, folder)
@@ -403,7 +413,7 @@ def execute(
         if folder.finished and not overwrite:
             _check_continuing(experiment, folder, how)
         folder.open(spec, **how)
-        if folder.finished:
+        if distributed.agree(folder.finished):
             if profile is not None:
                 raise ConfigError(f"profile: the run in {str(folder.path)!r} is finished.")
             result = read_result(experiment, folder)
@@ -416,6 +426,14 @@ def execute(
                 profile=profile,
             )[0]
     return result
+
+
+def _follow(experiment: Experiment, folder: results.RunFolder, on_evaluation) -> Result:
+    """A run whose folder another process keeps: it says whether there is anything to compute."""
+    prepared = prepare(experiment)
+    if distributed.agree():
+        return read_result(experiment, folder)
+    return train([prepared], on_evaluation=on_evaluation)[0]
 
 
 def _check_not_needed(experiment: Experiment, folder: results.RunFolder) -> None:

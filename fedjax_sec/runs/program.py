@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_sec import core
+from fedjax_sec.core import distributed
 from fedjax_sec.core.random import Stream, stream
 from fedjax_sec.core.types import TestSet
 from fedjax_sec.evaluation.batches import in_batches
@@ -55,14 +56,16 @@ class Program:
         self.prepared, self.experiment = prepared, prepared.experiment
         self.source, self.at_once = prepared.source, at_once
         source = prepared.source
-        self.pool = jax.device_put(prepared.pool)
-        self.test = jax.device_put(TestSet(source.x_test, source.y_test))
         self.tuning = tuning or choose_layout(prepared)
         per_round = self.experiment.clients_per_round
         self.problem = make_problem(prepared, self.tuning.choice, per_round)
+        self.pool = jax.device_put(prepared.pool)
+        self.test = jax.device_put(TestSet(source.x_test, source.y_test))
         self.evaluators = self.experiment.evaluators
         self.surrogates = prepared.surrogates
         self.replicated = self.problem.layout.replicated()
+        # Copied to all devices once, and not in every call.
+        self._everywhere = self._placed(self.pool, self.test)
         self.traces = 0
         self.compiled: dict[str, dict] = {}
         self._functions: dict = {}
@@ -89,6 +92,8 @@ class Program:
             jitted = jax.jit(
                 function, donate_argnums=donate, **(shardings if self.replicated else {})
             )
+            if self.replicated:  # where the arguments lie now says nothing
+                args = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), args)
             self._functions[key] = jitted.lower(*args).compile()
             self._record(name, time.perf_counter() - start, self._functions[key])
         return self._functions[key]
@@ -151,8 +156,8 @@ class Program:
         and `COUNTS` summed over all of them.
         """
         function = self._advancer(state, replicas, rounds)
-        args = (state, replicas, self.pool, _round_number(start), self.test)
-        return function(*self._placed(*args))
+        pool, test = self._everywhere
+        return function(*self._placed(state, replicas, pool, _round_number(start), test))
 
     def _advancer(self, state, replicas, rounds: int):
         self._plan(state, replicas)
@@ -223,15 +228,15 @@ class Program:
         """
         function = self._evaluator(state, replicas)
         last = _round_number(max(done - 1, 0))
-        return function(*self._placed(*self._watching(state, replicas, last)))
+        return function(*self._placed(*self._watching(state, replicas, last, *self._everywhere)))
 
-    def _watching(self, state, replicas, last):
+    def _watching(self, state, replicas, last, pool, test):
         others = {label: params for label, (_, params) in self.surrogates.items()}
-        return state, replicas, self.pool, self.test, last, others
+        return state, replicas, pool, test, last, others
 
     def _placed(self, *args):
         """The arguments on all devices that share the work; untouched where there is one."""
-        return jax.device_put(args, self.replicated) if self.replicated else args
+        return distributed.placed(args, self.replicated) if self.replicated else args
 
     def _evaluator(self, state, replicas):
         self._plan(state, replicas)
@@ -243,9 +248,8 @@ class Program:
 
             return self._over_replicas(one, state, replicas)
 
-        return self._compile(
-            "evaluate", measure, *self._watching(state, replicas, _round_number(0))
-        )
+        watched = self._watching(state, replicas, _round_number(0), self.pool, self.test)
+        return self._compile("evaluate", measure, *watched)
 
     def _measure(self, task, state, replica, pool, test, last, others) -> dict:
         """One replica's metrics: every evaluator's, robust ones, and those on local test data."""

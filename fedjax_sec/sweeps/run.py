@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedjax_sec.core import ConfigError, files
+from fedjax_sec.core import ConfigError, distributed, files
 from fedjax_sec.core.advice import shown
 from fedjax_sec.core.host import undisturbed
 from fedjax_sec.runs.experiment import Result
@@ -75,6 +75,11 @@ def run_cells(
     for name, given in (("on_group", on_group), ("on_wait", on_wait), ("on_status", on_status)):
         if given is not None and not callable(given):
             raise ConfigError(f"{name} must be a function, got {shown(given)}.")
+    if distributed.together():
+        raise ConfigError(
+            "A sweep runs in one process, or by a launcher: several processes that compute a round "
+            "together take one run, with `fedjax-sec run`."
+        )
     out = Path(out).absolute()
     limit = groups_lib.limit(group_size)
     groups_lib.check_folders(cells, out)
