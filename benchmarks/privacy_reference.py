@@ -1,8 +1,9 @@
-"""Records what breaching computes on a small network; `tests/test_privacy_reference.py` compares.
+"""Records what authors' code computes; `tests/test_privacy_reference.py` compares.
 
     git clone https://github.com/JonasGeiping/breaching     # its commit 8bd99d5 was used
-    pip install torch omegaconf
-    python benchmarks/privacy_reference.py ../breaching tests/golden/privacy.npz
+    git clone https://github.com/googleinterns/learning-bag-of-words ../bags     # 5d22600
+    pip install torch omegaconf scipy scikit-learn cvxopt
+    python benchmarks/privacy_reference.py ../breaching ../bags tests/golden/privacy.npz
 
 Only breaching's modules on objectives and attacks are loaded, which need nothing but PyTorch. The
 file holds the weights of a network (convolution 3 x 3 with 4 channels, sigmoid, dense), 4 images of
@@ -16,12 +17,17 @@ file holds the weights of a network (convolution 3 x 3 with 4 channels, sigmoid,
 - on other small networks: `DeepInversion`'s distance of two batch norms' statistics and its
   derivative; `EuclideanTag` of guessed embeddings and labels and its derivatives; and the inputs
   that its attackers read from a first dense layer, with the gradients: `analytic`, Robbing the Fed,
-  and when the curious abandon honesty.
+  and when the curious abandon honesty;
+
+and of the author code of Revealing Labels the set of labels that it reads from the gradient of a
+last layer of 1,000 classes, of batches of 1, 4 and 10 examples (its functions alone: it is a
+script).
 
 Images are [n, H, W, C], kernels as flax has them. The guesses of the last attackers are in units
 behind the normalisation.
 """
 
+import ast
 import importlib
 import sys
 import types
@@ -259,7 +265,29 @@ def first_layers(breaching, x, pixels, labels) -> dict:
     return arrays
 
 
-def main(checkout: str, path: str) -> None:
+def label_bags(checkout: Path) -> dict:
+    """The labels that `infer_labels` of the author code names, with the gradients [F, C]."""
+    source = ast.parse((checkout / "image_recognition" / "rlg.py").read_text())
+    kept = [one for one in source.body if isinstance(one, (ast.FunctionDef, ast.Import))]
+    kept = [one for one in kept if "tqdm" not in ast.unparse(one)]
+    # For this network it takes classes with a negative entry, as behind a ReLU, without a program.
+    names: dict = {"args": types.SimpleNamespace(model="ResNet50")}
+    exec(compile(ast.Module(kept, []), "rlg", "exec"), names)
+    rng, arrays = np.random.default_rng(0), {}
+    for count in (1, 4, 10):
+        features = np.maximum(rng.normal(size=(count, 24)), 0)
+        logits = features @ rng.normal(size=(24, 1000)) * 0.05
+        y = rng.integers(0, 1000, count)
+        errors = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+        errors[np.arange(count), y] -= 1
+        kernel = (features.T @ errors / count).astype(np.float32)
+        rank, labels = names["infer_labels"](kernel.copy(), gt_k=count, epsilon=1e-10)
+        arrays |= {f"bag {count} kernel": kernel, f"bag {count}": np.array(labels)}
+        arrays |= {f"bag {count} true": y, f"bag {count} rank": np.array(rank)}
+    return arrays
+
+
+def main(checkout: str, bags: str, path: str) -> None:
     """Computes everything and writes the file."""
     breaching = load(Path(checkout))
     objectives = breaching("attacks.auxiliaries.objectives")
@@ -356,6 +384,7 @@ def main(checkout: str, path: str) -> None:
     arrays |= batch_norms(breaching, x, start)
     arrays |= text(objectives)
     arrays |= first_layers(breaching, x, pixels, labels)
+    arrays |= label_bags(Path(bags))
     np.savez_compressed(path, **arrays)
     print({name: array.shape for name, array in arrays.items()}, arrays["cosine local"])
 

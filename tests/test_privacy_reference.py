@@ -1,4 +1,4 @@
-"""Attacks on privacy against breaching's numbers, made by `benchmarks/privacy_reference.py`."""
+"""Attacks on privacy against authors' numbers, made by `benchmarks/privacy_reference.py`."""
 
 import runpy
 from pathlib import Path
@@ -313,6 +313,16 @@ def test_an_imprints_query_and_edges_are_the_references():
     np.testing.assert_allclose(
         normal.edges(40), GOLDEN["imprint normal edges"], rtol=1e-4, atol=1e-5
     )
+
+
+@pytest.mark.parametrize("count", [1, 4, pytest.param(10, marks=pytest.mark.slow)])
+def test_the_labels_of_a_batch_are_those_of_revealing_labels(count):
+    """The set that its author code accepts, of 1,000 classes."""
+    attack = registry.privacy_attacks.build("label_bag")
+    kernel = GOLDEN[f"bag {count} kernel"].astype(np.float64)
+    labels = attack._solve(kernel, count)
+    assert sorted(labels.tolist()) == sorted(GOLDEN[f"bag {count}"].tolist())
+    assert sorted(labels.tolist()) == sorted(GOLDEN[f"bag {count} true"].tolist())
 
 
 @pytest.mark.slow

@@ -32,7 +32,7 @@ class LabelBag(PrivacyAttack):
     is no dense layer, and for n examples that are not fewer than features and classes.
 
     Source: Dang et al. 2021 (Revealing and protecting labels in distributed training), Section 3;
-    author code `rlg.py` (googleinterns/learning-bag-of-words-image): epsilon 1e-10 for images,
+    author code `rlg.py` (googleinterns/learning-bag-of-words): epsilon 1e-10 for images,
     accepting below -0.1. It samples columns and asks a perceptron first; all columns and the bound
     on r, which keeps the program finite, are choices for up to some hundred classes.
 
