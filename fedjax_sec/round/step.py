@@ -18,7 +18,6 @@ from fedjax_sec.core.types import (
     ServerView,
     TestSet,
 )
-from fedjax_sec.ops.client_axis import spreading
 from fedjax_sec.ops.moments import differs_in_rows, finite_rows
 from fedjax_sec.round.local import local_data, server_data, train_clients
 from fedjax_sec.round.monitors import observe
@@ -50,20 +49,6 @@ def run_round(
     boolean: monitors that look at the last round before an evaluation look where it is true. `test`
     are the test examples, for monitors that read them.
     """
-    with spreading(problem.layout):
-        return _round(problem, task, pool, replica, state, index, last, test)
-
-
-def _round(
-    problem: Problem,
-    task: BoundTask,
-    pool: Pool,
-    replica: Replica,
-    state: RoundState,
-    index: Array,
-    last: Array | bool,
-    test: TestSet | None,
-) -> tuple[RoundState, Metrics]:
     # From here on no component holds a schedule, only the numbers of this round.
     replica = replica._replace(components=core.resolve(replica.components, index))
     key = jax.random.fold_in(replica.key, index)

@@ -21,6 +21,7 @@ from fedjax_sec.evaluation.batches import in_batches
 from fedjax_sec.evaluation.local import by_client
 from fedjax_sec.evaluation.metrics import over_classes
 from fedjax_sec.evaluation.robustness import labels, robust_mask
+from fedjax_sec.ops.client_axis import spreading
 from fedjax_sec.round import (
     Replica,
     RoundState,
@@ -176,7 +177,10 @@ class Program:
                 def step(state, index):
                     self.traces += 1
                     last = index == start + rounds - 1
-                    return run_round(self.problem, task, pool, replica, state, index, last, test)
+                    with spreading(self.problem.layout):
+                        return run_round(
+                            self.problem, task, pool, replica, state, index, last, test
+                        )
 
                 state, history = jax.lax.scan(step, state, start + jnp.arange(rounds))
                 summary = jax.tree.map(lambda m: m[-1], history)
