@@ -152,7 +152,7 @@ def run_with_progress(
 
         def on_status(status):
             """All workers in one bar of rounds; a line where a run has ended or failed."""
-            done, rounds = sum(run.done for run in status.runs), 0
+            done = sum(run.done for run in status.runs)
             rounds = sum(run.rounds or run.done for run in status.runs)
             counts = ", ".join(f"{n} {name}" for name, n in status.counts.items() if n)
             text = f"{counts}; left: {duration(status.seconds_left)}"

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from fedjax_sec.core import ConfigError
+from fedjax_sec.core import ConfigError, files
 from fedjax_sec.sweeps import groups as groups_lib
 from fedjax_sec.sweeps.groups import Group
 from fedjax_sec.sweeps.launchers import worker
@@ -105,7 +105,7 @@ class _Watch:
         for name in names:
             path = self.out / groups_lib.GROUPS / name / groups_lib.WORKER
             try:
-                number, sign = int(groups_lib.files.read_json(path)["worker"]), path.stat().st_mtime
+                number, sign = int(files.read_json(path)["worker"]), path.stat().st_mtime
             except (ConfigError, OSError, KeyError, ValueError):
                 self.seen.pop(name, None)
                 continue
