@@ -127,7 +127,9 @@ class UpdateAttack(Component):
     that clients report and their extra; else `apply` rewrites the vectors [K, D]. One with both may
     stand inside an attack on vectors, which calls `apply`. `copies`: clients train on poisoned
     copies beside their own examples, by the attack on data nested in this one. `warm_up` counts the
-    first rounds in which a malicious client still sends what it is given.
+    first rounds in which a malicious client still sends what it is given. `separable`, which may be
+    a property: a malicious row depends on no other row and no other client's data, so that clients
+    that are apart, as on a network, can carry the attack out each for itself.
     """
 
     stage: ClassVar[str] = "update"
@@ -135,6 +137,7 @@ class UpdateAttack(Component):
     rewrites: ClassVar[str] = "vector"
     copies: bool = False
     warm_up: int = 0
+    separable: bool = False
 
     def init(self, num_clients: int, dim: int) -> State:
         """The state before round 0; `num_clients` is N."""
@@ -548,6 +551,10 @@ class Algorithm(Component):
     def download(self, server: State, client) -> Any:
         """The download of client number `client`; leaves that ignore `client` stay unbatched."""
         return server
+
+    def received(self, download: Any):
+        """The global parameters [D] in a download."""
+        return self.params(download)
 
     @abstractmethod
     def train(

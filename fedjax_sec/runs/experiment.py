@@ -382,9 +382,10 @@ def execute(
     overwrite: bool = False,
     on_evaluation: Callable[[int, list[dict]], None] | None = None,
     profile: str | Path | None = None,
+    make_program: Callable[[Prepared], Program] | None = None,
     **overrides,
 ) -> Result:
-    """As `fedjax_sec.run`, but draws no figures."""
+    """As `fedjax_sec.run`, but draws no figures. `make_program` says what computes the rounds."""
     if on_evaluation is not None and not callable(on_evaluation):
         raise ConfigError(f"on_evaluation must be a function, got {shown(on_evaluation)}.")
     for name, given in (("out", out), ("profile", profile)):
@@ -423,6 +424,7 @@ def execute(
                 [folder],
                 checkpoint_dir=folder.path / results.CHECKPOINTS,
                 on_evaluation=on_evaluation,
+                program=None if make_program is None else make_program(prepared),
                 profile=profile,
             )[0]
     return result
