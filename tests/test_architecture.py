@@ -41,6 +41,7 @@ LAYERS = (
     ("privacy",),
     ("",),  # `import fedjax_sec`: what a user types
     ("papers",),
+    ("flower",),
     ("bench", "testing"),
     ("cli",),
 )

@@ -38,7 +38,7 @@ def check_deployable(experiment: Experiment) -> None:
         names = [one.registered_name for one in experiment.monitors]
         raise ConfigError(
             f"evaluation: the monitors {names} look at messages before the attack, which reach "
-            f"nobody over a network; leave them out."
+            f"nobody over a network; leave them out (diagnostics: evaluation.diagnostics=false)."
         )
     algorithm = experiment.complete_algorithm
     if algorithm.personalizes and experiment.data.local_test is not None:
