@@ -1,6 +1,7 @@
 """A deployed run on processes of this machine: Flower's SuperLink, its SuperNodes, and the run."""
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -20,7 +21,7 @@ from fedjax_sec.runs.results import RunFolder
 
 #: The folder of Flower's files within the results: the app, its home, the logs.
 FLOWER = "flower"
-_LINK = "local"
+LINK = "local"
 _GRACE = 10.0  # seconds that a process gets to end
 _HEALTHY = 60.0  # seconds that the SuperLink gets to listen
 _TAIL = 2000  # characters of a log in an error
@@ -49,7 +50,7 @@ class Processes:
         """The process of one of Flower's commands."""
         with open(self.folder / f"{name}.log", "ab") as log:
             self.running[name] = subprocess.Popen(
-                [self._tool(command[0]), *command[1:]],
+                [self.tool(command[0]), *command[1:]],
                 env=self.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -58,7 +59,8 @@ class Processes:
             )
         return self.running[name]
 
-    def _tool(self, name: str) -> str:
+    def tool(self, name: str) -> str:
+        """The path of one of Flower's commands."""
         path = shutil.which(name, path=self.environment["PATH"])
         if path is None:
             raise ConfigError(
@@ -102,16 +104,17 @@ class Processes:
             " ".join(values),
         )
 
-    def run(self, app: Path, **link) -> subprocess.Popen:
-        """Starts the app on the SuperLink; the process ends with the run."""
-        lines = {"address": f"127.0.0.1:{self.port}", "insecure": True} | link
-        text = "\n".join(
-            f"{key} = {str(value).lower()}" if isinstance(value, bool) else f'{key} = "{value}"'
-            for key, value in lines.items()
-        )
+    def point(self, **access) -> None:
+        """Tells Flower's commands how to reach the SuperLink: `insecure`, `root-certificates`."""
+        lines = {"address": f"127.0.0.1:{self.port}"} | (access or {"insecure": True})
+        text = "\n".join(f"{key} = {json.dumps(value)}" for key, value in lines.items())
         config = Path(self.environment["FLWR_HOME"]) / "config.toml"
-        files.write_atomically(config, f"[superlink.{_LINK}]\n{text}\n")
-        return self.start("run", "flwr", "run", str(app), _LINK, "--stream")
+        files.write_atomically(config, f"[superlink.{LINK}]\n{text}\n")
+
+    def run(self, app: Path, **access) -> subprocess.Popen:
+        """Starts the app on the SuperLink; the process ends with the run."""
+        self.point(**access)
+        return self.start("run", "flwr", "run", str(app), LINK, "--stream")
 
     def said(self, name: str) -> str:
         """The end of a process's log."""
