@@ -9,6 +9,8 @@ environment of its own (`constraints-flower.txt`).
 import importlib
 from typing import Any
 
+from fedjax_sec.core.optional import require
+
 _HOMES = {
     "Defended": "strategy",
     "client_app": "apps",
@@ -22,4 +24,9 @@ __all__ = ["Defended", "client_app", "deploy", "server_app", "write_app"]
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    try:
+        module = importlib.import_module(f"{__name__}.{_HOMES[name]}")
+    except ModuleNotFoundError:
+        require("flwr", f"fedjax_sec.flower.{name}")  # says what to install
+        raise
+    return getattr(module, name)

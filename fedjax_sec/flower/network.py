@@ -53,8 +53,7 @@ class GridNetwork:
         """Asks nodes which clients they hold."""
         config = RecordDict({"experiment": ConfigRecord({"fingerprint": self.fingerprint})})
         messages = [Message(config, node, MessageType.QUERY) for node in nodes]
-        for message, _ in self._replies(messages, deadline):
-            node = message.metadata.src_node_id
+        for node, message, _ in self._replies(messages, deadline):
             if message.has_error():
                 _log.warning("Node %d: %s", node, one_line(message.error.reason))
                 continue
@@ -71,14 +70,19 @@ class GridNetwork:
         return isinstance(value, int) and 0 <= value < self.num_clients
 
     def _replies(
-        self, messages: Iterable[Message], deadline: float
-    ) -> Iterable[tuple[Message, float]]:
-        """Each answer with the time when it was here, until all came or the time is over."""
-        waiting = set(self.grid.push_messages(messages))
+        self, messages: Sequence[Message], deadline: float
+    ) -> Iterable[tuple[int, Message, float]]:
+        """(the node that was asked, its answer, the time), until all came or the time is over.
+
+        Errors that the SuperLink reports for a node name themselves as their source.
+        """
+        nodes = [message.metadata.dst_node_id for message in messages]
+        waiting = dict(zip(self.grid.push_messages(messages), nodes, strict=True))
         while waiting:
-            for reply in self.grid.pull_messages(waiting):
-                waiting.discard(reply.metadata.reply_to_message_id)
-                yield reply, time.time()
+            for reply in self.grid.pull_messages(list(waiting)):
+                node = waiting.pop(reply.metadata.reply_to_message_id, None)
+                if node is not None:
+                    yield node, reply, time.time()
             if time.time() > deadline:
                 return
             if waiting:
@@ -101,8 +105,7 @@ class GridNetwork:
         ]
         sent, replies = time.time(), []
         waiting = dict(clients_of)
-        for message, arrived in self._replies(messages, sent + self.timeout):
-            node = message.metadata.src_node_id
+        for node, message, arrived in self._replies(messages, sent + self.timeout):
             clients = waiting.pop(node)
             answered, reason = self._read(message, clients, ask, node, sent, arrived)
             replies += answered

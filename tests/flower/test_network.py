@@ -59,6 +59,8 @@ class Scripted:
             content = self._answer(message)
             if content is not None:
                 replies.append(Message(content, reply_to=message))
+            if isinstance(content, Error):  # the SuperLink's, in the node's place
+                replies[-1].metadata.__dict__["_src_node_id"] = 1
         return replies
 
     def _answer(self, message):
