@@ -390,7 +390,8 @@ def finished(tmp_path_factory):
     """A sweep's folder."""
     out = tmp_path_factory.mktemp("finished") / "s"
     grid = {"defense": {"a_b c": "mean", "none": "median"}, "client.l2": [0.0, 1e-4]}
-    spec = {"experiment": BASE | {"rounds": 2}, "grid": grid, "seeds": [3, 1]}
+    clean = {"attack": None, "threat": {}}  # what is measured of attackers is null
+    spec = {"experiment": BASE | {"rounds": 2} | clean, "grid": grid, "seeds": [3, 1]}
     fedjax_sec.sweep(spec, out=out, logging=["tensorboard"])
     return out
 

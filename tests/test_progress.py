@@ -98,6 +98,14 @@ def test_plain_lines_now_and_then():
     ]
 
 
+def test_a_log_says_nothing_of_what_has_not_begun():
+    lines = []
+    with pytest.raises(KeyError), progress.Lines(lines.append) as display:
+        display.show(State("", 0, 9, note="compiling"))
+        raise KeyError
+    assert lines == []
+
+
 def test_a_terminal_has_one_bar():
     console = Console(file=io.StringIO(), force_terminal=True, width=120, color_system=None)
     with progress.choose(console) as display:
@@ -156,7 +164,7 @@ def test_outside_a_notebook_python_says_nothing_unless_asked(capfd, tmp_path):
     assert capfd.readouterr() == ("", "") and seen == [0, 1, 2, 3]
     fedjax_sec.run(BASE, progress=True, on_evaluation=lambda done, rows: seen.append(done))
     said = capfd.readouterr().err.splitlines()
-    assert said[0] == "round 0/3, compiling" and said[-1].startswith("round 3/3, ")
+    assert said[0].startswith("round 0/3, accuracy ") and said[-1].startswith("round 3/3, ")
     assert "accuracy" in said[-1] and seen == [0, 1, 2, 3] * 2
     groups = []
     spec = {"experiment": BASE, "grid": {"client.l2": [0.0, 0.1]}}
@@ -176,7 +184,7 @@ def test_the_command_prints_plain_lines_into_a_log(tmp_path):
     command = ["run", str(file), "--out", str(tmp_path / "out")]
     done = CliRunner().invoke(app, command)
     lines = [line for line in done.output.splitlines() if line.startswith("round ")]
-    assert lines[0] == "round 0/3, compiling" and lines[-1].startswith("round 3/3, ")
+    assert lines[0].startswith("round 0/3, accuracy ") and lines[-1].startswith("round 3/3, ")
     assert done.exit_code == 0 and "accuracy" in lines[-1]
     again = CliRunner().invoke(app, [*command, "--resume"])
     assert "round 0/3, nothing was computed" in again.output

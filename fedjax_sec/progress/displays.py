@@ -25,7 +25,10 @@ class Display(Protocol):
 
 
 class Lines:
-    """Plain lines, for a file or a pipe: one for each new title, then one now and then."""
+    """Plain lines, for a file or a pipe: one for each new title, then one now and then.
+
+    What has no title is not mentioned before it has begun, so that an error stands alone.
+    """
 
     def __init__(
         self,
@@ -43,13 +46,15 @@ class Lines:
         return self
 
     def __exit__(self, *error) -> None:
-        if self._last != self._shown:
+        if self._last != self._shown and not any(error):
             self._print()
 
     def show(self, state: State) -> None:
         """Shows a state in place of the one before."""
+        known, self._last = self._last, state
+        if known is None and not state.title:
+            return
         changed = self._shown is None or state.title != self._shown.title
-        self._last = state
         if changed or state.done >= state.total or self._clock() - self._then >= self._every:
             self._print()
 
