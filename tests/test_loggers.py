@@ -235,10 +235,9 @@ def test_a_logger_that_fails_stops_no_run(tmp_path, monkeypatch, caplog):
 def test_a_full_disk_stops_no_run(tmp_path, monkeypatch, caplog):
     from tensorboardX import record_writer
 
-    with open("/dev/full", "wb") as full:
+    with open("/dev/full", "wb", buffering=0) as full:
         monkeypatch.setattr(record_writer, "open_file", lambda path: full)
         fedjax_sec.run(BASE, out=tmp_path, logging="tensorboard")
-        full.detach().close()  # what is left in its buffer cannot be written
     said = [one.getMessage() for one in caplog.records if one.name == writing.__name__]
     assert len(said) == 1 and "No space left on device" in said[0] and len(rows_of(tmp_path)) == 5
 
@@ -443,12 +442,15 @@ def test_a_changed_row_is_noticed(logged, tmp_path):
         fedjax_sec.load(tmp_path / "out")
 
 
-def test_folders_of_earlier_versions_name_their_cells(finished, tmp_path):
+def test_folders_without_labels_name_their_cells(finished, tmp_path):
     shutil.copytree(finished, tmp_path / "s")
     (tmp_path / "s" / "cells.json").unlink()
     frame, known = fedjax_sec.load(tmp_path / "s"), fedjax_sec.load(finished)
     assert set(frame["cell"]) == {"a-b-c_0.0", "a-b-c_0.0001", "none_0.0", "none_0.0001"}
     assert len(frame) == len(known) and "defense" not in frame
+    (tmp_path / "s" / "cells.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"cells.json' is damaged.* Remove it, and start the sw"):
+        fedjax_sec.load(tmp_path / "s")
 
 
 @pytest.mark.parametrize("to", ["csv", "parquet"])
