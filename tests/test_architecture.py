@@ -36,7 +36,7 @@ LAYERS = (
     ("runs",),
     ("sweeps", "fedml"),
     ("report",),
-    ("stacks",),
+    ("stacks", "progress"),
     ("api",),
     ("privacy",),
     ("",),  # `import fedjax_sec`: what a user types

@@ -82,6 +82,7 @@ class Component:
     `needs` is a subset of `NEEDS`, and may be a property where it depends on a field. `inputs` are
     the kinds of inputs that the component works on, `accepts` what clients may send to it.
     `on_host`: it calls Python code of the user's, so `aggregate` and `attack` do not compile it.
+    `from_python`: it holds an object that a configuration names and does not bring back.
     """
 
     registered_name: ClassVar[str] = ""
@@ -92,6 +93,7 @@ class Component:
     needs_labels: ClassVar[bool] = False
     stands_alone: ClassVar[bool] = True  # False: it needs an object or a file of the user's
     on_host: ClassVar[bool] = False
+    from_python: ClassVar[bool] = False
 
     def check(self, path: str, setting: Setting) -> None:
         """Raises `ConfigError` for a combination that the fields' ranges cannot express."""
