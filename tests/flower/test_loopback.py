@@ -219,7 +219,7 @@ def test_tls_and_authentication(tmp_path):
         running.node(1, 2, *trusting, "--auth-supernode-private-key", stranger)
         running.run(app, **access).wait(timeout=600)
         assert RunFolder(tmp_path / "out" / "run").finished, running.said("run")
-        refused = running.said("node-1")
+        refused = (tmp_path / "flower" / "node-1.log").read_text()
     (row,) = read_journal(tmp_path / "out")
     assert row["missing"] == {} and len(row["nodes"]) == 1
-    assert "Connection attempt failed" in refused and "Receiving" not in refused
+    assert "Failed to activate SuperNode" in refused and "Receiving" not in refused
