@@ -26,8 +26,9 @@ BASE = {
 class Direct:
     """Clients in this process, who remember; some of them may be `lost` in a round."""
 
-    def __init__(self, prepared, lost=()):
+    def __init__(self, prepared, lost=(), weights=None):
         self.clients, self.states, self.lost, self.kept = Clients(prepared), {}, dict(lost), []
+        self.weights = weights or {}
 
     def exchange(self, ask):
         replies, missing = [], {}
@@ -38,6 +39,9 @@ class Direct:
             reply, self.states[client] = self.clients.train(
                 client, ask.index, ask.download.row(place), self.states.get(client)
             )
+            if client in self.weights:
+                vector = reply.message[0]
+                reply = reply._replace(message=(vector, np.float32(self.weights[client])))
             replies.append(reply)
         return Answers(replies, missing)
 
@@ -50,7 +54,7 @@ def deployed(changes=(), **options):
     networks = []
 
     def make(prepared):
-        networks.append(Direct(prepared, options.pop("lost", ())))
+        networks.append(Direct(prepared, options.pop("lost", ()), options.pop("weights", None)))
         return Deployed(prepared, networks[0], **options)
 
     out = options.pop("out")
@@ -90,6 +94,14 @@ def test_a_round_goes_on_without_those_that_are_lost(tmp_path):
     assert result.metrics["accuracy"][-1] > result.metrics["accuracy"][0]
     assert [set(shares) for shares in network.kept] == [set(range(8))] * 3
     assert network.kept[1][0] == network.kept[1][3] == 0 < network.kept[0][0]
+
+
+def test_reported_weights_are_not_trusted(tmp_path):
+    weights, changes = {0: np.nan, 3: -5.0}, {"defense": "mean", "attack": None, "rounds": 1}
+    result, network = deployed(changes, out=tmp_path / "run", weights=weights)
+    kept = network.kept[0]
+    assert kept[0] == kept[3] == 0 and min(kept[client] for client in (1, 2, 4)) > 0
+    assert result.metrics["accuracy"][-1] > result.metrics["accuracy"][0]
 
 
 def test_shares_are_those_of_the_clients_that_were_asked(tmp_path):
