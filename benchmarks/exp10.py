@@ -2,12 +2,12 @@
 
     python benchmarks/exp10.py --nodes 2 --seeds 3 --data-dir DATA --out results/exp10
 
-70 clients on SuperNodes, 7 of them malicious (random mode), logistic regression, MNIST: without an
-attack, with it, and with m-Krum. Draws the accuracies as Figure 15 (deployed runs of one seed over
-the simulated ones of all seeds), writes m-Krum's rounds as Figure 16 and as a trace for Perfetto,
-and what a round costs: its seconds, their parts, and the largest memory of each kind of process
-(PSS, sampled every second; Linux). Needs the environment of `constraints-flower.txt`. Runs that are
-finished in the folder are read.
+70 clients on SuperNodes, 7 of them malicious (random mode), logistic regression on MNIST: without
+an attack, with it, and with m-Krum. Draws the accuracies as Figure 15 (deployed runs of one seed
+over the simulated ones of all seeds), writes m-Krum's rounds as Figure 16 and as a trace for
+Perfetto, and what a round costs: its seconds, their parts, and the largest memory of each kind of
+process (PSS, sampled every 5 seconds; Linux). Needs the environment of `constraints-flower.txt`.
+Runs that are finished in the folder are read.
 """
 
 import json
@@ -50,7 +50,7 @@ class Memory(threading.Thread):
         self.largest, self.over = dict.fromkeys(KINDS, 0.0), threading.Event()
 
     def run(self):
-        while not self.over.wait(1.0):
+        while not self.over.wait(5.0):
             for process in psutil.Process().children(recursive=True):
                 try:
                     command = " ".join(process.cmdline())
