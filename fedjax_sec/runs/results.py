@@ -292,12 +292,25 @@ class RunFolder:
         rows, _ = self._parsed()
         if not self.finished:
             return rows
-        path, experiment = self.path / METRICS, self.experiment()
-        _check_rounds(path, rows, evaluated(experiment), self.remedy)
-        digest = self.summary().get("files", {}).get(METRICS)
+        _check_rounds(self.path / METRICS, rows, evaluated(self.experiment()), self.remedy)
+        self._check_digest()
+        return rows
+
+    def written_rows(self) -> list[dict]:
+        """The metrics as far as they are written, also while the run goes on.
+
+        Builds no configuration, so components of one's own need not be there. Raises: `ConfigError`
+        for a broken line, and for a finished run whose file is not as the run wrote it.
+        """
+        rows, _ = self._parsed()
+        if self.finished:
+            self._check_digest()
+        return rows
+
+    def _check_digest(self) -> None:
+        path, digest = self.path / METRICS, self.summary().get("files", {}).get(METRICS)
         if digest not in (None, files.file_digest(path)):  # older runs have none
             raise ConfigError(f"{str(path)!r} is not as the run wrote it. {self.remedy}")
-        return rows
 
     def take_up(self, digests: Sequence[str], rounds: Sequence[int]) -> list[dict]:
         """The rows at these rounds, if they are those with these digests; drops later ones.

@@ -35,6 +35,8 @@ from fedjax_sec.sweeps.grid import Cell
 
 #: The folders of a sweep, and the file that says which cells a group's state is of.
 CELLS, GROUPS, LOCKS, MEMBERS = "cells", "groups", "locks", "members.json"
+#: Each cell's labels, by its name: the axes of the sweep, for those who read the folder alone.
+LABELS = "labels.json"
 #: Why a group stopped, beside its members, until it is worked on again.
 FAILURE = "failure.json"
 #: Which worker of a launcher has a group; written anew as a sign of life.
@@ -159,6 +161,7 @@ def plan_checked(cells: Sequence[Cell], out: Path, most: int) -> list[Group]:
         files.remove_files(files.leftovers(out, re.escape(results.MARK)))
         if results.read_mark(out).kind != "sweep":
             results.write_mark(out, "sweep")
+        _write_labels(cells, out)
     (out / CELLS).mkdir(exist_ok=True)
     (out / LOCKS).mkdir(exist_ok=True)
     with _grouping(out):  # whoever plans next meets these groups and makes no others
@@ -170,6 +173,22 @@ def plan_checked(cells: Sequence[Cell], out: Path, most: int) -> list[Group]:
         groups = _group(cells, out, most)
     places = {cell.name: place for place, cell in enumerate(cells)}
     return sorted(groups, key=lambda group: places[group.cells[0].name])
+
+
+def _write_labels(cells: Sequence[Cell], out: Path) -> None:
+    """Adds the cells' labels to those of other sweeps in this folder."""
+    files.remove_files(files.leftovers(out, re.escape(LABELS)))
+    known = labels_of(out)
+    labels = known | {cell.name: cell.labels for cell in cells}
+    if list(labels.items()) != list(known.items()) or not (out / LABELS).exists():
+        files.write_json(out / LABELS, {"cells": labels})
+
+
+def labels_of(out: Path) -> dict[str, dict[str, str]]:
+    """cell name -> its labels by their axes, in the order of the cells; older sweeps have none."""
+    with contextlib.suppress(ConfigError):
+        return dict(files.read_json(out / LABELS).get("cells", {}))
+    return {}
 
 
 def _grouping(out: Path) -> filelock.BaseFileLock:
