@@ -28,6 +28,7 @@ MARK, LOCK = ".fedjax_sec.json", ".fedjax_sec.lock"
 #: How the kind of a folder with a paper's tables and figures begins; the paper's name follows.
 PAPER = "paper "
 _VERSION = 1  # of the folder's layout
+_NUMBERS = frozenset((int, float, bool, type(None)))
 _PACKAGES = ("fedjax_sec", "jax", "jaxlib", "flax", "optax", "numpy", "tensorflow-datasets")
 
 
@@ -348,10 +349,12 @@ class RunFolder:
             raise ConfigError(f"{str(path)!r} is no text. {self.remedy}") from None
         *lines, _ = text.split("\n")
         rows: list[dict] = []
+        known: dict = {}
         for number, line in enumerate(lines, 1):
-            if problem := _problem(line, rows):
+            row, problem = _read_row(line, rows, known)
+            if problem:
                 raise ConfigError(f"{str(path)!r}, line {number} {problem}. {self.remedy}")
-            rows.append(json.loads(line))
+            rows.append(row)
         return rows, lines
 
     # --- What a finished run leaves -------------------------------------------------------------
@@ -448,19 +451,24 @@ def _check_rounds(path, rows, rounds, remedy) -> None:
         )
 
 
-def _problem(line: str, before: Sequence[dict]) -> str:
-    """The reason why a line cannot come after these rows, or nothing."""
+def _read_row(line: str, before: Sequence[dict], known: dict) -> tuple[dict, str]:
+    """A row, and the reason why it cannot come after these rows, or nothing.
+
+    `known` is empty at first and keeps the shapes of the second row for the rows that follow it.
+    """
     try:
         row = json.loads(line)
     except ValueError:
-        return "is no JSON"
+        return {}, "is no JSON"
     if not isinstance(row, dict) or type(row.get("round")) is not int:
-        return "is no row of metrics"
+        return {}, "is no row of metrics"
     if before and row["round"] <= before[-1]["round"]:
-        return f"holds round {row['round']} after round {before[-1]['round']}"
-    if len(before) > 1 and _shapes(row) != _shapes(before[1]):  # round 0 has fewer metrics
-        return "holds other metrics than the rows before it"
-    return ""
+        return row, f"holds round {row['round']} after round {before[-1]['round']}"
+    if len(before) == 1:  # round 0 has fewer metrics
+        known |= _shapes(row)
+    elif before and _shapes(row) != known:
+        return row, "holds other metrics than the rows before it"
+    return row, ""
 
 
 def _shapes(row: Mapping) -> dict:
@@ -470,6 +478,8 @@ def _shapes(row: Mapping) -> dict:
 
 def _shape(value):
     if isinstance(value, list):
+        if _NUMBERS.issuperset(map(type, value)):  # most lists: one look is enough
+            return len(value)
         return [_shape(item) for item in value]
     return None if value is None or isinstance(value, (int, float)) else type(value).__name__
 
