@@ -11,7 +11,7 @@ import fedjax_sec
 from fedjax_sec.core import ConfigError
 from fedjax_sec.core.optional import require
 
-HEAVY = ("tensorflow_datasets", "array_record", "matplotlib", "pandas", "tabulate")
+HEAVY = ("tensorflow_datasets", "array_record", "matplotlib", "pandas", "tabulate", "altair")
 
 #: Imports of these packages fail as if they were not installed.
 BLOCKED = f"""
@@ -52,7 +52,7 @@ print(fedjax_sec.run({"data": {"num_clients": 3}, "rounds": 1}).metrics["round"]
 
 def test_importing_loads_none_of_them(subprocess_env):
     program = "import sys, fedjax_sec, fedjax_sec.cli, fedjax_sec.report.plotting\n"
-    program += "import fedjax_sec.report.tables, fedjax_sec.report.audit\n"
+    program += "import fedjax_sec.report.tables, fedjax_sec.report.audit, fedjax_sec.report.page\n"
     program += f"print([name for name in {HEAVY} if name in sys.modules])"
     done = subprocess.run(
         [sys.executable, "-c", program], env=subprocess_env, capture_output=True, text=True
@@ -66,6 +66,7 @@ def test_importing_loads_none_of_them(subprocess_env):
         ("fedjax_sec.run({'rounds': 1}, out=OUT)", "matplotlib"),
         ("plotting.subplots(figsize=(1, 1))", "matplotlib"),
         ("tables.summarized([], [])", "pandas"),
+        ("page.check_packages()", "altair"),
         ("_tfds._decode('mnist', FOLDER, (), None)", "array_record"),
     ],
 )
@@ -78,7 +79,7 @@ def test_the_error_names_the_package_and_the_remedy(call, package, subprocess_en
 from pathlib import Path
 import fedjax_sec
 from fedjax_sec.data.sources import _tfds
-from fedjax_sec.report import plotting, tables
+from fedjax_sec.report import page, plotting, tables
 OUT, FOLDER = Path({str(tmp_path / "out")!r}), Path({str(folder)!r})
 tables.metrics_of = tables._by_cell = lambda *_: []
 try:

@@ -11,6 +11,7 @@ _DISTRIBUTIONS = {
     "sklearn": "scikit-learn",
     "orbax": "orbax-checkpoint",
     "dp_accounting": "dp-accounting",
+    "vl_convert": "vl-convert-python",
 }
 
 

@@ -29,6 +29,7 @@ MARK, LOCK = ".fedjax_sec.json", ".fedjax_sec.lock"
 #: How the kind of a folder with a paper's tables and figures begins; the paper's name follows.
 PAPER = "paper "
 _VERSION = 1  # of the folder's layout
+_NUMBERS = frozenset((int, float, bool, type(None)))
 _PACKAGES = ("fedjax_sec", "jax", "jaxlib", "flax", "optax", "numpy", "tensorflow-datasets")
 
 
@@ -300,9 +301,24 @@ class RunFolder:
         if path.exists() and digest == files.file_digest(path):
             return rows
         _check_rounds(path, rows, evaluated(self.experiment()), self.remedy)
-        if digest is not None:  # older runs have none
-            raise ConfigError(f"{str(path)!r} is not as the run wrote it. {self.remedy}")
+        self._check_digest()
         return rows
+
+    def written_rows(self) -> list[dict]:
+        """The metrics as far as they are written, also while the run goes on.
+
+        Builds no configuration, so components of one's own need not be there. Raises: `ConfigError`
+        for a broken line, and for a finished run whose file is not as the run wrote it.
+        """
+        rows, _ = self._parsed()
+        if self.finished:
+            self._check_digest()
+        return rows
+
+    def _check_digest(self) -> None:
+        path, digest = self.path / METRICS, self.summary().get("files", {}).get(METRICS)
+        if digest not in (None, files.file_digest(path)):  # older runs have none
+            raise ConfigError(f"{str(path)!r} is not as the run wrote it. {self.remedy}")
 
     def take_up(self, digests: Sequence[str], rounds: Sequence[int]) -> list[dict]:
         """The rows at these rounds, if they are those with these digests; drops later ones.
@@ -340,10 +356,12 @@ class RunFolder:
             raise ConfigError(f"{str(path)!r} is no text. {self.remedy}") from None
         *lines, _ = text.split("\n")
         rows: list[dict] = []
+        known: dict = {}
         for number, line in enumerate(lines, 1):
-            if problem := _problem(line, rows):
+            row, problem = _read_row(line, rows, known)
+            if problem:
                 raise ConfigError(f"{str(path)!r}, line {number} {problem}. {self.remedy}")
-            rows.append(json.loads(line))
+            rows.append(row)
         return rows, lines
 
     # --- What a finished run leaves -------------------------------------------------------------
@@ -440,19 +458,24 @@ def _check_rounds(path, rows, rounds, remedy) -> None:
         )
 
 
-def _problem(line: str, before: Sequence[dict]) -> str:
-    """The reason why a line cannot come after these rows, or nothing."""
+def _read_row(line: str, before: Sequence[dict], known: dict) -> tuple[dict, str]:
+    """A row, and the reason why it cannot come after these rows, or nothing.
+
+    `known` is empty at first and keeps the shapes of the second row for the rows that follow it.
+    """
     try:
         row = json.loads(line)
     except ValueError:
-        return "is no JSON"
+        return {}, "is no JSON"
     if not isinstance(row, dict) or type(row.get("round")) is not int:
-        return "is no row of metrics"
+        return {}, "is no row of metrics"
     if before and row["round"] <= before[-1]["round"]:
-        return f"holds round {row['round']} after round {before[-1]['round']}"
-    if len(before) > 1 and _shapes(row) != _shapes(before[1]):  # round 0 has fewer metrics
-        return "holds other metrics than the rows before it"
-    return ""
+        return row, f"holds round {row['round']} after round {before[-1]['round']}"
+    if len(before) == 1:  # round 0 has fewer metrics
+        known |= _shapes(row)
+    elif before and _shapes(row) != known:
+        return row, "holds other metrics than the rows before it"
+    return row, ""
 
 
 def _shapes(row: Mapping) -> dict:
@@ -462,6 +485,8 @@ def _shapes(row: Mapping) -> dict:
 
 def _shape(value):
     if isinstance(value, list):
+        if _NUMBERS.issuperset(map(type, value)):  # most lists: one look is enough
+            return len(value)
         return [_shape(item) for item in value]
     return None if value is None or isinstance(value, (int, float)) else type(value).__name__
 

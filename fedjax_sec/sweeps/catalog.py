@@ -34,11 +34,12 @@ def located(out: str | Path) -> tuple[Path, str]:
     """
     out = Path(out).absolute()
     kind = results.RunFolder(out).mark().kind
-    if kind == "other" and results.read_mark(out / "runs").kind == "sweep":
+    of_paper = kind == "other" or kind.startswith(results.PAPER)  # older ones have no mark
+    if of_paper and results.read_mark(out / "runs").kind == "sweep":
         out, kind = out / "runs", "sweep"
     if kind == "free":
         raise ConfigError(f"Folder {str(out)!r} does not exist or is empty: nothing was run in it.")
-    if kind == "other":
+    if kind == "other" or kind.startswith(results.PAPER):
         raise ConfigError(f"Folder {str(out)!r} holds neither a run nor a sweep.")
     return out, "sweep" if kind == "sweep" else "run"
 
