@@ -267,6 +267,10 @@ def test_an_experiment_keeps_its_objects():
 
 
 def test_labels_of_objects():
+    class Fresh(Stage):
+        stage = "aggregate"
+
+    assert label_of(Fresh()) == label_of(Fresh) == "Fresh"  # nothing has looked at it yet
     assert label_of(flip) == "flip" and label_of(Middle) == "Middle"
     assert label_of(Flip(2.0)) == "Flip scale=2.0" and label_of(Net(3)) == "Net width=3"
     registry.attacks.build(Flip(2.0))  # known from now on; its label stays

@@ -114,7 +114,8 @@ def described(given: Any) -> Any:
     if isinstance(given, type):
         return {"name": own_name(given) or given.__name__}
     if not dataclasses.is_dataclass(given):
-        return given
+        undecorated = any(is_component(type(given), kind) for kind in BASES)
+        return {"name": type(given).__name__} if undecorated else given
     fields = {
         field.name: getattr(given, field.name)
         for field in declared(given)

@@ -153,9 +153,9 @@ class Registry:
             cls = type(spec)
             cls.registered_name = name_of(cls)
             self._given[cls.registered_name] = cls
-        elsewhere = any(one.gives(cls) for one in KINDS.values() if one != self)
-        name = "" if elsewhere else getattr(cls, "registered_name", "")
-        if dataclasses.is_dataclass(spec) and not isinstance(spec, type) and name:
+        ours = own_name(cls) or objects.is_component(cls, self.kind)
+        if dataclasses.is_dataclass(spec) and not isinstance(spec, type) and ours:
+            name = cls.registered_name
             if any(one._entries.get(name) is type(spec) for one in KINDS.values() if one != self):
                 self.get(name, path)
             return rebuild(spec, path, BUILDERS)
