@@ -16,5 +16,3 @@ collect_ignore = [
     if importlib.util.find_spec(library) is None
     for module in modules
 ]
-if importlib.util.find_spec("flwr") is None:
-    collect_ignore.append("tests/flower")

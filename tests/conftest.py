@@ -1,5 +1,6 @@
 """Settings of the whole suite: strict JAX modes, checked annotations, quick compilation."""
 
+import importlib.util
 import os
 
 import jax
@@ -7,8 +8,10 @@ import pytest
 from choose_slow import LISTED
 from jaxtyping import install_import_hook
 
-#: Components of other people's: loaded by `--import`, never collected.
+#: Components of other people's, loaded by `--import`, and tests whose library is not installed.
 collect_ignore = ["proofs"]
+if importlib.util.find_spec("flwr") is None:
+    collect_ignore.append("flower")
 
 # Shapes and types are checked at run time wherever arrays are annotated. Modules that define
 # components are left out: their fields say `float` and hold tracers inside a compiled function.

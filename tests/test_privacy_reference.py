@@ -11,7 +11,6 @@ import typer
 from flax import linen as nn
 
 import fedjax_sec
-from fedjax_sec.api import named
 from fedjax_sec.attacks.privacy import _labels, _matching
 from fedjax_sec.core import Known, Message, registry
 from fedjax_sec.core.types import InputSpec
@@ -35,7 +34,7 @@ class Small(nn.Module):
 
 @pytest.fixture(scope="module")
 def task():
-    network = registry.models.build(named("model", Small()), "model").make(SHAPE, CLASSES)
+    network = registry.models.build(Small(), "model").make(SHAPE, CLASSES)
     return task_of(network, InputSpec("pixels", SHAPE, 1.0, MEAN, STD), CLASSES)
 
 
@@ -211,7 +210,7 @@ class Normalised(nn.Module):
 
 @pytest.mark.parametrize("batch", ["truth", "start"])
 def test_the_distance_of_batch_norm_statistics_is_the_references(batch):
-    network = registry.models.build(named("model", Normalised())).make(SHAPE, CLASSES)
+    network = registry.models.build(Normalised()).make(SHAPE, CLASSES)
     task = task_of(network, InputSpec("pixels", SHAPE, 1.0, MEAN, STD), CLASSES)
     params = jnp.zeros(task.dim)
     for name, place in task.space.slices.items():
@@ -237,7 +236,7 @@ class Text(nn.Module):
 
 
 def test_tags_distance_and_its_derivatives_are_the_references():
-    network = registry.models.build(named("model", Text())).make((4,), 12)
+    network = registry.models.build(Text()).make((4,), 12)
     task = task_of(network, InputSpec("tokens", (4,)), 12)
     kinds = {"params": "", "slope": "sent "}
     vectors = {kind: jnp.zeros(task.dim) for kind in kinds}
@@ -272,7 +271,7 @@ def test_the_inputs_of_a_first_layer_are_the_references(case):
     """Every true image that breaching reads from a gradient is among our guesses."""
     spec, base = FIRST_LAYERS[case]
     attack = registry.privacy_attacks.build(spec | {"labels": "known"})
-    network = registry.models.build(named("model", base))
+    network = registry.models.build(base)
     network = attack.insert(network) if case != "analytic" else network
     mean, std = ((0.0,) * 3, (1.0,) * 3) if case == "traps" else (MEAN, STD)
     task = task_of(

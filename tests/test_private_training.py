@@ -8,7 +8,6 @@ from flax import linen as nn
 from helpers import close, same_bits, small, tiny_mlp
 
 import fedjax_sec
-from fedjax_sec.api import named
 from fedjax_sec.core import ClientView, ConfigError, registry
 from fedjax_sec.core.types import InputSpec
 from fedjax_sec.defenses import _sending
@@ -124,7 +123,7 @@ class Hiding(nn.Module):
     ],
 )
 def test_sensitivities_are_the_norms_of_the_whole_jacobian(model, few):
-    built = registry.models.build(named("model", model)).make((10, 10, 1), 4)
+    built = registry.models.build(model).make((10, 10, 1), 4)
     task = task_of(built, InputSpec("pixels", (10, 10, 1), 1.0, (0.2,), (0.5,)), 4)
     params = task.space.split(built.init(jax.random.key(0)))[0]
     x = jax.random.uniform(jax.random.key(1), (10, 10, 1))

@@ -13,7 +13,6 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
 from fedjax_sec import core
-from fedjax_sec.api import named
 from fedjax_sec.core import ConfigError, Setting, check_components, tree_space
 from fedjax_sec.core.types import ServerData, ServerView
 from fedjax_sec.flower import wire
@@ -103,7 +102,7 @@ class Defended(FedAvg):
         **options,
     ):
         super().__init__(**options)
-        self.defense = Defense.build(named("defense", defense))
+        self.defense = Defense.build(defense)
         if self.defense.client_stages:
             raise ConfigError(
                 f"defense: {self.defense.client_stages[0].registered_name!r} acts in the clients' "
