@@ -56,7 +56,7 @@ from fedjax_sec.core.fields import (
     section,
     static,
 )
-from fedjax_sec.core.objects import qualified
+from fedjax_sec.core.objects import qualified, refuse_missing
 from fedjax_sec.core.random import exact_share, uniform_by_position
 from fedjax_sec.core.schedule import (
     SCHEDULES,
@@ -165,6 +165,7 @@ __all__ = [
     "pytree",
     "qualified",
     "rebuild",
+    "refuse_missing",
     "refuse_unread",
     "refuse_warm_up",
     "registry",

@@ -47,6 +47,16 @@ def held(kind: str, given: Any) -> Any:
     return given
 
 
+def refuse_missing(function: Any, path: str, key: str) -> None:
+    """Raises `ConfigError` unless a component's function is there, which no file brings back."""
+    if not callable(function):
+        named = f" {function!r}" if isinstance(function, str) else ""
+        raise ConfigError(
+            f"{path}: the function{named} is Python's and in no file; give it again: "
+            f"fedjax_sec.run(config, {key}=FUNCTION)."
+        )
+
+
 def qualified(given: Any) -> Any:
     """`package.module.function` of what can be called; everything else as it is.
 

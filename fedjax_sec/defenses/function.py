@@ -7,7 +7,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fedjax_sec.core import ConfigError, Stage, one_line, qualified, registry, shown, static
+from fedjax_sec.core import (
+    ConfigError,
+    Stage,
+    one_line,
+    qualified,
+    refuse_missing,
+    registry,
+    shown,
+    static,
+)
 from fedjax_sec.ops.moments import weighted_mean
 
 
@@ -52,7 +61,7 @@ class Function(Stage):
     def check(self, path, setting):
         if isinstance(self.function, str) and setting.num_parameters is None:
             return  # a finished run's configuration may be read; only a run needs the function
-        self._refuse_missing(path)
+        refuse_missing(self.function, path, "defense")
         clients, dim = setting.num_clients, setting.num_parameters or 8
         shape = jax.ShapeDtypeStruct
         rows, valid = shape((clients, dim), jnp.float32), shape((clients,), jnp.bool_)
@@ -74,14 +83,6 @@ class Function(Stage):
     def init(self, num_clients, dim):
         return ()
 
-    def _refuse_missing(self, path: str) -> None:
-        if not callable(self.function):
-            named = f" {self.function!r}" if isinstance(self.function, str) else ""
-            raise ConfigError(
-                f"{path}: the function{named} is Python's and in no file; give it again: "
-                f"fedjax_sec.run(config, defense=FUNCTION)."
-            )
-
     def _call(self, updates, valid):
         if _arguments(self.function) > 1:
             return self.function(jnp.where(valid[:, None], updates, 0.0), valid)
@@ -89,7 +90,7 @@ class Function(Stage):
         return self.function(jnp.where(valid[:, None], updates, mean[None]))
 
     def apply(self, key, updates, state, view):
-        self._refuse_missing("defense")
+        refuse_missing(self.function, "defense", "defense")
         aggregate = self._call(updates, view.valid).astype(updates.dtype)
         aggregate = jnp.where(jnp.any(view.valid), aggregate, 0.0)
         return aggregate, state, {"kept": view.valid.astype(updates.dtype)}

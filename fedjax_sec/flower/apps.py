@@ -70,6 +70,7 @@ def client_app(mods: Sequence[Callable] = ()) -> ClientApp:
     @app.query()
     def query(message: Message, context: Context) -> Message:
         experiment = _experiment(context)
+        wire.check_same(message.content["experiment"], experiment.fingerprint())
         clients = held_by(context, experiment.data.num_clients)
         content = RecordDict({"clients": ConfigRecord({"clients": clients})})
         return Message(content, reply_to=message)
@@ -102,8 +103,8 @@ def server_app() -> ServerApp:
     """The app of the server: the experiment's rounds over the network, its results in `out`/run.
 
     The run's configuration holds the `experiment`, `out`, `timeout` (seconds that a round waits),
-    `quorum` (the smallest number of clients of a round; 0: the defence's bound), `resume` and
-    `overwrite`.
+    `quorum` (the smallest number of clients of a round; 0: the defence's bound), `resume`,
+    `overwrite` and `data-dir` (where the data lie; a node's own says it for the node).
     """
     app = ServerApp()
 

@@ -48,12 +48,16 @@ class Download(NamedTuple):
 
 
 class Ask(NamedTuple):
-    """A round's question to `clients`, whose answers hold arrays of these shapes and dtypes."""
+    """A round's question to `clients`.
+
+    Their answers hold arrays of the shapes and dtypes `wanted`, and exactly these `metrics`.
+    """
 
     index: int
     clients: tuple[int, ...]
     download: Download
     wanted: tuple[jax.ShapeDtypeStruct, ...]
+    metrics: tuple[str, ...]
 
 
 class Answers(NamedTuple):

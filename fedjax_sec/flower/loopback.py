@@ -88,10 +88,7 @@ class Processes:
     def node(self, number: int, count: int, *options: str, **config) -> None:
         """Starts the SuperNode of one of `count` shares of the clients."""
         shares = {"partition-id": number, "num-partitions": count} | config
-        values = [
-            f"{key}={value!r}".replace("'", '"') if isinstance(value, str) else f"{key}={value}"
-            for key, value in shares.items()
-        ]
+        values = [f"{key}={json.dumps(value)}" for key, value in shares.items()]
         self.start(
             f"node-{number}",
             "flower-supernode",

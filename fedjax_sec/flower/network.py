@@ -51,14 +51,14 @@ class GridNetwork:
 
     def _question(self, nodes: Sequence[int], deadline: float) -> None:
         """Asks nodes which clients they hold."""
-        config = RecordDict({"experiment": ConfigRecord({"fingerprint": self.fingerprint})})
+        config = RecordDict({"experiment": ConfigRecord({"experiment": self.fingerprint})})
         messages = [Message(config, node, MessageType.QUERY) for node in nodes]
         for node, message, _ in self._replies(messages, deadline):
             if message.has_error():
                 _log.warning("Node %d: %s", node, one_line(message.error.reason))
                 continue
             self.known.add(node)
-            clients = message.content["clients"].get("clients")
+            clients = message.content.config_records.get("clients", {}).get("clients")
             if not isinstance(clients, list) or not all(self._is_client(one) for one in clients):
                 _log.warning("Node %d says it holds clients that there are not.", node)
                 continue
@@ -126,7 +126,7 @@ class GridNetwork:
         if message.has_error():
             return [], f"node {node} failed: {one_line(message.error.reason)}"
         try:
-            replies, worked = wire.from_answer(message.content, clients, ask.wanted)
+            replies, worked = wire.from_answer(message.content, clients, ask)
         except wire.Refused as error:
             return [], f"the answer of node {node} is refused: {error}"
         self.journal.answered(node, replies, sent, worked, arrived)

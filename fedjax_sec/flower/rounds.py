@@ -1,7 +1,9 @@
 """The rounds of an experiment whose clients are elsewhere."""
 
+import functools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +16,19 @@ from fedjax_sec.flower.clients import ALONE
 from fedjax_sec.flower.exchange import Answers, Ask, Download, Network, Reply, RoundFailed
 from fedjax_sec.flower.limits import check_deployable
 from fedjax_sec.round import make_task
-from fedjax_sec.round.apart import clients_of, server_round
-from fedjax_sec.round.state import message_shapes
+from fedjax_sec.round.apart import client_round, clients_of, init_client, server_round
 from fedjax_sec.runs.prepare import Prepared
 from fedjax_sec.runs.program import Program, over_rounds
 from fedjax_sec.runs.tuning import Tuning
+
+
+class _Forms(NamedTuple):
+    """How a round asks: downloads of the clients, whether all get one, and an answer's form."""
+
+    download: Callable
+    shared: bool
+    message: Message
+    metrics: tuple[str, ...]
 
 
 class Deployed(Program):
@@ -40,6 +50,7 @@ class Deployed(Program):
             raise ConfigError(
                 f"quorum must be in 1 .. {per_round}, the clients of a round, got {quorum}."
             )
+        self._forms: Any = None
         self._participants = jax.jit(lambda replica, at: clients_of(self.problem, replica, at))
 
     def init(self, replicas, starts=None):
@@ -58,16 +69,15 @@ class Deployed(Program):
         for index in range(start, start + rounds):
             state, metrics = self._round(state, replica, index)
             rows.append(metrics)
-        names = [name for name in rows[-1] if all(name in row for row in rows)]
-        history = {name: jnp.stack([row[name] for row in rows]) for name in names}
+        history = {name: jnp.stack([row[name] for row in rows]) for name in rows[0]}
         return jax.tree.map(lambda leaf: leaf[None], (state, over_rounds(history)))
 
     def _round(self, state, replica, index: int):
-        ask, places, form = self._ask(state, replica, index)
+        ask, places = self._ask(state, replica, index)
         answers = self.network.exchange(ask)
         self._check_enough(ask, answers)
         begin = time.time()
-        arrived = _stacked(form, places, answers.replies, self.experiment.clients_per_round)
+        arrived = self._stacked(places, answers.replies)
         args = state, replica, self.pool, *arrived, np.int32(index)
         new, metrics, kept = self._compile("serve", self._serve, *args)(*args)
         jax.block_until_ready(new)
@@ -82,28 +92,61 @@ class Deployed(Program):
         task = make_task(self.problem, pool, replica.components.task)
         return server_round(self.problem, task, pool, replica, state, sent, arrived, metrics, index)
 
-    def _ask(self, state, replica, index: int) -> tuple[Ask, dict[int, int], Message]:
-        """(the question, each asked client's place among the round's K, the form of a message)."""
-        components = core.resolve(replica.components, index)
-        algorithm, task = components.algorithm, make_task(self.problem, self.pool, components.task)
+    def _ask(self, state, replica, index: int) -> tuple[Ask, dict[int, int]]:
+        """(the question, each asked client's place among the round's K)."""
         who = jax.device_get(self._participants(replica, np.int32(index)))
         places = {int(c): i for i, c in enumerate(who.ids) if who.present[i]}
-        numbers = jnp.asarray(list(places), jnp.int32)
+        numbers = np.asarray(list(places), np.int32)
+        if self._forms is None:
+            self._forms = self._find_forms(state, replica, numbers)
+        forms = self._forms
+        leaves = jax.tree.leaves(forms.download(state.server, replica, numbers, np.int32(index)))
+        download = Download(tuple(np.asarray(leaf) for leaf in leaves), forms.shared)
+        wanted = tuple(jax.tree.leaves(forms.message))
+        return Ask(index, tuple(places), download, wanted, forms.metrics), places
 
-        def downloads(axis):
-            one = lambda client: algorithm.download(state.server, client)  # noqa: E731
-            return jax.vmap(one, out_axes=axis)(numbers)
+    def _find_forms(self, state, replica, numbers) -> _Forms:
+        """The forms of downloads and answers, the same in every round, without computing any."""
 
+        def downloads(axis, server, replica, numbers, index):
+            algorithm = core.resolve(replica.components, index).algorithm
+            return jax.vmap(lambda client: algorithm.download(server, client), out_axes=axis)(
+                numbers
+            )
+
+        args = state.server, replica, numbers, np.int32(0)
         try:
-            download, shared = downloads(None), True
+            jax.eval_shape(functools.partial(downloads, None), *args)
+            axis = None
         except ValueError:  # each client gets its own
-            download, shared = downloads(0), False
-        one = download if shared else jax.tree.map(lambda leaf: leaf[0], download)
-        local = jax.tree.map(lambda leaf: leaf[0], state.client)
-        form = message_shapes(self.problem, task, components, one, local)
-        arrays = tuple(np.asarray(leaf) for leaf in jax.tree.leaves(download))
-        wanted = tuple(jax.tree.leaves(form))
-        return Ask(index, tuple(places), Download(arrays, shared), wanted), places, form
+            axis = 0
+
+        def answer(pool, replica, server):
+            task = make_task(self.problem, pool, replica.components.task)
+            algorithm = core.resolve(replica.components, 0).algorithm
+            download, first = algorithm.download(server, jnp.int32(0)), jnp.int32(0)
+            memory = init_client(self.problem, task, replica, download)
+            return client_round(self.problem, task, pool, replica, first, download, memory, first)
+
+        message, _, metrics = jax.eval_shape(answer, self.pool, replica, state.server)
+        download = jax.jit(functools.partial(downloads, axis))
+        return _Forms(download, axis is None, message, tuple(sorted(metrics)))
+
+    def _stacked(self, places: Mapping[int, int], replies: Sequence[Reply]):
+        """(messages [K, ...], which arrived [K], metrics [K]); missing rows are zero."""
+        forms, rows = self._forms, self.experiment.clients_per_round
+        leaves, structure = jax.tree.flatten(forms.message)
+        stacks = [np.zeros((rows, *leaf.shape), leaf.dtype) for leaf in leaves]
+        arrived = np.zeros(rows, bool)
+        metrics = {name: np.zeros(rows, np.float32) for name in forms.metrics}
+        for reply in replies:
+            place = places[reply.client]
+            arrived[place] = True
+            for stack, leaf in zip(stacks, reply.message, strict=True):
+                stack[place] = leaf
+            for name in metrics:
+                metrics[name][place] = reply.metrics[name]
+        return jax.tree.unflatten(structure, stacks), arrived, metrics
 
     def _check_enough(self, ask: Ask, answers: Answers) -> None:
         """Raises `RoundFailed` where too few clients answered."""
@@ -132,20 +175,3 @@ def _reasons(missing: Mapping[int, str]) -> str:
     for client, reason in missing.items():
         clients.setdefault(reason, []).append(client)
     return "; ".join(f"clients {numbers}: {reason}" for reason, numbers in clients.items())
-
-
-def _stacked(form: Message, places: Mapping[int, int], replies: Sequence[Reply], rows: int):
-    """(messages [K, ...], which arrived [K], metrics [K]); rows that did not arrive are zero."""
-    leaves, structure = jax.tree.flatten(form)
-    stacks = [np.zeros((rows, *leaf.shape), leaf.dtype) for leaf in leaves]
-    arrived = np.zeros(rows, bool)
-    names = dict.fromkeys(name for reply in replies for name in reply.metrics)
-    metrics = {name: np.zeros(rows, np.float32) for name in names}
-    for reply in replies:
-        place = places[reply.client]
-        arrived[place] = True
-        for stack, leaf in zip(stacks, reply.message, strict=True):
-            stack[place] = leaf
-        for name, value in reply.metrics.items():
-            metrics[name][place] = value
-    return jax.tree.unflatten(structure, stacks), arrived, metrics

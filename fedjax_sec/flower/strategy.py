@@ -72,8 +72,8 @@ class Defended(FedAvg):
 
     Args:
       defense: a name, a mapping with `name` and fields, a function of the stack, or a list of them.
-      num_clients: N, how many nodes there can be, for rules with histories (None: as many as a
-        round has).
+      num_clients: N, how many nodes there can be, for rules with histories (None: as many as the
+        first round has).
       rate: the server's learning rate.
       seed: of defences that draw any randomness.
       server_update: a function of the global model's arrays (name -> array) that returns what the
@@ -115,6 +115,7 @@ class Defended(FedAvg):
         self._key = jax.random.key(seed)
         self._places: dict[int, int] = {}
         self._state: Any = None
+        self._most: int | None = None  # nodes that the state has room for
         self._model: _Model | None = None
         self._asked = 0
         self._apply = jax.jit(self._defend)
@@ -154,6 +155,11 @@ class Defended(FedAvg):
         """
         if self._model is None:
             raise ConfigError("aggregate_train is called before configure_train.")
+        if self._state is None:
+            registered = self.num_clients or max(self._asked, 1)
+            dim, space = self._model.vector.size, self._model.space
+            self._state = self.defense.init(registered, dim, space)
+            self._most = registered if jax.tree.leaves(self._state) else None
         answers = self._usable(list(replies))
         count = max(self._asked, len(answers))
         try:
@@ -163,9 +169,6 @@ class Defended(FedAvg):
         except ConfigError as error:
             _log.error("Round %d keeps the model: %s", server_round, error)
             return None, None
-        if self._state is None:
-            dim, space = self._model.vector.size, self._model.space
-            self._state = self.defense.init(self._registered, dim, space)
         key = jax.random.fold_in(self._key, server_round)
         stack = self._stack(answers, count)
         params = np.float32(self._model.vector)
@@ -183,11 +186,6 @@ class Defended(FedAvg):
         return self._model.record(self._model.vector + step), MetricRecord(values)
 
     # --- Answers --------------------------------------------------------------------------------
-
-    @property
-    def _registered(self) -> int:
-        """N."""
-        return self.num_clients or max(self._asked, 1)
 
     def _usable(self, replies: Sequence[Message]) -> list[_Answer]:
         """The answers that can be used; the others are named in the log."""
@@ -224,9 +222,9 @@ class Defended(FedAvg):
             for name, want in model.wanted.items()
         }
         place = self._places.setdefault(node, len(self._places))
-        if place >= self._registered:
+        if self._most is not None and place >= self._most:
             del self._places[node]
-            raise wire.Refused(f"{self._registered} nodes answered before it; raise num_clients")
+            raise wire.Refused(f"the rule has histories of {self._most} nodes; raise num_clients")
         return _Answer(place, model.flat(arrays) - model.vector, metrics)
 
     def _stack(self, answers: Sequence[_Answer], count: int):

@@ -5,6 +5,7 @@ node's end until the server has the answer), preparing (the node's start: data a
 waiting for the node's other clients, and training; the server's is aggregation.
 """
 
+import contextlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -69,12 +70,15 @@ class Journal:
         if kept is not None:
             self.row["kept"] = {str(client): share for client, share in kept.items()}
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        cut = self.path.exists() and not self.path.read_bytes().endswith(b"\n")
         with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(self.row) + "\n")
+            file.write("\n" * cut + json.dumps(self.row) + "\n")
 
 
 def read_journal(folder: Path) -> list[dict]:
     """The rounds of a journal; of one that was computed twice, after a resume, the later.
+
+    A line that a kill cut short is left out: its round is computed again.
 
     Raises: `ConfigError` where there is none.
     """
@@ -85,7 +89,10 @@ def read_journal(folder: Path) -> list[dict]:
         raise ConfigError(
             f"{str(folder)!r} holds no deployed run: it has no {JOURNAL} ({error.strerror})."
         ) from error
-    rows = [json.loads(line) for line in lines]
+    rows = []
+    for line in lines:
+        with contextlib.suppress(json.JSONDecodeError):
+            rows.append(json.loads(line))
     return list({row["round"]: row for row in rows}.values())
 
 

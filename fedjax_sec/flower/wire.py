@@ -98,7 +98,8 @@ def _header(data: bytes, name: str) -> tuple[np.dtype, tuple[int, ...]]:
 
 def to_question(ask: Ask, clients: Sequence[int], fingerprint: str) -> RecordDict:
     """A round's question to those of its clients that one node holds."""
-    download = ask.download.of([ask.clients.index(client) for client in clients])
+    places = {client: place for place, client in enumerate(ask.clients)}
+    download = ask.download.of([places[client] for client in clients])
     config = ConfigRecord(
         {
             "index": ask.index,
@@ -108,6 +109,12 @@ def to_question(ask: Ask, clients: Sequence[int], fingerprint: str) -> RecordDic
         }
     )
     return RecordDict({"round": config, "download": to_arrays(download.leaves)})
+
+
+def check_same(config: Mapping, fingerprint: str) -> None:
+    """Raises `Refused` where a question is of another experiment than the node's."""
+    if config["experiment"] != fingerprint:
+        raise Refused("the server runs another experiment than this node")
 
 
 def from_question(
@@ -120,8 +127,7 @@ def from_question(
     Raises: `Refused` where it comes from another experiment.
     """
     config = content["round"]
-    if config["experiment"] != fingerprint:
-        raise Refused("the server runs another experiment than this node")
+    check_same(config, fingerprint)
     clients, shared = list(config["clients"]), config["shared"]
     rows = () if shared else (len(clients),)
     shapes = [jax.ShapeDtypeStruct((*rows, *one.shape), one.dtype) for one in wanted]
@@ -149,7 +155,7 @@ def to_answer(replies: Sequence[Reply], begin: float, end: float) -> RecordDict:
 
 
 def from_answer(
-    content: RecordDict, clients: Sequence[int], wanted: Sequence[jax.ShapeDtypeStruct]
+    content: RecordDict, clients: Sequence[int], ask: Ask
 ) -> tuple[list[Reply], tuple[float, float]]:
     """(the replies of exactly these clients, when the node began and ended).
 
@@ -165,11 +171,13 @@ def from_answer(
         raise Refused(f"its fields take {size} bytes, where {FIELDS * (1 + count)} are allowed")
     if config.get("clients") != list(clients):
         raise Refused(f"it is of the clients {config.get('clients')}, not {list(clients)}")
-    names = [name for name in config if name.startswith("metric/")]
+    names = [f"metric/{name}" for name in ask.metrics]
+    if strange := set(config) - {"clients", "node", "begin", "end", *names}:
+        raise Refused(f"it holds the field {min(strange)!r}, which nobody asked for")
     lists = {name: _numbers(config, name, count) for name in ("begin", "end", *names)}
     begin, end = _numbers(config, "node", 2)
     stacks = from_arrays(
-        arrays, [jax.ShapeDtypeStruct((count, *one.shape), one.dtype) for one in wanted]
+        arrays, [jax.ShapeDtypeStruct((count, *one.shape), one.dtype) for one in ask.wanted]
     )
     replies = [
         Reply(

@@ -38,7 +38,7 @@ class Scripted:
     def __init__(self, nodes):
         self.online, self.behaviour = set(nodes), {}
         self.claims = {node: [node] for node in nodes}
-        self.asked, self._waiting = [], {}
+        self.asked, self._waiting, self.strange = [], {}, set()
 
     def get_node_ids(self):
         return list(self.online)
@@ -67,6 +67,8 @@ class Scripted:
         node = message.metadata.dst_node_id
         if node not in self.online:
             return None
+        if message.metadata.message_type == "query" and node in self.strange:
+            return RecordDict({"nonsense": ConfigRecord({"clients": 3})})
         if message.metadata.message_type == "query":
             return RecordDict({"clients": ConfigRecord({"clients": self.claims[node]})})
         return self.behaviour.get(node, good)(message)
@@ -106,7 +108,8 @@ def network_of(grid, tmp_path, clients=5):
 
 
 def ask(index=0, clients=range(5)):
-    return Ask(index, tuple(clients), Download((np.zeros(2, np.float32),), True), WANTED)
+    download = Download((np.zeros(2, np.float32),), True)
+    return Ask(index, tuple(clients), download, WANTED, ("train_loss",))
 
 
 def test_a_round_goes_on_without_those_that_fail(tmp_path, clock):
@@ -153,11 +156,25 @@ def test_nobody_takes_over_a_client_or_claims_one_that_there_is_not(tmp_path):
     grid = Scripted([0, 1, 2])
     network = network_of(grid, tmp_path, 3)
     network.exchange(ask(0, range(3)))
-    grid.online |= {8, 9}
+    grid.online |= {8, 9, 10}
     grid.claims |= {8: [0, 1], 9: [99]}
+    grid.strange.add(10)
     answers = network.exchange(ask(1, range(3)))
     assert not answers.missing
     assert network.holder == {0: 0, 1: 1, 2: 2}
+
+
+def test_a_line_that_a_kill_cut_short_costs_no_other(tmp_path):
+    def write(index):
+        journal = Journal(tmp_path)
+        journal.begin(index, [0])
+        journal.end(1.0, 2.0, None)
+
+    write(0)
+    path = tmp_path / "rounds.jsonl"
+    path.write_text(path.read_text() + path.read_text()[:20])
+    write(1)
+    assert [row["round"] for row in read_journal(tmp_path)] == [1, 2]
 
 
 def test_the_first_round_waits_for_the_nodes(tmp_path, clock):

@@ -155,6 +155,21 @@ def test_histories_belong_to_nodes():
     assert np.abs(alone[0] - straight[2]).max() > 1e-3
 
 
+@pytest.mark.parametrize(("defense", "left_out"), [("foolsgold", 4), ("median", 0)])
+def test_histories_have_room_for_the_nodes_of_the_first_round(
+    defense, left_out, monkeypatch, warnings
+):
+    strategy = Defended(defense, fraction_evaluate=0.0)
+    monkeypatch.setitem(globals(), "NODES", [11, 12])
+    strategy.aggregate_train(1, [answer(one, model(updates()[0])) for one in ask(strategy)])
+    monkeypatch.setitem(globals(), "NODES", [11, 12, 13, 14, 15, 16])
+    messages = ask(strategy, 2)
+    rows = map(model, updates())
+    _, metrics = strategy.aggregate_train(2, list(map(answer, messages, rows)))
+    assert metrics["absent"] == left_out == len(warnings)
+    assert all("histories of 2 nodes; raise num_clients" in said for said in warnings)
+
+
 @pytest.mark.parametrize(
     ("defense", "options", "message"),
     [

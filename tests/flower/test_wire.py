@@ -25,8 +25,12 @@ def answer(clients=(4, 9), value=1.0):
     return wire.to_answer([reply(client, value) for client in clients], 9.0, 12.0)
 
 
+NOTHING = Download((), True)
+
+
 def read(content, clients=(4, 9)):
-    return wire.from_answer(content, list(clients), WANTED)
+    ask = Ask(5, tuple(clients), NOTHING, WANTED, ("attacked", "train_loss"))
+    return wire.from_answer(content, list(clients), ask)
 
 
 def saved(value, **options):
@@ -53,7 +57,7 @@ def test_nan_is_no_reason_to_refuse():
 def test_a_question_comes_back_as_it_was(shared):
     leaf = np.arange(3.0, dtype=np.float32) if shared else np.arange(9.0, dtype=np.float32)
     leaves = (leaf if shared else leaf.reshape(3, 3),)
-    ask = Ask(5, (2, 4, 9), Download(leaves, shared), WANTED)
+    ask = Ask(5, (2, 4, 9), Download(leaves, shared), WANTED, ())
     content = wire.to_question(ask, [4, 9], "print")
     index, clients, download = wire.from_question(content, WANTED[:1], "print")
     assert (index, clients) == (5, [4, 9])
@@ -106,6 +110,8 @@ BOMB = saved(GOOD).replace(b"(2, 3)", b"(2, 9)")  # the header promises more tha
         (lambda: changed(begin=[1.0]), "'begin' does not hold 2 numbers"),
         (lambda: changed(begin=["a", "b"]), "'begin' does not hold 2 numbers"),
         (lambda: changed(more=b"0" * 100000), "fields take 100"),
+        (lambda: changed(**{"metric/new": [1.0, 2.0]}), "'metric/new', which nobody asked for"),
+        (lambda: without("metric/attacked"), "'metric/attacked' does not hold 2 numbers"),
     ],
 )
 def test_other_forms_are_refused(content, message):
@@ -114,6 +120,14 @@ def test_other_forms_are_refused(content, message):
         return
     with pytest.raises(wire.Refused, match=message):
         read(content())
+
+
+def without(name):
+    content = answer()
+    fields = dict(content["replies"])
+    del fields[name]
+    content["replies"] = ConfigRecord(fields)
+    return content
 
 
 def changed(**fields):

@@ -12,6 +12,7 @@ from fedjax_sec.core import (
     UpdateAttack,
     one_line,
     qualified,
+    refuse_missing,
     registry,
     shown,
     static,
@@ -61,7 +62,7 @@ class UpdateFunction(UpdateAttack):
     def check(self, path, setting):
         if isinstance(self.function, str) and setting.num_parameters is None:
             return  # a finished run's configuration may be read; only a run needs the function
-        self._refuse_missing(path)
+        refuse_missing(self.function, path, "attack")
         name = qualified(self.function)
         wanted = [one for one in _arguments(self.function) if one not in KNOWN]
         if wanted:
@@ -95,14 +96,6 @@ class UpdateFunction(UpdateAttack):
                 f"[{dim}], got {shown(out)}."
             )
 
-    def _refuse_missing(self, path: str) -> None:
-        if not callable(self.function):
-            named = f" {self.function!r}" if isinstance(self.function, str) else ""
-            raise ConfigError(
-                f"{path}: the function{named} is Python's and in no file; give it again: "
-                f"fedjax_sec.run(config, attack=FUNCTION)."
-            )
-
     def _call(self, updates, given):
         names = _arguments(self.function)
         if "visible" not in names:
@@ -112,7 +105,7 @@ class UpdateFunction(UpdateAttack):
         return self.function(updates, **{name: given[name] for name in names})
 
     def apply(self, key, updates, state, view):
-        self._refuse_missing("attack")
+        refuse_missing(self.function, "attack", "attack")
         given = {
             "visible": view.visible,
             "malicious": view.malicious,
