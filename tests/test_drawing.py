@@ -131,7 +131,7 @@ def test_a_wide_axis_is_logarithmic_and_two_numbers_are_no_curve(kept, tmp_path)
     assert set(kept) == {"accuracy", "accuracy_heat_map"}
     heat = kept["accuracy_heat_map"].axes[0]
     assert [one.get_text() for one in heat.get_xticklabels()] == [
-        "client.l2 =\n0.001",
+        "client.l2 = 0.001",
         "client.l2 = 0.1",
     ]
 

@@ -51,7 +51,8 @@ def panel_of(
 ) -> plotting.Panel:
     """A heat map's numbers after the last round: the mean over all runs of a field.
 
-    With `alone` a number among the labels has its axis before it. Where attacks are the rows, a last one holds each column's worst value under an attack.
+    With `alone` a number among the labels has its axis before it. Where attacks are the rows, a
+    last one holds each column's worst value under an attack.
     """
     known = {axis: list(dict.fromkeys(c.labels[axis] for c in cells)) for axis in (rows, columns)}
     scale = 100.0 if is_share(metric) else 1.0
