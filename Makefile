@@ -1,10 +1,13 @@
 # `make demo`, `make test` and `make test-all` do everything. Each creates .venv if it is missing.
+# `make flower-demo` and `make test-flower` need Flower, whose pins conflict: they create .venv-flower.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+FLOWER ?= .venv-flower
+FLOWER_STAMP := $(FLOWER)/.installed
 
-.PHONY: demo test test-all lint clean
+.PHONY: demo test test-all lint clean flower-demo test-flower
 
 demo: $(STAMP)
 	$(BIN)/fedjax-sec demo --out results/demo
@@ -27,12 +30,26 @@ lint: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
+# A small experiment on two SuperNodes of this machine, without a download.
+flower-demo: $(FLOWER_STAMP)
+	$(FLOWER)/bin/fedjax-sec flower run configs/flower/demo.yaml --out results/flower-demo --overwrite
+
+# Real clients: messages, the strategy, and faults on five SuperNodes of this machine.
+test-flower: $(FLOWER_STAMP)
+	JAX_PLATFORMS=cpu $(FLOWER)/bin/python -m pytest tests/flower fedjax_sec/flower
+
 clean:
-	rm -rf $(VENV) results/demo
+	rm -rf $(VENV) $(FLOWER) results/demo results/flower-demo
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(v < (3, 11) and f"Python 3.11 or later is needed, this is {v}; try: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+$(FLOWER_STAMP): pyproject.toml constraints-flower.txt
+	$(PYTHON) -m venv $(FLOWER)
+	$(FLOWER)/bin/python -m pip install --quiet --upgrade pip
+	$(FLOWER)/bin/python -m pip install --quiet --constraint constraints-flower.txt --editable '.[flower]' pytest beartype
 	touch $@

@@ -5,6 +5,7 @@ from fedjax_sec.api import ArenaResult, SweepResult, aggregate, arena, attack, r
 from fedjax_sec.core import ConfigError
 from fedjax_sec.privacy import Reconstructed, reconstruct
 from fedjax_sec.report.drawing import plot_curves, plot_heatmap
+from fedjax_sec.report.frames import load
 from fedjax_sec.runs.config import Experiment
 from fedjax_sec.runs.experiment import Result
 
@@ -20,6 +21,7 @@ __all__ = [
     "arena",
     "attack",
     "fedml",
+    "load",
     "plot_curves",
     "plot_heatmap",
     "reconstruct",

@@ -1,9 +1,11 @@
 """The Python interface: `aggregate` and `attack` on a stack of updates, `run` and `sweep`."""
 
+import contextlib
+import dataclasses
 import functools
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,17 +15,19 @@ import numpy as np
 from jax.core import Tracer
 
 from fedjax_sec import core, sweeps
+from fedjax_sec import progress as progress_lib
 from fedjax_sec.core import ConfigError, Setting, check_components, distributed, fill_defaults
 from fedjax_sec.core.advice import one_line, shown, suggestion
 from fedjax_sec.core.optional import require
+from fedjax_sec.core.registry import headline_in
 from fedjax_sec.core.types import AttackerView, Message, ServerData, ServerView
 from fedjax_sec.data import Source
-from fedjax_sec.data.arrays import NAME, digest_of, given_by
+from fedjax_sec.data.arrays import NAME, named
 from fedjax_sec.ops.moments import finite_rows, usable_rows
 from fedjax_sec.round import known_defense
 from fedjax_sec.round.pipeline import Attack, Defense
 from fedjax_sec.runs.config import Experiment, read_yaml
-from fedjax_sec.runs.experiment import Result, execute
+from fedjax_sec.runs.experiment import Result, execute, resolved
 from fedjax_sec.runs.results import RunFolder
 from fedjax_sec.stacks import Stack, as_key, as_mask, as_stack, as_vector, as_weights
 from fedjax_sec.sweeps import Arena, Cell, Refusal
@@ -255,7 +259,7 @@ def _with_fields(spec, fields, kind):
 
 def _defense(spec, setting) -> Defense:
     """The pipeline, checked, with f filled by the number of malicious clients where it is known."""
-    built = Defense.build(named("defense", spec))
+    built = Defense.build(spec)
     built = Defense(
         tuple(fill_defaults(s, {"num_malicious": setting.num_malicious}) for s in built.stages)
     )
@@ -300,36 +304,9 @@ def _known_rule(pipeline, defense, setting):
     return rule
 
 
-def named(key: Any, given: Any) -> Any:
-    """A value of a configuration with the component that stands for an object of Python's own.
-
-    A flax module as `model`, and functions in `defense`; everything else is as it was.
-    """
-    if key == "model" and _is_module(given):
-        return {"name": "module", "module": given}
-    if key == "defense":
-        if isinstance(given, (list, tuple)):
-            return [named(key, one) for one in given]
-        component = isinstance(given, (type, Defense)) or hasattr(given, "registered_name")
-        if callable(given) and not component:
-            return {"name": "function", "function": given}
-    return given
-
-
-def _is_module(given: Any) -> bool:
-    """Whether it looks like an instance of a linen module, without an import of flax."""
-    names = {f"{cls.__module__}.{cls.__name__}" for cls in type(given).__mro__}
-    return "flax.linen.module.Module" in names
-
-
 def _with_data(config: Any, data: Source, overrides: Mapping) -> dict:
     """The overrides that name the arrays, which no other data set may stand beside."""
-    digest = digest_of(data)
-    if given_by(digest) is None:
-        raise ConfigError(
-            "data must be what fedjax_sec.data.arrays(x_train, y_train, x_test, y_test) returns, "
-            "unchanged; call it again with the other arrays."
-        )
+    keys = {f"data.{key}": value for key, value in named(data).items()}
     if isinstance(config, Experiment):
         config = config.to_dict()
     mapping = config if isinstance(config, Mapping) else read_yaml(config)
@@ -341,7 +318,7 @@ def _with_data(config: Any, data: Source, overrides: Mapping) -> dict:
             f"data: the configuration names the data set {shown(name)}, and arrays are given "
             f"beside it; leave one of them out."
         )
-    return {**overrides, "data.name": NAME, "data.digest": digest}
+    return {**overrides, **keys}
 
 
 def _refuse_schedules(stages, kind):
@@ -514,6 +491,7 @@ def run(
     overwrite: bool = False,
     on_evaluation: Callable[[int, list[dict]], None] | None = None,
     profile: str | Path | None = None,
+    progress: bool | None = None,
     **overrides,
 ) -> Result:
     """Runs one experiment.
@@ -529,9 +507,13 @@ def run(
       overwrite: replace the run in `out`.
       on_evaluation: called with the rounds done and a list with the metrics just measured.
       profile: folder for a JAX profiler trace of the rounds between two evaluations.
+      progress: whether rounds, speed, time left and newest metrics are shown, below the cell of a
+        notebook, or on standard error (None: in a notebook).
       **overrides: top-level keys, or dotted ones as `**{"client.l2": 1e-4}`. `model=` takes an
-        instance of a flax module, `defense=` a function of the stack of updates; a configuration
-        only names them, so give them again to resume.
+        instance of a flax module, `defense=` and `attack=` a function of the stack of updates, and
+        every key of a component an instance of a class of your own, registered or not; a
+        configuration only names them, so give them again to resume. `logging=["tensorboard"]`
+        writes the metrics for TensorBoard, too, `"wandb"` for W&B.
 
     Returns: `Result` with metrics as arrays over evaluations and the final parameters.
 
@@ -550,18 +532,21 @@ def run(
         overrides = _with_data(config, data, overrides)
     elif data is not None:
         overrides["data"] = data
-    if isinstance(config, dict):  # OmegaConf's mappings hold no objects of Python's
-        config = {key: named(key, given) for key, given in config.items()}
-    overrides = {key: named(key, given) for key, given in overrides.items()}
-    result = execute(
-        config,
-        out=out,
-        resume=resume,
-        overwrite=overwrite,
-        on_evaluation=on_evaluation,
-        profile=profile,
-        **overrides,
-    )
+    with contextlib.ExitStack() as shown_in:
+        if _wants_progress(progress) and distributed.leads():
+            display = shown_in.enter_context(progress_lib.choose())
+            watch = progress_lib.OfRun(display, resolved(config, overrides).rounds)
+            shown_in.callback(watch.end)
+            on_evaluation = _both(watch, on_evaluation)
+        result = execute(
+            config,
+            out=out,
+            resume=resume,
+            overwrite=overwrite,
+            on_evaluation=on_evaluation,
+            profile=profile,
+            **overrides,
+        )
     if out is not None and distributed.leads():
         folder = RunFolder(out)
         if result.params is not None or folder.lacks_figures:
@@ -576,7 +561,7 @@ class SweepResult(NamedTuple):
     """A finished sweep: the cells of its grid, and the result of each in the same order.
 
     The results are read from the folder: their `params` are None (`checkpoint.keep_params` and
-    `fedjax_sec.runs.loading.final_params` give them).
+    `fedjax_sec.runs.loading.final_params` give them). A notebook shows the tables.
     """
 
     cells: list[Cell]
@@ -589,13 +574,36 @@ class SweepResult(NamedTuple):
 
         return tables.to_frame(self.cells, self.results)
 
+    def __repr__(self) -> str:
+        axes = ", ".join(self.cells[0].labels) or "no axis"
+        return f"SweepResult({len(self.cells)} runs over {axes}; {_range_of(self.results)})"
+
+    def _repr_html_(self) -> str:
+        from fedjax_sec.report import notebook, tables  # pandas is slow to import
+
+        return notebook.page(repr(self), tables.tables(self.cells, self.results).values())
+
+
+def _range_of(results: Sequence[Result]) -> str:
+    """The lowest and the highest final headline."""
+    name = headline_in(results[0].summary["final"])
+    values = [result.summary["final"][name] for result in results]
+    values = [value for value in values if value is not None]
+    if not values:
+        return f"{name} nowhere finite"
+    return f"{name.replace('_', ' ')} {min(values):.1%} to {max(values):.1%}"
+
 
 def sweep(
-    config: str | Path | Mapping,
+    base: str | Path | Mapping | Experiment,
+    grid: Mapping | None = None,
+    seeds: Sequence[int] | None = None,
+    out: str | Path | None = None,
     *,
-    out: str | Path,
+    data: Any = None,
     launcher: Any = None,
     workers: int | None = None,
+    progress: bool | None = None,
     on_group: Callable[[int, int, list[Cell]], Callable | None] | None = None,
     on_wait: Callable[[list[Cell]], None] | None = None,
     on_status: Callable[[Any], None] | None = None,
@@ -606,19 +614,25 @@ def sweep(
     What is finished in `out` is kept and not run again, and several processes may share the folder.
 
     Args:
-      config: a YAML file, or a mapping, with the keys of `fedjax-sec show sweep`.
+      base: an experiment, as in `run`, beside a `grid` or `seeds`; or a whole sweep, a YAML file or
+        a mapping with the keys of `fedjax-sec show sweep`.
+      grid: axis -> a list of values, or {label: value}; an axis is a dotted key. Values of
+        `attack`, `defense`, `model` and `data` may be objects, as in `run`.
+      seeds: of every cell (None: the experiment's own).
       out: folder for the runs (`cells/`), the tables (`runs.csv`, `table.csv`, `table.md`) and the
         figure of the task's headline, such as `accuracy`.
+      data: as in `run`, for every cell.
       launcher: where the groups of runs are computed: `local` (processes of this machine), `ray`,
         `slurm`, a mapping with `name` and fields, or an object with a method `launch` (None: as the
         sweep says, else in this process).
       workers: how many workers it has.
+      progress: as in `run`.
       on_group: called as `on_group(number, total, cells)` when a group starts; what it returns is
         called after every evaluation with the rounds done and the rows just measured.
       on_wait: called once when all that is left, these cells, is run by other processes.
       on_status: called every now and then with the state of all runs while workers compute them.
-      **overrides: keys of the sweep, such as `seeds=[0, 1]`, or dotted ones of every experiment, as
-        `**{"overrides.client.l2": 1e-4}`.
+      **overrides: keys of the sweep, such as `at_once=1`, or of every experiment, such as
+        `rounds=20` and `**{"client.l2": 1e-4}`.
 
     Returns: `SweepResult` with `cells`, `results` and, as a pandas frame, `frame`.
 
@@ -626,38 +640,110 @@ def sweep(
     used, before anything compiles.
 
     >>> import tempfile
-    >>> spec = {"experiment": {"rounds": 2}, "grid": {"client.l2": [0.0, 0.1]}}
+    >>> base, grid = {"rounds": 2}, {"client.l2": [0.0, 0.1]}
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     done = sweep(spec, out=folder, seeds=[0, 1])
+    ...     done = sweep(base, grid, seeds=[0, 1], out=folder)
     >>> done.frame[["client.l2", "seed", "rounds"]].values.tolist()
     [['0.0', 0, 2], ['0.0', 1, 2], ['0.1', 0, 2], ['0.1', 1, 2]]
     >>> [len(result.metrics["accuracy"]) for result in done.results]
     [2, 2, 2, 2]
     """
-    if isinstance(out, (str, os.PathLike)):
-        out = Path(out).absolute()  # a callback may change the working directory
-    settings, cells = sweeps.load(config, overrides)
-    results = sweeps.run_cells(
-        cells,
-        out,
-        at_once=settings.at_once,
-        group_size=settings.group_size,
-        launcher=sweeps.build_launcher(
-            settings.launcher if launcher is None else launcher,
-            settings.workers if workers is None else workers,
-        ),
-        on_group=on_group,
-        on_wait=on_wait,
-        on_status=on_status,
-    )
+    out = _absolute(out)
+    settings, cells = _load_sweep(base, grid, seeds, data, overrides)
+    with _watching(progress, cells, out, on_group, on_wait, on_status) as callbacks:
+        results = sweeps.run_cells(
+            cells,
+            out,
+            at_once=settings.at_once,
+            group_size=settings.group_size,
+            launcher=sweeps.build_launcher(
+                settings.launcher if launcher is None else launcher,
+                settings.workers if workers is None else workers,
+            ),
+            **callbacks,
+        )
     from fedjax_sec.report import sweeps as files_lib  # slow to import, and not needed before
 
-    files_lib.write(cells, results, Path(out), settings.title)
+    files_lib.write(cells, results, out, settings.title)
     return SweepResult(cells, results)
 
 
+def _absolute(out: Any) -> Path:
+    """The folder of a sweep; a callback may change the working directory."""
+    if not isinstance(out, (str, os.PathLike)):
+        raise ConfigError(f"out must be the path of a folder, got {shown(out)}.")
+    return Path(out).absolute()
+
+
+def _load_sweep(base, grid, seeds, data, overrides) -> tuple[sweeps.Sweep, list[Cell]]:
+    """The settings and the cells of a sweep that is given whole, or as an experiment and a grid."""
+    whole: Any = base.to_dict(objects=True) if isinstance(base, Experiment) else base
+    if grid is not None or seeds is not None:
+        is_file = isinstance(whole, (str, os.PathLike))
+        content = read_yaml(Path(whole)) if is_file else whole
+        if isinstance(content, Mapping) and not _is_sweep(content):
+            whole = {"experiment": dict(content)}  # of a sweep's file, what is beside it matters
+    given = {"grid": grid, "seeds": seeds}
+    changes = {key: value for key, value in given.items() if value is not None}
+    keys = {field.name for field in dataclasses.fields(sweeps.Sweep)}
+    for key, value in overrides.items():
+        changes[key if str(key).partition(".")[0] in keys else f"overrides.{key}"] = value
+    if isinstance(data, Source) and data.name == NAME:
+        inside = whole.get("experiment") if isinstance(whole, Mapping) else None
+        keys_of = _with_data(inside if isinstance(inside, Mapping) else {}, data, {})
+        changes |= {f"overrides.{key}": value for key, value in keys_of.items()}
+    elif data is not None:
+        changes["overrides.data"] = data
+    return sweeps.load(whole, changes)
+
+
+def _is_sweep(content: Mapping) -> bool:
+    """Whether a mapping has a key of a sweep that no experiment has."""
+    keys = {field.name for field in dataclasses.fields(sweeps.Sweep)}
+    return bool(content.keys() & (keys - {field.name for field in dataclasses.fields(Experiment)}))
+
+
+@contextlib.contextmanager
+def _watching(
+    progress: bool | None, cells, out: Path, on_group, on_wait, on_status=None
+) -> Iterator[dict[str, Callable | None]]:
+    """The caller's callbacks, and those that show the progress where it is wanted."""
+    given = {"on_group": on_group, "on_wait": on_wait, "on_status": on_status}
+    if not _wants_progress(progress):
+        yield given
+        return
+    with progress_lib.choose() as display:
+        watch = progress_lib.OfSweep(display, cells, sweeps.unfinished(cells, out))
+        yield {
+            "on_group": _both(watch.on_group, on_group),
+            "on_wait": _both(watch.on_wait, on_wait),
+            "on_status": _both(watch.on_status, on_status),
+        }
+
+
+def _wants_progress(progress: bool | None) -> bool:
+    if not isinstance(progress, bool | None):
+        raise ConfigError(f"progress must be true, false or null, got {shown(progress)}.")
+    return progress_lib.in_notebook() if progress is None else progress
+
+
+def _both(first: Callable, second: Any) -> Any:
+    """Both functions one after the other; of what they return, too."""
+    if not callable(second):  # what is none is refused by who calls it
+        return first if second is None else second
+
+    def both(*args):
+        results = [one for one in (first(*args), second(*args)) if callable(one)]
+        return _both(*results) if len(results) == 2 else next(iter(results), None)
+
+    return both
+
+
 class ArenaResult(NamedTuple):
-    """A finished arena: what was run, the result of each of its cells, and what was refused."""
+    """A finished arena: what was run, the result of each of its cells, and what was refused.
+
+    A notebook shows the tables.
+    """
 
     arena: Arena
     results: list[Result]
@@ -674,6 +760,19 @@ class ArenaResult(NamedTuple):
 
         return report_lib.to_frame(report_lib.score(self.arena, self.results))
 
+    def __repr__(self) -> str:
+        rows, columns = len(self.arena.attacks), len(self.arena.defenses)
+        said = f"{rows} attacks x {columns} defences, {len(self.results)} runs"
+        said += f", {len(self.refused)} refused" if self.refused else ""
+        return f"ArenaResult({said}; {_range_of(self.results)})"
+
+    def _repr_html_(self) -> str:
+        from fedjax_sec.report import arena as report_lib  # pandas is slow to import
+        from fedjax_sec.report import notebook
+
+        sections = report_lib.sections(report_lib.score(self.arena, self.results))
+        return notebook.page(repr(self), sections, map(str, self.refused))
+
 
 def arena(
     base: str | Path | Mapping | Experiment,
@@ -682,8 +781,10 @@ def arena(
     defenses: Any,
     out: str | Path,
     seeds: int | Sequence[int] = 1,
+    data: Any = None,
     launcher: Any = None,
     workers: int | None = None,
+    progress: bool | None = None,
     on_group: Callable[[int, int, list[Cell]], Callable | None] | None = None,
     on_wait: Callable[[list[Cell]], None] | None = None,
     **overrides,
@@ -697,12 +798,14 @@ def arena(
 
     Args:
       base: the experiment, as in `run`; its own `attack` and `defense` are replaced.
-      attacks, defenses: a list of names, mappings with `name`, and lists of them (pipelines); a
-        mapping of labels to these; or text, such as `"krum,median"` or the path of a YAML file.
+      attacks, defenses: a list of names, mappings with `name`, objects as in `run`, and lists of
+        them (pipelines); a mapping of labels to these; or text, such as `"krum,median"` or the
+        path of a YAML file.
       out: folder for the runs, the tables `arena.md`, `arena.csv` (one row a combination, and one
         for each defence's worst attack) and `runs.csv`, and the heat maps.
       seeds: how many seeds each combination has, from the base's on, or which.
-      launcher, workers, on_group, on_wait: as in `sweep`.
+      data: as in `run`.
+      launcher, workers, progress, on_group, on_wait: as in `sweep`.
       **overrides: keys of every experiment, dotted ones as `**{"client.l2": 1e-4}`.
 
     Returns: `ArenaResult` with `arena` (labels and cells), `results`, `refused` and, as a pandas
@@ -721,21 +824,23 @@ def arena(
     >>> [(one.attack, one.defense) for one in done.refused]
     [('no attack', 'bulyan'), ('zero', 'bulyan')]
     """
-    if not isinstance(out, (str, os.PathLike)):
-        raise ConfigError(f"out must be the path of a folder, got {shown(out)}.")
-    out = Path(out).absolute()  # a callback may change the working directory
+    out = _absolute(out)
+    if isinstance(data, Source) and data.name == NAME:
+        overrides = _with_data(base, data, overrides)
+    elif data is not None:
+        overrides["data"] = data
     planned = sweeps.plan_arena(base, attacks, defenses, seeds, overrides)
     planned, prepared = sweeps.admit(planned, out)
     for one in planned.refused:
         warnings.warn(f"refused and not run: {one}", stacklevel=2)
-    results = sweeps.run_cells(
-        planned.cells,
-        out,
-        launcher=sweeps.build_launcher(launcher, workers),
-        on_group=on_group,
-        on_wait=on_wait,
-        prepared=prepared,
-    )
+    with _watching(progress, planned.cells, out, on_group, on_wait) as callbacks:
+        results = sweeps.run_cells(
+            planned.cells,
+            out,
+            launcher=sweeps.build_launcher(launcher, workers),
+            prepared=prepared,
+            **callbacks,
+        )
     from fedjax_sec.report import arena as report_lib  # slow to import, and not needed before
 
     report_lib.write(report_lib.score(planned, results), results, out)

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from fedjax_sec.api import named
 from fedjax_sec.core import ConfigError, Known, registry, value_of
 from fedjax_sec.core.advice import shown, suggestion
 from fedjax_sec.core.components import INPUTS
@@ -134,7 +133,7 @@ def reconstruct(
         raise ConfigError(
             f"batch_size must be between 1 and {examples}, the examples, got {shown(batch_size)}."
         )
-    network = registry.models.build(named("model", model), "model")
+    network = registry.models.build(model, "model")
     channels = shape[-1] if kind == "pixels" else 1
     inputs = InputSpec(
         kind,

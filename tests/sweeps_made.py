@@ -10,7 +10,7 @@ import numpy as np
 from fedjax_sec.core import files
 from fedjax_sec.runs import config as config_lib
 from fedjax_sec.runs import results
-from fedjax_sec.sweeps import groups
+from fedjax_sec.sweeps import catalog
 
 ENVIRONMENT = {"device": "cpu", "host": "test", "python": "3", "git_revision": "abc"}
 
@@ -45,8 +45,8 @@ def sweep(
                 labels[name] = {"attack": attack, "defense": defense}
                 last = (values or {}).get((attack, defense, seed))
                 rows = _rows(name, rounds, every, clients, shift, last, attack_spec is not None)
-                _run(out / groups.CELLS / name, text, seed, rows)
-    files.write_json(out / groups.LABELS, {"cells": labels})
+                _run(out / catalog.CELLS / name, text, seed, rows)
+    files.write_json(out / catalog.FILE, {"cells": labels})
     return out
 
 
@@ -94,7 +94,7 @@ def _run(folder: Path, text: str, seed: int, rows: list[dict]) -> None:
 
 def unfinish(out: Path, name: str, rows: int | None = None) -> None:
     """Makes one of the runs an interrupted one with so many rows, or one that waits."""
-    folder = out / groups.CELLS / name
+    folder = out / catalog.CELLS / name
     (folder / results.SUMMARY).unlink()
     lines = (folder / results.METRICS).read_text().splitlines(keepends=True)
     if rows:

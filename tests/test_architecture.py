@@ -36,11 +36,12 @@ LAYERS = (
     ("runs",),
     ("sweeps", "fedml"),
     ("report",),
-    ("stacks",),
+    ("stacks", "progress"),
     ("api",),
     ("privacy",),
     ("",),  # `import fedjax_sec`: what a user types
     ("papers",),
+    ("flower",),
     ("bench", "testing"),
     ("cli",),
 )

@@ -439,12 +439,15 @@ def test_the_command(run, tmp_path):
     base = tmp_path / "base.yaml"
     base.write_text(config_lib.dump_yaml(BASE))
     call = ["arena", str(base), "rounds=2", "--attacks", "sign_flip", "--out", str(out)]
+    call += ["--log", "tensorboard"]
     (out / "arena.md").unlink()
     done = CliRunner().invoke(app, [*call, "--defenses", "median,bulyan"])
     assert done.exit_code == 0, done.output
     assert "Refused: no attack x bulyan" in done.output
     assert done.output.index("Refused") < done.output.index("Tables:")
     assert (out / "arena.md").exists() and Path(out / "accuracy.png").name in done.output
+    unknown = CliRunner().invoke(app, [*call, "--defenses", "median", "--log", "tensorbord"])
+    assert unknown.exit_code == 2 and "--log: unknown logger 'tensorbord'" in unknown.output
     wrong = CliRunner().invoke(app, [*call, "--defenses", "medain"])
     assert wrong.exit_code == 2 and "Did you mean 'median'" in wrong.output
     twice = CliRunner().invoke(

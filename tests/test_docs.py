@@ -31,6 +31,8 @@ def there_is(name: str) -> bool:
         except ModuleNotFoundError:
             continue
         for part in parts[cut:]:
+            if part in getattr(result, "__all__", ()):  # its library may not be installed
+                return True
             result = getattr(result, part, None)
         return result is not None
     return hasattr(fedjax_sec, parts[0])

@@ -174,7 +174,7 @@ def test_the_seed_decides_the_root_and_the_root_leaves_the_malicious_alone():
 @pytest.mark.slow
 def test_the_round_uses_the_servers_own_update():
     """With one client whose examples the rule trusts, the step has the server update's length."""
-    from fedjax_sec.round.local import server_data
+    from fedjax_sec.round.server import server_data
 
     experiment = config.from_mapping(EXPERIMENT, {"rounds": 1, "evaluation.every": 1})
     program = program_of(experiment)

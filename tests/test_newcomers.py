@@ -47,7 +47,7 @@ def test_a_model_is_given_by_name(given):
     ("key", "given", "kind"),
     [
         ("defense", X, "a defense"),
-        ("attack", lambda u: u, "an attack"),
+        ("attack", Mine(), "an attack"),
         ("client", print, "a client"),
         ("data", {"partition": X}, "a partition"),
         ("evaluation", {"evasions": [print]}, "an evasion"),

@@ -763,6 +763,11 @@ def test_every_experiment_of_fedsecurity_is_a_set_of_valid_experiments(scale, st
         if name == "exp6" and part.file == "femnist":
             users = {"text": 10, "config": 3400 if scale == "paper" else 200}[statement]
             assert one.data.num_clients == users and one.clients_per_round == 10
+        if name == "exp10":
+            krum = rows[-1][1][0].experiment
+            (rule,) = krum.defense.stages
+            assert (rule.num_byzantine, rule.num_selected) == (7, 35)
+            assert (krum.data.num_clients, krum.threat.num_malicious) == (70, 7)
     assert {name: len(rows) for name, rows in numbers.items()} == {
         "exp1": 5,
         "exp2": 6,
@@ -771,6 +776,7 @@ def test_every_experiment_of_fedsecurity_is_a_set_of_valid_experiments(scale, st
         "exp5": 7,
         "exp6": 21,
         "exp7": 4,
+        "exp10": 3,
     }
 
 

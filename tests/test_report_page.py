@@ -19,7 +19,7 @@ from fedjax_sec.report import page
 from fedjax_sec.report.page import axes, charts, comparison, facts, pictures, rows
 from fedjax_sec.report.page.folder import read
 from fedjax_sec.runs import results
-from fedjax_sec.sweeps import groups
+from fedjax_sec.sweeps import catalog
 
 ATTACKS = {"no attack": None, "sign flip": "sign_flip", "ALIE, z = 1.5": {"name": "alie", "z": 1.5}}
 DEFENSES = {"mean": "mean", "median": "median"}
@@ -70,7 +70,7 @@ def test_a_sweeps_labels_are_read_in_its_order(finished):
 def test_without_labels_the_configurations_tell_the_axes(finished, tmp_path):
     out = tmp_path / "older"
     shutil.copytree(finished, out)
-    (out / groups.LABELS).unlink()
+    (out / catalog.FILE).unlink()
     made = {axis.name: axis for axis in axes.axes_of(read(out).cells)}
     assert made["attack"].labels == ("no attack", "alie", "sign_flip")
     assert made["defense"].labels == ("mean", "median")
@@ -80,7 +80,7 @@ def test_a_field_that_varies_is_an_axis_and_numbers_are_in_order(tmp_path):
     attacks = {f"z is {z}": {"name": "alie", "z": z} for z in (1.5, 0.5, 10.0)}
     made = {axis.name: axis for axis in axes.axes_of(read(sweep_of(tmp_path, attacks)).cells)}
     assert set(made) == {"attack"}  # attack.z would say the same again
-    (tmp_path / "made" / groups.LABELS).unlink()
+    (tmp_path / "made" / catalog.FILE).unlink()
     cells = read(tmp_path / "made").cells
     assert axes.axes_of(cells)[0].labels == ("alie z=0.5", "alie z=1.5", "alie z=10.0")
     (field,) = [a for a in axes._fields([_leaves(cell) for cell in cells]) if a.name == "attack.z"]
@@ -151,12 +151,8 @@ def test_the_labels_of_several_sweeps_in_one_folder_are_kept(tmp_path):
     base = small(rounds=1)
     for values in ([0.0, 0.1], [0.1, 0.2]):
         sweeps.plan(sweeps.make_cells(base, {"client.l2": values}), tmp_path)
-    known = groups.labels_of(tmp_path)
+    known = catalog.read(tmp_path)
     assert known == {f"{value}/seed0": {"client.l2": value} for value in ("0.0", "0.1", "0.2")}
-    (tmp_path / groups.LABELS).write_text("rubbish")
-    assert groups.labels_of(tmp_path) == {}
-    sweeps.plan(sweeps.make_cells(base, {"client.l2": [0.2]}), tmp_path)
-    assert list(groups.labels_of(tmp_path)) == ["0.2/seed0"]
 
 
 # --- The rows -------------------------------------------------------------------------------------

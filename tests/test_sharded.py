@@ -41,6 +41,8 @@ for name, changes in {
     "kept state": {"client": base["client"] | {
         "keep_optimizer_state": True,
         "optimizer": {"name": "sgd", "learning_rate": 0.1, "momentum": 0.9}}},
+    "columns and sums": {
+        "defense": "residual_reweighting", "model": {"name": "mlp", "hidden": [7]}},
 }.items():
     alone = fedjax_sec.run(base | changes)
     spread = fedjax_sec.run(base | changes | sharded)
@@ -94,8 +96,10 @@ print(json.dumps(results))
 """
 
 
-#: Bytes of a round of 16 clients with 20,010 parameters on so many of four devices.
+#: Of a round of 16 clients with 19,960 parameters on so many of four devices: the bytes, and the
+#: numbers that a device gathers from others.
 BYTES = """
+import re
 from fedjax_sec.ops.client_axis import Layout
 from fedjax_sec.runs.program import Program
 from fedjax_sec.runs.prepare import make_replicas
@@ -103,13 +107,14 @@ from fedjax_sec.runs import program as program_lib
 
 results = {}
 for defense in ("mean", {"name": "trimmed_mean", "num_byzantine": 3}, "median", "geometric_median",
-                {"name": "krum", "num_byzantine": 3}, {"name": "bulyan", "num_byzantine": 3}):
+                {"name": "krum", "num_byzantine": 3}, {"name": "bulyan", "num_byzantine": 3},
+                "residual_reweighting"):
     spec = base | sharded | {
         "data": {"num_clients": 16, "max_train": 160}, "threat": {"num_malicious": 0},
         "attack": None, "defense": defense, "model": {"name": "mlp", "hidden": [266]},
     }
     prepared = [prepare(config.from_mapping(spec))]
-    used = []
+    used, gathered = [], []
     for devices in (2, 4):
         program = Program(prepared[0])
         how = Layout(16 // devices, devices)
@@ -118,8 +123,11 @@ for defense in ("mean", {"name": "trimmed_mean", "num_byzantine": 3}, "median", 
         replicas = make_replicas(prepared)
         state = jax.eval_shape(program.init, replicas)
         used.append(program.needs(state, replicas, 1)[0])
+        (round,) = [one for name, one in program._functions.items() if name[0] == "advance 1"]
+        shapes = re.findall(r" = f32\\[([0-9,]+)\\]\\S* all-gather\\(", round.as_text())
+        gathered.append(sum(int(np.prod([int(n) for n in one.split(",")])) for one in shapes))
     name = defense if isinstance(defense, str) else defense["name"]
-    results[name] = used
+    results[name] = used, gathered
 print(json.dumps(results))
 """
 
@@ -153,6 +161,7 @@ def test_clients_on_four_devices_equal_clients_on_one():
         "three on three": (1, 3),
         "convolutions": (1, 4),
         "kept state": (2, 4),
+        "columns and sums": (2, 4),
     }
     for name, run in outcome.items():
         assert run["difference"] <= 1e-5 < run["moved"], name
@@ -173,8 +182,12 @@ def test_kernels_take_stacks_that_are_spread_over_devices():
 @pytest.mark.slow
 def test_the_memory_of_a_device_falls_with_their_number():
     outcome = on_four_devices(BYTES)
-    assert len(outcome) == 6
-    assert {name: used for name, used in outcome.items() if used[1] > 0.65 * used[0]} == {}
+    assert len(outcome) == 7
+    assert {name: used for name, (used, _) in outcome.items() if used[1] > 0.65 * used[0]} == {}
+    # The aggregate is gathered twice; the stack is 16 times as large.
+    dim = 19960
+    numbers = {name: gathered for name, (_, gathered) in outcome.items()}
+    assert all(2 * dim * 0.99 < one < 3 * dim for pair in numbers.values() for one in pair), numbers
 
 
 @pytest.mark.gpu

@@ -92,7 +92,7 @@ def finished(processes):
 @pytest.mark.slow
 @pytest.mark.parametrize("defense", ["trimmed_mean", "krum"])
 def test_two_processes_compute_what_one_does(defense, tmp_path):
-    spec = BASE | {"defense": {"name": defense, "num_byzantine": 1}}
+    spec = BASE | {"defense": {"name": defense, "num_byzantine": 1}, "logging": ["tensorboard"]}
     (alone,) = finished(started(1, 4, spec, tmp_path / "alone"))
     first, second = finished(started(2, 2, spec, tmp_path / "two"))
     assert (first["devices"], first["local"], alone["devices"]) == (4, 2, 4)
@@ -100,11 +100,12 @@ def test_two_processes_compute_what_one_does(defense, tmp_path):
     assert alone["layout"] == first["layout"] == {"at_once": 2, "devices": 4}
     assert first["params"] == second["params"] and first["loss"] == second["loss"]
     np.testing.assert_allclose(first["params"], alone["params"], rtol=0, atol=1e-6)
-    single = fedjax_sec.run(spec | {"execution": {"clients": "vmap"}})
+    single = fedjax_sec.run(spec | {"execution": {"clients": "vmap"}, "logging": []})
     np.testing.assert_allclose(first["loss"], single.metrics["loss"], rtol=1e-4)
     names = {path.name for path in (tmp_path / "two").iterdir()}
     assert {"metrics.jsonl", "summary.json", "config.yaml", "figures"} <= names
     assert len((tmp_path / "two" / "metrics.jsonl").read_text().splitlines()) == 4
+    assert len(list((tmp_path / "two" / "tensorboard").iterdir())) == 1  # the leader's
     summary = files.read_json(tmp_path / "two" / "summary.json")
     assert summary["processes"] == 2
 

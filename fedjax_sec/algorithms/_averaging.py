@@ -69,6 +69,9 @@ class Averaging(Algorithm):
     def download(self, server, client):
         return server.params
 
+    def received(self, download):
+        return download
+
     def train(self, key, download, state, data, task, hooks=NO_HOOKS):
         hooks = self.hooks(download).then(hooks)
         done = self.local(key, download, state, data, task, hooks)

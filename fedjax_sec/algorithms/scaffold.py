@@ -65,6 +65,9 @@ class Scaffold(Averaging):
     def download(self, server, client):
         return server.server.params, server.variate
 
+    def received(self, download):
+        return download[0]
+
     def train(self, key, download, state, data, task, hooks=NO_HOOKS):
         params, variate = download
         corrected = Hooks(

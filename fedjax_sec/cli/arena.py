@@ -8,6 +8,7 @@ from rich.markup import escape
 
 from fedjax_sec.cli.common import (
     DataDir,
+    Log,
     Overrides,
     app,
     console,
@@ -16,6 +17,7 @@ from fedjax_sec.cli.common import (
     errors,
     import_options,
     imported,
+    log_options,
     print_table,
     reported,
 )
@@ -43,6 +45,7 @@ def arena(
     seeds: Annotated[int, typer.Option(min=1, help="Seeds of every combination.")] = 1,
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("results/arena"),
     data_dir: DataDir = None,
+    log: Log = None,
     launcher: LauncherOption = None,
     workers: WorkersOption = None,
 ) -> None:
@@ -51,6 +54,7 @@ def arena(
     from fedjax_sec.report import arena as report_lib
     from fedjax_sec.report import tables
     from fedjax_sec.runs import config as config_lib
+    from fedjax_sec.runs import loggers
 
     require("matplotlib.figure", "A heat map")  # before anything is computed
     for package in ("pandas", "tabulate"):
@@ -59,9 +63,10 @@ def arena(
     again = ["fedjax-sec", "arena", str(base), *given, "--attacks", attacks]
     again += ["--defenses", defenses, "--seeds", str(seeds), "--out", str(out)]
     again += [*data_option(data_dir), *import_options(imports)]
-    again += launcher_options(launcher, workers)
+    again += [*launcher_options(launcher, workers), *log_options(log)]
     where = launcher_of(launcher, workers)
     changes = dict(map(config_lib.parse_override, given)) | data_overrides(data_dir, given)
+    changes = loggers.with_more(changes, log, "--log")
     planned = sweeps.plan_arena(base, attacks, defenses, seeds, changes, imports)
     planned, prepared = sweeps.admit(planned, out)
     for one in planned.refused:

@@ -12,11 +12,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from fedjax_sec.core import ConfigError, files, plugins
-from fedjax_sec.core.registry import headline_in
 from fedjax_sec.runs import config as config_lib
 
 
@@ -90,6 +88,13 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY.PATH=VALUE]...", help="Changes to it.")
 ]
 Out = Annotated[Path, typer.Option(help="Folder for the results.")]
+Log = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="LOGGER",
+        help="tensorboard or wandb, beside the results; repeatable, or separated by commas.",
+    ),
+]
 DataDir = Annotated[
     Path | None, typer.Option(help="Folder of prepared tensorflow-datasets (data.data_dir).")
 ]
@@ -129,24 +134,6 @@ def interruptible(command: Sequence[str]) -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def progress_bar() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[status]}"),
-        console=errors,
-        disable=not errors.is_terminal,
-    )
-
-
-def status_of(rows) -> str:
-    headline = headline_in(rows[0])
-    mean = sum(row[headline] for row in rows) / len(rows)
-    return f"{headline.replace('_', ' ')} {100 * mean:.1f}%"
-
-
 def data_overrides(data_dir: Path | None, overrides: Sequence[str] = ()) -> dict:
     """What `--data-dir` changes in an experiment; it wins over the file and the environment.
 
@@ -172,6 +159,11 @@ def data_overrides(data_dir: Path | None, overrides: Sequence[str] = ()) -> dict
 
 def data_option(data_dir: Path | None) -> list[str]:
     return [] if data_dir is None else ["--data-dir", str(data_dir)]
+
+
+def log_options(given: Sequence[str] | None) -> list[str]:
+    """The options of a command that logs the same."""
+    return [part for one in given or () for part in ("--log", one)]
 
 
 def import_options(imports: Sequence[str]) -> list[str]:

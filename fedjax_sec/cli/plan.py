@@ -35,7 +35,7 @@ def plan(
 ) -> None:
     """Say what a sweep costs before it is run: programs, memory, time on so many workers."""
     from fedjax_sec import sweeps
-    from fedjax_sec.cli.status import duration
+    from fedjax_sec.progress import duration
 
     data = data_overrides(data_dir, overrides or ())
     settings, cells = sweeps.load(config, overrides or (), data, imported(ctx))

@@ -10,18 +10,19 @@ from rich.table import Table
 from fedjax_sec.cli.common import (
     Config,
     DataDir,
+    Log,
     Out,
     Overrides,
     app,
     console,
     data_option,
     data_overrides,
+    errors,
     import_options,
     imported,
     interruptible,
-    progress_bar,
+    log_options,
     reported,
-    status_of,
 )
 from fedjax_sec.core import ConfigError, distributed, plugins
 from fedjax_sec.core.registry import headline_in
@@ -37,6 +38,7 @@ def run(
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in OUT.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in OUT.")] = False,
     data_dir: DataDir = None,
+    log: Log = None,
     profile: Annotated[
         Path | None, typer.Option(help="Folder for a JAX profiler trace of some rounds.")
     ] = None,
@@ -54,12 +56,13 @@ def run(
     ] = False,
 ) -> None:
     """Run one experiment."""
-    from fedjax_sec import api
+    from fedjax_sec import api, progress
     from fedjax_sec.runs import config as config_lib
+    from fedjax_sec.runs import loggers
 
     out, imports = out.absolute(), imported(ctx)
     again = ["fedjax-sec", "run", str(config), *(overrides or ()), "--out", str(out), "--resume"]
-    again += [*data_option(data_dir), *import_options(imports)]
+    again += [*data_option(data_dir), *import_options(imports), *log_options(log)]
     with reported():
         if together or any(one is not None for one in (coordinator, processes, process)):
             distributed.start(coordinator, processes, process)
@@ -67,23 +70,21 @@ def run(
         if resume and overwrite:
             raise ConfigError("Give --resume or --overwrite, not both.")
         spec = config_lib.apply_overrides(config_lib.read_yaml(config), overrides or ())
+        spec = loggers.with_more(spec, log, "--log")
         if imports:  # the run's folder says what it needs
             spec["imports"] = plugins.joined(spec.get("imports"), imports)
         experiment = config_lib.from_mapping(spec, data_overrides(data_dir, overrides or ()))
-        with progress_bar() as progress:
-            task = progress.add_task("rounds", total=experiment.rounds, status="compiling")
-
-            def show(done, rows):
-                progress.update(task, completed=done, status=status_of(rows))
-
+        with progress.choose(errors) as display:
+            watch = progress.OfRun(display, experiment.rounds)
             result = api.run(
                 experiment,
                 out=out,
                 resume=resume,
                 overwrite=overwrite,
-                on_evaluation=show,
+                on_evaluation=watch,
                 profile=profile,
             )
+            watch.end()
     if distributed.leads():
         _print_summary(result, out)
 

@@ -9,6 +9,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from fedjax_sec.cli.common import app, console, reported
+from fedjax_sec.progress import duration, newest
+from fedjax_sec.progress.words import speed
 
 #: Runs that are named one by one; `--json` names all.
 SHOWN = 20
@@ -32,19 +34,21 @@ def status(
     lines = [f"{folder.kind} {folder.path}: {len(folder.runs)} run{'s' * (len(folder.runs) != 1)}"]
     lines += [", ".join(f"{count} {name}" for name, count in folder.counts.items() if count)]
     lines += [f"estimated time left: {duration(folder.seconds_left)}"]
+    if folder.rounds_per_second is not None:
+        lines[-1] += f", {speed(folder.rounds_per_second)} of all runs"
     for line in filter(None, lines):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     if rows := _rows(folder):
         if not console.is_terminal:
             print("\n".join("\t".join(row) for row in rows))
             return
-        table = Table("state", "runs", "round", title_justify="left")
+        table = Table("state", "runs", "round", "newest metrics", title_justify="left")
         for row in rows:
             table.add_row(*map(escape, row))
         console.print(table)
 
 
-def _rows(folder) -> list[tuple[str, str, str]]:
+def _rows(folder) -> list[tuple[str, str, str, str]]:
     """Rows for groups that run or failed, one each, then for diverged runs."""
     groups: dict = {}
     for run in folder.runs:
@@ -54,28 +58,13 @@ def _rows(folder) -> list[tuple[str, str, str]]:
     for (state, _), runs in sorted(groups.items()):
         total = "?" if runs[0].rounds is None else runs[0].rounds
         said = f": {runs[0].error}" if runs[0].error else ""
-        rows.append((state, _named([run.name for run in runs]) + said, f"{runs[0].done}/{total}"))
+        done, metrics = f"{runs[0].done}/{total}", newest([run.newest for run in runs])
+        rows.append((state, _named([run.name for run in runs]) + said, done, metrics))
     if diverged := [run.name for run in folder.runs if run.diverged]:
-        rows.append(("diverged", _named(diverged), ""))
+        rows.append(("diverged", _named(diverged), "", ""))
     return rows
 
 
 def _named(names: list[str]) -> str:
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more
-
-
-def duration(seconds: float | None) -> str:
-    """Seconds in words that fit their accuracy.
-
-    >>> duration(None), duration(0), duration(59.2), duration(3599), duration(90000)
-    ('unknown', 'none', '60 s', '60 min', '25 h 0 min')
-    """
-    if seconds is None:
-        return "unknown"
-    if seconds <= 0:
-        return "none"
-    if seconds < 100:
-        return f"{-(-seconds // 1):.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"

@@ -10,6 +10,7 @@ from rich.markup import escape
 
 from fedjax_sec.cli.common import (
     DataDir,
+    Log,
     Out,
     Overrides,
     app,
@@ -20,10 +21,9 @@ from fedjax_sec.cli.common import (
     import_options,
     imported,
     interruptible,
+    log_options,
     print_table,
-    progress_bar,
     reported,
-    status_of,
 )
 from fedjax_sec.core.optional import require
 
@@ -64,6 +64,7 @@ def sweep(
     *,
     out: Out,
     data_dir: DataDir = None,
+    log: Log = None,
     launcher: LauncherOption = None,
     workers: WorkersOption = None,
 ) -> None:
@@ -71,8 +72,8 @@ def sweep(
     imports = imported(ctx)
     again = ["fedjax-sec", "sweep", str(config), *(overrides or ()), "--out", str(out.absolute())]
     again += [*data_option(data_dir), *import_options(imports)]
-    again += launcher_options(launcher, workers)
-    run_sweep(config, out, overrides or (), data_dir, again, imports, launcher, workers)
+    again += [*launcher_options(launcher, workers), *log_options(log)]
+    run_sweep(config, out, overrides or (), data_dir, again, imports, launcher, workers, log)
 
 
 def run_sweep(
@@ -84,6 +85,7 @@ def run_sweep(
     imports: Sequence[str] = (),
     launcher: str | None = None,
     workers: int | None = None,
+    log: Sequence[str] | None = None,
 ) -> None:
     """Runs a sweep file, writes its tables and its figure into `out` and prints the first table.
 
@@ -98,7 +100,7 @@ def run_sweep(
         require(package, "The table of a sweep")
     out = out.absolute()
     data = data_overrides(data_dir, overrides)
-    settings, cells = sweep_lib.load(config, overrides, data, imports)
+    settings, cells = sweep_lib.load(config, overrides, data, imports, log)
     results = run_with_progress(
         cells,
         out,
@@ -124,49 +126,20 @@ def run_with_progress(
     prepared: Mapping | None = None,
     launcher: Any = None,
 ):
-    """`sweeps.run_cells` with a progress bar on stderr (plain lines when it is no terminal).
+    """`sweeps.run_cells` with its progress on stderr (plain lines when it is no terminal).
 
     `again` is the command that goes on after an interruption (None: this one).
     """
+    from fedjax_sec import progress
     from fedjax_sec import sweeps as sweep_lib
-    from fedjax_sec.cli.status import duration
 
-    with interruptible(again or ["python", *sys.argv]), progress_bar() as progress:
-
-        def on_group(number, total, members):
-            rounds = members[0].experiment.rounds
-            names = ", ".join(dict.fromkeys(cell.title for cell in members))
-            text = f"group {number + 1}/{total}: {names}"
-            if progress.disable:
-                errors.print(f"{text} ({len(members)} runs)", soft_wrap=True)
-            task = progress.add_task(text[:60], total=rounds, status="compiling")
-            return lambda done, rows: progress.update(task, completed=done, status=status_of(rows))
-
-        def on_wait(left):
-            text = f"waiting for {len(left)} runs of other processes"
-            if progress.disable:
-                errors.print(text)
-            progress.add_task(text, total=None, status="")
-
-        said: dict = {}
+    with interruptible(again or ["python", *sys.argv]), progress.choose(errors) as display:
+        watch = progress.OfSweep(display, cells, sweep_lib.unfinished(cells, out))
 
         def on_status(status):
-            """All workers in one bar of rounds; a line where a run has ended or failed."""
-            done = sum(run.done for run in status.runs)
-            rounds = sum(run.rounds or run.done for run in status.runs)
-            counts = ", ".join(f"{n} {name}" for name, n in status.counts.items() if n)
-            text = f"{counts}; left: {duration(status.seconds_left)}"
-            if "task" not in said:
-                said["task"] = progress.add_task("", total=rounds, status="")
-            progress.update(said["task"], completed=done, total=rounds, description=text[:70])
-            for run in status.runs:
-                if run.error and run.name not in said:
-                    said[run.name] = run.error
-                    errors.print(f"{run.name} failed: {run.error}", markup=False, soft_wrap=True)
-            ended = status.counts["finished"] + status.counts["failed"]
-            if progress.disable and said.get("ended") != ended:
-                said["ended"] = ended
-                errors.print(f"round {done}/{rounds} of all runs; {text}", soft_wrap=True)
+            """All workers in one line; another where a run has failed."""
+            for name, error in watch.on_status(status):
+                errors.print(f"{name} failed: {error}", markup=False, soft_wrap=True)
 
         return sweep_lib.run_cells(
             cells,
@@ -174,8 +147,8 @@ def run_with_progress(
             at_once=at_once,
             group_size=group_size,
             launcher=launcher,
-            on_group=on_group,
-            on_wait=on_wait,
+            on_group=watch.on_group,
+            on_wait=watch.on_wait,
             on_status=on_status,
             prepared=prepared,
         )

@@ -56,6 +56,7 @@ from fedjax_sec.core.fields import (
     section,
     static,
 )
+from fedjax_sec.core.objects import qualified
 from fedjax_sec.core.random import exact_share, uniform_by_position
 from fedjax_sec.core.schedule import (
     SCHEDULES,
@@ -162,6 +163,7 @@ __all__ = [
     "paths_of",
     "plain",
     "pytree",
+    "qualified",
     "rebuild",
     "refuse_unread",
     "refuse_warm_up",

@@ -82,6 +82,7 @@ class Component:
     `needs` is a subset of `NEEDS`, and may be a property where it depends on a field. `inputs` are
     the kinds of inputs that the component works on, `accepts` what clients may send to it.
     `on_host`: it calls Python code of the user's, so `aggregate` and `attack` do not compile it.
+    `from_python`: it holds an object that a configuration names and does not bring back.
     """
 
     registered_name: ClassVar[str] = ""
@@ -92,6 +93,7 @@ class Component:
     needs_labels: ClassVar[bool] = False
     stands_alone: ClassVar[bool] = True  # False: it needs an object or a file of the user's
     on_host: ClassVar[bool] = False
+    from_python: ClassVar[bool] = False
 
     def check(self, path: str, setting: Setting) -> None:
         """Raises `ConfigError` for a combination that the fields' ranges cannot express."""
@@ -127,7 +129,9 @@ class UpdateAttack(Component):
     that clients report and their extra; else `apply` rewrites the vectors [K, D]. One with both may
     stand inside an attack on vectors, which calls `apply`. `copies`: clients train on poisoned
     copies beside their own examples, by the attack on data nested in this one. `warm_up` counts the
-    first rounds in which a malicious client still sends what it is given.
+    first rounds in which a malicious client still sends what it is given. `separable`, which may be
+    a property: a malicious row depends on no other row and no other client's data, so that clients
+    that are apart, as on a network, can carry the attack out each for itself.
     """
 
     stage: ClassVar[str] = "update"
@@ -135,6 +139,7 @@ class UpdateAttack(Component):
     rewrites: ClassVar[str] = "vector"
     copies: bool = False
     warm_up: int = 0
+    separable: bool = False
 
     def init(self, num_clients: int, dim: int) -> State:
         """The state before round 0; `num_clients` is N."""
@@ -548,6 +553,10 @@ class Algorithm(Component):
     def download(self, server: State, client) -> Any:
         """The download of client number `client`; leaves that ignore `client` stay unbatched."""
         return server
+
+    def received(self, download: Any):
+        """The global parameters [D] in a download."""
+        return self.params(download)
 
     @abstractmethod
     def train(

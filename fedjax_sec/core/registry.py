@@ -14,12 +14,12 @@ import pkgutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from fedjax_sec.core import host, plugins
+from fedjax_sec.core import host, objects, plugins
 from fedjax_sec.core.advice import shown, suggestion
 from fedjax_sec.core.builder import build, rebuild
 from fedjax_sec.core.components import with_defaults
 from fedjax_sec.core.fields import ConfigError, pytree
-from fedjax_sec.core.values import plain
+from fedjax_sec.core.values import name_of, own_name, plain
 
 #: Values that stand for no component of a kind.
 _NOTHING = {
@@ -44,6 +44,7 @@ class Registry:
         self._one = f"an {kind}" if kind[0] in "aeiou" else f"a {kind}"
         self.packages = packages
         self._entries: dict[str, type] = {}
+        self._given: dict[str, type] = {}  # given as objects, under their qualified names
         self._discovered = False
 
     def register(self, name: str):
@@ -90,6 +91,10 @@ class Registry:
         self._discover()
         return self._entries.get(getattr(cls, "registered_name", "")) is cls
 
+    def gives(self, cls: type) -> bool:
+        """Whether the class was given as an object in this process, and no file can name it."""
+        return self._given.get(name_of(cls)) is cls
+
     @contextlib.contextmanager
     def lent(self, cls: type) -> Iterator[None]:
         """Knows a class that is not registered for a while, under a name that nobody has."""
@@ -116,7 +121,14 @@ class Registry:
             raise ConfigError(
                 f"{at}the name of {self._one} is text, got {shown(name)}.{self._advice(name)}"
             )
+        if name in self._given:
+            return self._given[name]
         if name not in self.names():
+            if "." in name:
+                raise ConfigError(
+                    f"{at}{shown(name)} is a class of Python's own and in no file; give an "
+                    f"instance of it again, or register it in a file that `imports` names."
+                )
             advice = _NOTHING.get(self.kind, "") if name.lower() in ("none", "null", "no") else ""
             raise ConfigError(
                 f"{at}unknown {self.kind} {shown(name)}.{advice or suggestion(name, self.names())} "
@@ -127,13 +139,23 @@ class Registry:
     def build(self, spec: Any, path: str = ""):
         """Builds a component from its name or from a mapping with `name` and fields.
 
-        An instance is checked and returned, whether or not its class is registered.
+        An instance is checked and returned, whether or not its class is registered. A class that is
+        not, or an instance of it, is known by its qualified name from then on; functions and flax
+        modules are held by the components that are made for them.
 
         >>> defenses.build({"name": "krum", "num_byzantine": 2}).num_byzantine
         2
         """
-        path = path or self.kind
-        if dataclasses.is_dataclass(spec) and (name := getattr(type(spec), "registered_name", "")):
+        path, spec = path or self.kind, objects.held(self.kind, spec)
+        cls = spec if isinstance(spec, type) else type(spec)
+        if not own_name(cls) and objects.is_component(cls, self.kind):
+            spec = objects.instance(spec, self.kind, path)
+            cls = type(spec)
+            cls.registered_name = name_of(cls)
+            self._given[cls.registered_name] = cls
+        elsewhere = any(one.gives(cls) for one in KINDS.values() if one != self)
+        name = "" if elsewhere else getattr(cls, "registered_name", "")
+        if dataclasses.is_dataclass(spec) and not isinstance(spec, type) and name:
             if any(one._entries.get(name) is type(spec) for one in KINDS.values() if one != self):
                 self.get(name, path)
             return rebuild(spec, path, BUILDERS)

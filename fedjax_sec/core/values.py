@@ -198,11 +198,33 @@ def check_range(value, metadata: Mapping, path: str) -> None:
         raise ConfigError(f"{path} must be {allowed}, got {shown(value)}.{advice}")
 
 
-def dump(obj) -> Any:
+def own_name(cls: type) -> str:
+    """The name by which every configuration knows a class; empty where nobody has registered it.
+
+    That of its parents is not its own, and one that was given as an object has its qualified name.
+    """
+    name = vars(cls).get("registered_name", "")
+    return "" if name == name_of(cls) else name
+
+
+def name_of(cls: type) -> str:
+    """The name under which a class is written that nobody has registered."""
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def dump(obj, objects: bool = False) -> Any:
     """The plain mapping (YAML-ready) from which `build` makes an equal object.
 
     A component is written as a mapping with its registered `name`; a list of components as a list.
+    With `objects`, components that hold an object of Python's own stay as they are, and so do
+    instances of classes that nobody has registered.
     """
+    given = getattr(obj, "registered_name", None) and not own_name(type(obj))
+    if objects and (given or getattr(obj, "from_python", False)) and not isinstance(obj, type):
+        return obj
+    if objects and hasattr(obj, "stages"):  # a pipeline, one of which may hold some
+        specs = [dump(stage, objects) for stage in obj.stages]
+        return specs[0] if len(specs) == 1 else specs or None
     if hasattr(obj, "dump_spec"):
         return obj.dump_spec()
     if dataclasses.is_dataclass(obj) and not isinstance(obj, type):
@@ -210,10 +232,10 @@ def dump(obj) -> Any:
         if name := getattr(obj, "registered_name", None):
             out["name"] = name
         for field in declared(obj):
-            out[field.name] = dump(getattr(obj, field.name))
+            out[field.name] = dump(getattr(obj, field.name), objects)
         return out
     if isinstance(obj, (tuple, list)):
-        return [dump(item) for item in obj]
+        return [dump(item, objects) for item in obj]
     if isinstance(obj, dict):
-        return {key: dump(value) for key, value in obj.items()}
+        return {key: dump(value, objects) for key, value in obj.items()}
     return plain(obj)

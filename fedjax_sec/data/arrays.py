@@ -134,6 +134,20 @@ def digest_of(source: Source) -> str:
     return digest.hexdigest()[:16]
 
 
+def named(source: Source) -> dict[str, str]:
+    """The keys of `data` that name what `arrays` has returned.
+
+    Raises: `ConfigError` for a source that it has not returned, or that was changed since.
+    """
+    digest = digest_of(source)
+    if given_by(digest) is None:
+        raise ConfigError(
+            "data must be what fedjax_sec.data.arrays(x_train, y_train, x_test, y_test) returns, "
+            "unchanged; call it again with the other arrays."
+        )
+    return {"name": NAME, "digest": digest}
+
+
 def given_by(digest: str) -> Source | None:
     """The source that `arrays` made with this digest in this process."""
     return _GIVEN.get(digest)

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fedjax_sec.core import ConfigError, Stage, one_line, registry, shown, static
+from fedjax_sec.core import ConfigError, Stage, one_line, qualified, registry, shown, static
 from fedjax_sec.ops.moments import weighted_mean
 
 
@@ -40,13 +40,14 @@ class Function(Stage):
     """
 
     stands_alone = False
+    from_python = True
 
     stage = "aggregate"
     function: Any = static(None, "The function; in a written configuration its qualified name.")
 
     def dump_spec(self) -> dict:
         """As it is written in a configuration."""
-        return {"name": self.registered_name, "function": _name(self.function)}
+        return {"name": self.registered_name, "function": qualified(self.function)}
 
     def check(self, path, setting):
         if isinstance(self.function, str) and setting.num_parameters is None:
@@ -61,13 +62,13 @@ class Function(Stage):
             raise
         except Exception as error:  # the caller's own function
             raise ConfigError(
-                f"{path}: {_name(self.function)} fails on updates [K, D] = [{clients}, {dim}] "
+                f"{path}: {qualified(self.function)} fails on updates [K, D] = [{clients}, {dim}] "
                 f"({type(error).__name__}: {one_line(error, 200)}); it must be made of jax.numpy."
             ) from error
         if getattr(out, "shape", None) != (dim,):
             raise ConfigError(
-                f"{path}: {_name(self.function)} must return one vector [D] = [{dim}] for updates "
-                f"[{clients}, {dim}], got {shown(out)}."
+                f"{path}: {qualified(self.function)} must return one vector [D] = [{dim}] for "
+                f"updates [{clients}, {dim}], got {shown(out)}."
             )
 
     def init(self, num_clients, dim):
@@ -92,15 +93,6 @@ class Function(Stage):
         aggregate = self._call(updates, view.valid).astype(updates.dtype)
         aggregate = jnp.where(jnp.any(view.valid), aggregate, 0.0)
         return aggregate, state, {"kept": view.valid.astype(updates.dtype)}
-
-
-def _name(function: Any) -> Any:
-    """`package.module.function`, or what stands for it in a configuration."""
-    if not callable(function):
-        return function
-    inner = getattr(function, "func", function)  # of a functools.partial
-    name = getattr(inner, "__qualname__", type(inner).__qualname__)
-    return f"{getattr(inner, '__module__', None) or type(inner).__module__}.{name}"
 
 
 def _arguments(function: Callable) -> int:

@@ -6,6 +6,7 @@ from jax import lax
 from fedjax_sec.core import ConfigError, Stage, numeric, registry, static
 from fedjax_sec.ops import coordinatewise
 from fedjax_sec.ops.backend import on_cpu
+from fedjax_sec.ops.client_axis import over_columns
 from fedjax_sec.ops.moments import weighted_mean
 from fedjax_sec.ops.precision import root, wide
 from fedjax_sec.ops.sorting import sort_block
@@ -85,6 +86,16 @@ class ResidualReweighting(Stage):
             )
 
     def apply(self, key, updates, state, view):
+        corrected, score = over_columns(
+            lambda rows: self._corrected(rows, view.valid), updates, total=(False, True)
+        )
+        top = score.max()
+        share = jnp.where(top > 0, (score / jnp.where(top > 0, top, 1.0)) ** 2, 1.0)
+        share = jnp.where(view.valid, share, 0.0).astype(updates.dtype)
+        return weighted_mean(corrected, share), state, {"kept": share}
+
+    def _corrected(self, updates, valid):
+        """The corrected updates [K, D], and the scores [K], to which zeros add nothing."""
         clients, dim = updates.shape
         # Slopes of a block: K^2 C numbers, in a few copies.
         chunk = min(dim, max(1, (2**21 if on_cpu() else 2**25) // clients**2))
@@ -93,18 +104,14 @@ class ResidualReweighting(Stage):
             corrected, score = carry
             start = jnp.minimum(number * chunk, dim - chunk)
             values = lax.dynamic_slice_in_dim(updates, start, chunk, axis=1)
-            fixed, one = self._reweighted(values, view.valid)
+            fixed, one = self._reweighted(values, valid)
             new = start + jnp.arange(chunk) >= number * chunk  # the last block overlaps
             score = score + jnp.sum(jnp.where(new[None], one, 0.0), axis=1)
             fixed = fixed.astype(updates.dtype)
             return lax.dynamic_update_slice_in_dim(corrected, fixed, start, axis=1), score
 
         start = jnp.zeros_like(updates), jnp.zeros(clients, wide(updates.dtype))
-        corrected, score = lax.fori_loop(0, -(-dim // chunk), block, start)
-        top = score.max()
-        share = jnp.where(top > 0, (score / jnp.where(top > 0, top, 1.0)) ** 2, 1.0)
-        share = jnp.where(view.valid, share, 0.0).astype(updates.dtype)
-        return weighted_mean(corrected, share), state, {"kept": share}
+        return lax.fori_loop(0, -(-dim // chunk), block, start)
 
     def _reweighted(self, values, valid):
         """The corrected values [K, C], and w times its standard deviation [K, C]."""

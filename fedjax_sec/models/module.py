@@ -54,6 +54,7 @@ class Module(Network):
     """
 
     stands_alone = False
+    from_python = True
 
     module: Any = static(None, "The module; in a written configuration its class and fields.")
 

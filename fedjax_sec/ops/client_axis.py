@@ -132,13 +132,14 @@ def _alone() -> Iterator[None]:
         _spread.reset(token)
 
 
-def over_columns(fn: Callable, *arrays: Any, total: bool = False) -> Any:
+def over_columns(fn: Callable, *arrays: Any, total: Any = False) -> Any:
     """`fn(*arrays)` of arrays [..., D], each device computing its share of the columns.
 
     `fn` gives arrays [..., D] whose columns depend on the same columns alone; with `total` arrays
-    that are sums over the columns, to which columns of zeros add nothing. Where nothing is spread
-    this is `fn(*arrays)`. XLA would copy the whole stack to every device where a rule reads it in
-    blocks of columns.
+    that are sums over the columns, to which columns of zeros add nothing. Of a `fn` with several
+    results `total` may say it of each: `(False, True)`. Where nothing is spread this is
+    `fn(*arrays)`. XLA would copy the whole stack to every device where a rule reads it in blocks of
+    columns.
 
     >>> over_columns(lambda x: x.sum(axis=0), jnp.ones((2, 3))).tolist()
     [2.0, 2.0, 2.0]
@@ -149,19 +150,24 @@ def over_columns(fn: Callable, *arrays: Any, total: bool = False) -> Any:
     spare = -dim % mesh.size
     if spare:
         arrays = tuple(jnp.pad(a, [(0, 0)] * (a.ndim - 1) + [(0, spare)]) for a in arrays)
+    with _alone():
+        whole = jax.eval_shape(fn, *arrays)
+    totals = jax.tree.broadcast(total, whole)
 
     def share(*shares):
         with _alone():
             result = fn(*shares)
-        return jax.lax.psum(result, "clients") if total else result
+        add = lambda leaf, all: jax.lax.psum(leaf, "clients") if all else leaf  # noqa: E731
+        return jax.tree.map(add, result, totals)
 
     columns = lambda leaf: PartitionSpec(*[None] * (leaf.ndim - 1), "clients")  # noqa: E731
-    whole = jax.eval_shape(fn, *arrays)
     made = jax.shard_map(
         share,
         mesh=mesh,
         in_specs=tuple(map(columns, arrays)),
-        out_specs=jax.tree.map(lambda leaf: PartitionSpec() if total else columns(leaf), whole),
+        out_specs=jax.tree.map(
+            lambda leaf, all: PartitionSpec() if all else columns(leaf), whole, totals
+        ),
         check_vma=False,
     )(*arrays)
-    return made if total else jax.tree.map(lambda leaf: leaf[..., :dim], made)
+    return jax.tree.map(lambda leaf, all: leaf if all else leaf[..., :dim], made, totals)

@@ -1,4 +1,4 @@
-"""*FedSecurity* (Han et al., KDD 2024): Experiments 1 to 7, Figures 3 to 12.
+"""*FedSecurity* (Han et al., KDD 2024): Experiments 1 to 7 and 10, Figures 3 to 12 and 15.
 
 The text gives no accuracies, only orderings, so each experiment is drawn as its figures, and a
 table says of each ordering whether it holds. FoolsGold and RFA are there twice: as their papers
@@ -137,6 +137,15 @@ def _exp7(case: Case) -> list[Row]:
     return rows
 
 
+def _exp10(case: Case) -> list[Row]:
+    """Figure 15, simulated; `fedjax-sec flower` runs the same experiment with real clients."""
+    return [
+        Row(BENIGN, _CLEAN),
+        Row(ATTACKED, _attacked("random")),
+        Row(KRUM, _attacked("random", krum(7, 35))),
+    ]
+
+
 # --- Orderings ----------------------------------------------------------------------------------
 
 
@@ -244,6 +253,10 @@ def _claims_exp7() -> list[Claim]:
     return [Claim(f"{a} and {b} are alike", "alike", (a, b)) for a, b in pairs]
 
 
+def _claims_exp10() -> list[Claim]:
+    return [Claim(f"{KRUM} mitigates random", "nearer", (KRUM, BENIGN, ATTACKED))]
+
+
 CLAIMS = {
     "exp1": lambda part: _claims_exp1(),
     "exp2": lambda part: _claims_exp2(),
@@ -252,6 +265,7 @@ CLAIMS = {
     "exp5": lambda part: _claims_most_effective(),
     "exp6": lambda part: _claims_exp6(part.file),
     "exp7": lambda part: _claims_exp7(),
+    "exp10": lambda part: _claims_exp10(),
 }
 
 
@@ -360,11 +374,12 @@ PAPER = Paper(
         "exp5": _item("Exp 5, Figure 8", _exp5),
         "exp6": _item("Exp 6, Figures 9 to 11", _exp6, ("cifar100", "shakespeare", "femnist")),
         "exp7": _item("Exp 7, Figure 12", _exp7),
+        "exp10": _item("Exp 10, Figure 15", _exp10, ("mnist",)),
     },
     options=(
         Option(
             "dataset",
-            ("all", "cifar10", "cifar100", "shakespeare", "femnist"),
+            ("all", "cifar10", "cifar100", "shakespeare", "femnist", "mnist"),
             "Data set.",
             "all",
         ),

@@ -1,6 +1,8 @@
 """One federated round as a pure function."""
 
+from fedjax_sec.round.adversary import known_defense, known_weights
 from fedjax_sec.round.local import poisoned_tests, train_clients
+from fedjax_sec.round.participants import adversary_of, draw_clients
 from fedjax_sec.round.state import (
     Components,
     Pool,
@@ -13,8 +15,7 @@ from fedjax_sec.round.state import (
     make_task,
     setting_of,
 )
-from fedjax_sec.round.step import adversary_of, run_round
-from fedjax_sec.round.views import draw_clients, known_defense, known_weights
+from fedjax_sec.round.step import run_round
 
 __all__ = [
     "Components",

@@ -1,12 +1,11 @@
 """Local training of a round's clients, and the server's on its own examples."""
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
 from fedjax_sec import core
 from fedjax_sec.core import ConfigError, Hooks
@@ -17,7 +16,6 @@ from fedjax_sec.core.types import (
     LocalData,
     Message,
     Metrics,
-    ServerData,
     State,
 )
 from fedjax_sec.ops.client_axis import map_clients
@@ -100,21 +98,35 @@ def train_clients(
     Returns their messages, their new states and their metrics, each with a leading axis K.
     """
     replica = replica._replace(components=core.resolve(replica.components, index))
-    algorithm = replica.components.algorithm
+    train = client_training(task, pool, replica, attack_state, index)
+
+    def train_client(client_id, local_state):
+        # Closed over and called in here: leaves that ignore the client stay unbatched.
+        download = replica.components.algorithm.download(server, client_id)
+        return train(download, client_id, local_state)
+
+    return map_clients(train_client, problem.layout, ids, local_states)
+
+
+def client_training(
+    task: BoundTask, pool: Pool, replica: Replica, attack_state: Any, index: Array
+) -> Callable:
+    """(download, client number, its state) -> (its message, its new state, metrics).
+
+    `replica` holds the numbers of round `index`, no schedules.
+    """
+    algorithm, defense = replica.components.algorithm, replica.components.defense
     # The client's own stream does not depend on the round: an epoch's order must be the same for
     # all rounds that it spans.
     client_key = stream(replica.key, Stream.CLIENT)
     data = local_data(task, pool, replica, attack_state, index)
-    defense = replica.components.defense
 
-    def train_client(client_id, local_state):
-        # Closed over and called in here: leaves that ignore the client stay unbatched.
-        download = algorithm.download(server, client_id)
+    def train(download, client_id, local_state):
         key, examples = jax.random.fold_in(client_key, client_id), data(client_id)
         if not defense.client_stages:
             return algorithm.train(key, download, local_state, examples, task)
         honest = ~replica.population.malicious[client_id]
-        view = ClientView(task, examples, algorithm.client, algorithm.params(server))
+        view = ClientView(task, examples, algorithm.client, algorithm.received(download))
         hooks, called = _noting(defense.hooks(view, honest))
         trained = algorithm.train(key, download, local_state, examples, task, hooks)
         if not called:
@@ -125,7 +137,7 @@ def train_clients(
             )
         return trained
 
-    return map_clients(train_client, problem.layout, ids, local_states)
+    return train
 
 
 def _noting(hooks: Hooks) -> tuple[Hooks, list]:
@@ -141,31 +153,3 @@ def _noting(hooks: Hooks) -> tuple[Hooks, list]:
 
     acting = ("correct", "after_step", "send")
     return hooks._replace(**{name: noted(getattr(hooks, name)) for name in acting}), called
-
-
-def server_data(
-    task: BoundTask,
-    pool: Pool,
-    replica: Replica,
-    params: Float[Array, " D"],
-    index: Array,
-) -> ServerData | None:
-    """The server's update and loss on its root data set in this round; None without one."""
-    root, trainer = replica.population.root, replica.components.trainer
-    if root is None:
-        return None
-    count, key = root.shape[0], stream(replica.key, Stream.ROOT)
-
-    def fetch(position):
-        return task.inputs.decode(pool.x[root[position]]), pool.y[root[position]]
-
-    @functools.cache  # several stages may ask, and so may the diagnostics
-    def update():
-        data = LocalData(jnp.int32(count), count, index, fetch, jnp.float32(count))
-        return trainer.apply(key, params, trainer.init(task.dim), data, task).delta
-
-    def loss(params):
-        x, y = fetch(jnp.arange(count))
-        return task.loss(params, x, y, jnp.ones(count, bool))
-
-    return ServerData(update, loss)

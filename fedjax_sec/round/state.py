@@ -199,7 +199,8 @@ def init_state(
     client = jax.tree.map(
         lambda leaf: jnp.broadcast_to(leaf, (problem.num_clients, *jnp.shape(leaf))), one
     )
-    message = message_shapes(problem, task, components, server, one)
+    download = algorithm.download(server, jnp.int32(0))
+    message = message_shapes(problem, task, components, download, one)
     clients, dim = problem.num_clients, message.vector.shape[0]
     return RoundState(
         server=server,
@@ -211,7 +212,7 @@ def init_state(
 
 
 def message_shapes(
-    problem, task: BoundTask, components: Components, server, client_state
+    problem, task: BoundTask, components: Components, download, client_state
 ) -> Message:
     """The shapes of one client's message: the algorithm's word, or what its training returns."""
     given = components.algorithm.message(setting_of(problem), task)
@@ -220,7 +221,7 @@ def message_shapes(
     spec = task.inputs
     dtype = jnp.int32 if spec.kind == "tokens" else jnp.float32
 
-    def train(key, server, client_state):
+    def train(key, download, client_state):
         def fetch(position):
             count = position.shape[0]
             x, y = jnp.zeros((1, *spec.shape), dtype), task.example(0)[1][None]
@@ -228,7 +229,6 @@ def message_shapes(
 
         capacity = setting_of(problem).capacity or 1
         data = LocalData(jnp.int32(1), capacity, jnp.int32(0), fetch, jnp.float32(1))
-        download = components.algorithm.download(server, jnp.int32(0))
         return components.algorithm.train(key, download, client_state, data, task)[0]
 
-    return jax.eval_shape(functools.partial(train, jax.random.key(0)), server, client_state)
+    return jax.eval_shape(functools.partial(train, jax.random.key(0)), download, client_state)

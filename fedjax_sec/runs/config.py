@@ -28,12 +28,17 @@ from fedjax_sec.core import (
     static,
 )
 from fedjax_sec.core.advice import SYNONYMS, letters, likeness, shown
+from fedjax_sec.core.objects import parts_of
+from fedjax_sec.core.values import own_name
 from fedjax_sec.core.yaml import LEVELS, parse, read_text
+from fedjax_sec.data import Source
+from fedjax_sec.data.arrays import NAME, named
 from fedjax_sec.data.local_test import build_local_test
 from fedjax_sec.data.root import build_root
 from fedjax_sec.evaluation.robustness import surrogates_of
 from fedjax_sec.ops.client_axis import STRATEGIES
 from fedjax_sec.round.pipeline import Attack, Defense
+from fedjax_sec.runs import loggers
 
 
 def _build_influence(spec: Any, path: str):
@@ -80,8 +85,8 @@ registry.BUILDERS |= {
     "local test": build_local_test,
 }
 
-#: Where the data and the files of components lie changes no result.
-_WHEREABOUTS = ("data.data_dir", "data.download", "imports")
+#: Where data and files of components lie, and where measurements go, changes no result.
+_WHEREABOUTS = ("data.data_dir", "data.download", "imports", "logging")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -318,6 +323,12 @@ class Experiment:
         "relative to the configuration's file.",
         compiles=False,
     )
+    logging: tuple[str, ...] = static(
+        (),
+        "Where measurements go beside the run's folder, one or a list of `tensorboard` and "
+        "`wandb`; it changes no result and is not compared.",
+        compiles=False,
+    )
 
     @property
     def clients_per_round(self) -> int:
@@ -351,12 +362,27 @@ class Experiment:
         given = self.evaluation.backdoor
         return self.attack.backdoor if given is None else given
 
-    def to_dict(self) -> dict:
-        """The fully resolved configuration as a plain mapping."""
-        return core.dump(self)
+    def to_dict(self, objects: bool = False) -> dict:
+        """The fully resolved configuration as a plain mapping.
+
+        With `objects`, components that hold objects of Python's own stay as they are, so that
+        `from_mapping` makes the experiment again.
+        """
+        return core.dump(self, objects)
+
+    @property
+    def in_no_file(self) -> list[str]:
+        """Names of functions, flax modules, arrays, and classes that nobody has registered."""
+        names = [NAME] if self.data.name == NAME else []
+        for part in parts_of(self):
+            if getattr(part, "from_python", False):
+                names += [text for key, text in core.dump(part).items() if key != "name"]
+            elif any(one.gives(type(part)) for one in registry.KINDS.values()):
+                names.append(part.registered_name)
+        return names
 
     def fingerprint(self) -> str:
-        """A digest of the resolved configuration without where the data lies: equal runs' is equal.
+        """A digest of the resolved configuration without places: that of equal runs is equal.
 
         >>> one, two = from_mapping({}), from_mapping({"data": {"data_dir": "elsewhere"}})
         >>> one.fingerprint() == two.fingerprint() != from_mapping({"seed": 1}).fingerprint()
@@ -637,6 +663,8 @@ def from_mapping(mapping: Mapping, overrides: Mapping | Iterable[str] = ()) -> E
     spec = apply_overrides(mapping, overrides)
     if "imports" in spec:
         spec["imports"] = plugins.import_all(spec["imports"], "imports")
+    if "logging" in spec:
+        spec["logging"] = loggers.names_of(spec["logging"])
     _refuse_arrays(spec.get("data"))
     spec = _with_options(spec)
     try:
@@ -815,8 +843,19 @@ def apply_overrides(mapping: Mapping, overrides: Mapping | Iterable[str]) -> dic
         pairs = [parse_override(text) for text in overrides]
     tree = _plain(mapping)
     for dotted, value in pairs:
-        _assign(tree, dotted, _plain(value))
+        if dotted == "data" and _is_arrays(value):
+            for key, one in named(value).items():
+                _assign(tree, f"data.{key}", one)
+        else:
+            _assign(tree, dotted, _plain(value))
+    if _is_arrays(tree.get("data")):
+        tree["data"] = named(tree["data"])
     return tree
+
+
+def _is_arrays(given: Any) -> bool:
+    """Whether it is what `fedjax_sec.data.arrays` returns."""
+    return isinstance(given, Source) and given.name == NAME
 
 
 def parse_override(text: str) -> tuple[str, object]:
@@ -840,8 +879,10 @@ def _plain(value, level: int = 0):
         raise ConfigError(f"More than {LEVELS} levels of mappings and lists inside one another.")
     if OmegaConf.is_config(value):  # as text: resolving could copy the environment
         value = OmegaConf.to_container(value)
-    if getattr(type(value), "registered_name", "") or type(value).__module__ == __name__:
-        value = core.dump(value)
+    if own_name(type(value)) or type(value).__module__ == __name__:
+        value = core.dump(value, objects=True)
+    if getattr(value, "from_python", False):
+        return value
     if isinstance(value, Mapping):
         return {core.plain(key): _plain(item, level + 1) for key, item in value.items()}
     if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):

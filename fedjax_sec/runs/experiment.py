@@ -18,11 +18,13 @@ from fedjax_sec.core.advice import shown
 from fedjax_sec.core.host import undisturbed
 from fedjax_sec.evaluation.robustness import surrogates_of
 from fedjax_sec.runs import config as config_lib
-from fedjax_sec.runs import results
+from fedjax_sec.runs import notebook, results
 from fedjax_sec.runs.checkpoints import Checkpoints, Saved
 from fedjax_sec.runs.checks import missing_bases
 from fedjax_sec.runs.config import Experiment
 from fedjax_sec.runs.execution import choose_layout
+from fedjax_sec.runs.loggers import Run
+from fedjax_sec.runs.loggers.writing import Writing, check_installed
 from fedjax_sec.runs.prepare import Prepared, make_replicas, malicious_clients, prepare
 from fedjax_sec.runs.program import Program
 from fedjax_sec.runs.tuning import Tuning
@@ -52,6 +54,12 @@ class Result(NamedTuple):
     metrics: dict[str, np.ndarray]
     summary: dict
     params: Any
+
+    def __repr__(self) -> str:
+        return f"Result({notebook.sentence(self.summary, self.experiment.seed)})"
+
+    def _repr_html_(self) -> str:
+        return notebook.page(self.metrics, self.summary, self.experiment.seed)
 
 
 def read_result(experiment: Experiment, folder: results.RunFolder) -> Result:
@@ -132,6 +140,7 @@ def train(
     on_evaluation: Callable[[int, list[dict]], None] | None = None,
     program: Program | None = None,
     profile: str | Path | None = None,
+    loggers: Writing | None = None,
 ) -> list[Result]:
     """Runs experiments of one structure as replicas of one program.
 
@@ -146,6 +155,7 @@ def train(
       program: compiled functions to use again.
       profile: folder for a JAX profiler trace of the rounds between two evaluations: the second
         time, when everything is warm, or the only time.
+      loggers: get every row, those of before an interruption first.
     """
     experiments = [one.experiment for one in prepared]
     if len({e.structure() for e in experiments}) != 1:
@@ -187,6 +197,8 @@ def train(
             folder.take_up(digests, due[: len(digests)])
             for folder, digests in zip(folders, saved.rows, strict=True)
         ]
+    if loggers:
+        loggers.replay(rows_of)
     done, elapsed = distributed.agree([saved.done, saved.elapsed])
     state = distributed.agree_arrays(saved.state["state"])
 
@@ -200,8 +212,8 @@ def train(
             rows_of[i].append(row)
             if folders:
                 saved.rows[i].append(folders[i].append(row))
-        if on_evaluation:
-            on_evaluation(done, new)
+        for receive in filter(None, (loggers, on_evaluation)):
+            receive(done, new)
 
     if done == 0:
         record(0, program.evaluate(state, replicas))
@@ -374,6 +386,14 @@ def _warnings(prepared: Prepared, metrics) -> list[str]:
     return warnings
 
 
+def resolved(config: str | Path | Mapping | Experiment, overrides: Mapping) -> Experiment:
+    """The experiment of a file, a mapping or an experiment, with overrides."""
+    if isinstance(config, Experiment):
+        config = config.to_dict(objects=True)
+    read = config_lib.from_mapping if isinstance(config, Mapping) else config_lib.load
+    return read(config, overrides)
+
+
 def execute(
     config: str | Path | Mapping | Experiment,
     *,
@@ -382,21 +402,22 @@ def execute(
     overwrite: bool = False,
     on_evaluation: Callable[[int, list[dict]], None] | None = None,
     profile: str | Path | None = None,
+    make_program: Callable[[Prepared], Program] | None = None,
     **overrides,
 ) -> Result:
-    """As `fedjax_sec.run`, but draws no figures."""
+    """As `fedjax_sec.run`, but draws no figures. `make_program` says what computes the rounds."""
     if on_evaluation is not None and not callable(on_evaluation):
         raise ConfigError(f"on_evaluation must be a function, got {shown(on_evaluation)}.")
     for name, given in (("out", out), ("profile", profile)):
         if given is not None and not isinstance(given, (str, os.PathLike)):
             raise ConfigError(f"{name} must be the path of a folder, got {shown(given)}.")
-    if isinstance(config, Experiment):
-        config = config.to_dict()
-    if isinstance(config, Mapping):
-        experiment = config_lib.from_mapping(config, overrides)
-    else:
-        experiment = config_lib.load(config, overrides)
+    experiment = resolved(config, overrides)
+    check_installed(experiment.logging)
     if out is None:
+        if experiment.logging:
+            raise ConfigError(
+                f"logging: {experiment.logging[0]!r} writes beside a run's folder; give out."
+            )
         return train([prepare(experiment)], on_evaluation=on_evaluation, profile=profile)[0]
     folder, profile = results.RunFolder(out), profile and Path(profile).absolute()
     spec, how = experiment.to_dict(), {"resume": resume, "overwrite": overwrite}
@@ -418,14 +439,23 @@ def execute(
                 raise ConfigError(f"profile: the run in {str(folder.path)!r} is finished.")
             result = read_result(experiment, folder)
         else:
-            result = train(
-                [prepared],
-                [folder],
-                checkpoint_dir=folder.path / results.CHECKPOINTS,
-                on_evaluation=on_evaluation,
-                profile=profile,
-            )[0]
+            with _loggers(experiment, folder) as loggers:
+                result = train(
+                    [prepared],
+                    [folder],
+                    checkpoint_dir=folder.path / results.CHECKPOINTS,
+                    on_evaluation=on_evaluation,
+                    program=None if make_program is None else make_program(prepared),
+                    profile=profile,
+                    loggers=loggers,
+                )[0]
     return result
+
+
+def _loggers(experiment: Experiment, folder: results.RunFolder) -> Writing:
+    """The loggers of a run in a folder of its own."""
+    run = Run("", folder.path.name, None, {}, experiment.seed, experiment.to_dict())
+    return Writing([run], [experiment.logging], folder.path)
 
 
 def _follow(experiment: Experiment, folder: results.RunFolder, on_evaluation) -> Result:

@@ -183,12 +183,7 @@ class Program:
                         )
 
                 state, history = jax.lax.scan(step, state, start + jnp.arange(rounds))
-                summary = jax.tree.map(lambda m: m[-1], history)
-                summary["train_loss"] = jnp.nanmean(history["train_loss"])
-                for name in COUNTS:
-                    if name in summary:
-                        summary[name] = history[name].sum()
-                return state, summary
+                return state, over_rounds(history)
 
             return self._over_replicas(one, state, replicas)
 
@@ -351,6 +346,17 @@ class Program:
     def unravel(self, params) -> Any:
         """Flat parameters [D] as the model's own tree."""
         return self.problem.space.join(params, self.pool.frozen)
+
+
+def over_rounds(history: dict) -> dict:
+    """Metrics of rounds [n, ...] as one row: the last, but `train_loss` averaged, `COUNTS` summed.
+
+    >>> over_rounds({"train_loss": jnp.array([1.0, 3.0]), "absent": jnp.array([1, 2])})["absent"]
+    Array(3, dtype=int32)
+    """
+    row = jax.tree.map(lambda metric: metric[-1], history)
+    row["train_loss"] = jnp.nanmean(history["train_loss"])
+    return row | {name: history[name].sum() for name in COUNTS if name in row}
 
 
 def _round_number(value: int):

@@ -20,6 +20,7 @@ from fedjax_sec.core import ConfigError, files
 from fedjax_sec.core.registry import headlines
 from fedjax_sec.runs import config as config_lib
 from fedjax_sec.runs.checkpoints import Checkpoints
+from fedjax_sec.runs.loggers.tensorboard import TensorBoard, event_files
 
 CONFIG, METRICS, SUMMARY = "config.yaml", "metrics.jsonl", "summary.json"
 PARAMS, EXECUTION, CHECKPOINTS = "params.npy", "execution.json", "checkpoints"
@@ -215,7 +216,9 @@ class RunFolder:
         self._states.keep_only(())
         files.remove_files(self.path / name for name in (PARAMS, METRICS, *figures(), EXECUTION))
         files.remove_files([self.path / CONFIG])
-        files.remove_empty([self.path / "figures"])
+        events = self.path / TensorBoard.below
+        files.remove_files(event_files(events))
+        files.remove_empty([self.path / "figures", events])
         files.mention_rest(self.path, (self.path / MARK, self.path / LOCK))
 
     @property
@@ -293,7 +296,11 @@ class RunFolder:
         rows, _ = self._parsed()
         if not self.finished:
             return rows
-        _check_rounds(self.path / METRICS, rows, evaluated(self.experiment()), self.remedy)
+        path = self.path / METRICS
+        digest = self.summary().get("files", {}).get(METRICS)
+        if path.exists() and digest == files.file_digest(path):
+            return rows
+        _check_rounds(path, rows, evaluated(self.experiment()), self.remedy)
         self._check_digest()
         return rows
 

@@ -3,7 +3,7 @@
 from fedjax_sec.sweeps.arena import Arena, Refusal, admit, plan_arena
 from fedjax_sec.sweeps.estimate import Cost, duration_on, estimate
 from fedjax_sec.sweeps.grid import Cell, Sweep, from_mapping, load, make_cells, named
-from fedjax_sec.sweeps.groups import Group, collect, plan, work
+from fedjax_sec.sweeps.groups import Group, collect, plan, unfinished, work
 from fedjax_sec.sweeps.launchers import Launcher
 from fedjax_sec.sweeps.launchers.choice import build_launcher
 from fedjax_sec.sweeps.launchers.local import Local
@@ -33,5 +33,6 @@ __all__ = [
     "plan_arena",
     "run_cells",
     "survey",
+    "unfinished",
     "work",
 ]

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from fedjax_sec import core
 from fedjax_sec.core import ConfigError, plugins, shown
+from fedjax_sec.core.values import own_name
 from fedjax_sec.core.yaml import parse, read_text
 from fedjax_sec.round.pipeline import Attack, Defense
 from fedjax_sec.runs import config as config_lib
@@ -140,10 +141,10 @@ def admit(arena: Arena, out: str | Path) -> tuple[Arena, dict[str, Prepared]]:
 def choices(given: Any, axis: str) -> dict[str, Any]:
     """label -> specification of the attacks or defences that are given.
 
-    A list of names, mappings with `name` and lists (pipelines); a mapping of labels to these; or
-    text: the path of a YAML file with such a list or mapping, which may stand below `attacks` or
-    `defenses`, such a list or mapping inline, or names separated by commas, those of a pipeline by
-    plus signs.
+    A list of names, mappings with `name`, objects of Python's own and lists (pipelines); a mapping
+    of labels to these; or text: the path of a YAML file with such a list or mapping, which may
+    stand below `attacks` or `defenses`, such a list or mapping inline, or names separated by
+    commas, those of a pipeline by plus signs.
 
     >>> choices("median, clip_norm+mean", "defense")
     {'median': 'median', 'clip_norm + mean': ['clip_norm', 'mean']}
@@ -157,7 +158,7 @@ def choices(given: Any, axis: str) -> dict[str, Any]:
         labelled = {str(label): one for label, one in given.items()}
     else:
         listed = given if isinstance(given, (list, tuple)) else [given]
-        listed = [core.dump(one) if hasattr(one, "registered_name") else one for one in listed]
+        listed = [core.dump(one, True) if own_name(type(one)) else one for one in listed]
         if axis == "attack":  # that row is always there
             listed = [one for one in listed if one not in _NOTHING]
         labels = [label_of(one) for one in listed]
@@ -192,7 +193,7 @@ def _read(text: str, axis: str) -> Any:
 
 def _spec(base, imports: Sequence[str]) -> dict:
     if isinstance(base, Experiment):
-        spec = base.to_dict()
+        spec = base.to_dict(objects=True)
     elif isinstance(base, Mapping):
         spec = config_lib.apply_overrides(base, ())
     else:
@@ -264,12 +265,14 @@ def _with_base_rate(cells: Sequence[Cell], spec: Mapping) -> tuple[Cell, ...]:
     if named or (backdoor := common_backdoor(cells)) is None:
         return tuple(cells)
     changes = {"evaluation.backdoor": backdoor}
-    return tuple(
-        cell
-        if cell.experiment.attack.stages or cell.experiment.backdoor is not None
-        else cell._replace(experiment=config_lib.from_mapping(cell.experiment.to_dict(), changes))
-        for cell in cells
-    )
+
+    def measured(cell: Cell) -> Cell:
+        if cell.experiment.attack.stages or cell.experiment.backdoor is not None:
+            return cell
+        spec = cell.experiment.to_dict(objects=True)
+        return cell._replace(experiment=config_lib.from_mapping(spec, changes))
+
+    return tuple(map(measured, cells))
 
 
 def _check_names(cells: Sequence[Cell]) -> None:

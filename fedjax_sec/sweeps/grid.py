@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fedjax_sec import core
-from fedjax_sec.core import plugins
+from fedjax_sec.core import objects, plugins
 from fedjax_sec.core.advice import shown
 from fedjax_sec.core.fields import COUNT, SEED, ConfigError, static
+from fedjax_sec.data import Source
 from fedjax_sec.runs import config as config_lib
+from fedjax_sec.runs import loggers
 from fedjax_sec.runs.config import Experiment
 
 #: Cells of a sweep, each of which has a folder: more are a mistake in the grid.
@@ -86,6 +88,9 @@ class Sweep:
         "Modules and Python files that register components of your own, imported first; paths are "
         "relative to this file.",
     )
+    logging: tuple[str, ...] = static(
+        (), "Where the measurements of every run go beside its folder, as in an experiment."
+    )
 
 
 def load(
@@ -93,13 +98,14 @@ def load(
     overrides: Sequence[str] | Mapping = (),
     cell_overrides: Mapping | None = None,
     imports: Sequence[str] = (),
+    logging: Sequence[str] | None = None,
 ) -> tuple[Sweep, list[Cell]]:
     """A sweep, of a YAML file or a mapping, and its cells, all checked.
 
     `overrides` change the sweep's own keys (`seeds=[0]`) or, as `overrides.client.l2=1e-4`, a key
     of every cell's experiment; they are strings or a mapping. `cell_overrides` is a mapping of keys
-    of every cell's experiment. `imports` are modules and files with components of your own, beside
-    those that the file names.
+    of every cell's experiment. `imports` are modules and files with components of your own, and
+    `logging` loggers, beside those that the file names.
     """
     if not isinstance(overrides, Mapping):
         overrides = dict(config_lib.parse_override(text) for text in overrides)
@@ -115,6 +121,7 @@ def load(
     spec = config_lib.apply_overrides(spec, settings)
     if imports:
         spec["imports"] = plugins.joined(spec.get("imports"), imports)
+    spec = loggers.with_more(spec, logging, "--log")
     return from_mapping(spec, dotted | dict(cell_overrides or {}), path)
 
 
@@ -129,6 +136,8 @@ def from_mapping(
     spec = config_lib.apply_overrides(mapping, ())
     if "imports" in spec:
         spec["imports"] = plugins.import_all(spec["imports"], "imports")
+    if "logging" in spec:
+        spec["logging"] = loggers.names_of(spec["logging"])
     try:
         sweep = core.build(Sweep, spec, "")
     except core.UnknownKey as error:
@@ -153,6 +162,8 @@ def from_mapping(
         base = {**base, "imports": named}
     if sweep.imports:  # each cell's folder says what it needs
         base = {**base, "imports": plugins.joined(base.get("imports"), sweep.imports)}
+    if sweep.logging:
+        base = loggers.with_more(base, sweep.logging)
     changes = {**sweep.overrides, **(cell_overrides or {})}
     return sweep, make_cells(base, sweep.grid, sweep.seeds, changes)
 
@@ -310,7 +321,10 @@ def label_of(value) -> str:
 
     >>> label_of([{"name": "clip_norm", "max_norm": 2.0}, "median"])
     'clip_norm max_norm=2.0 + median'
+    >>> label_of(len)
+    'len'
     """
+    value = value.name if isinstance(value, Source) else objects.described(value)
     if isinstance(value, Mapping):
         rest = [f"{key}={item}" for key, item in value.items() if key != "name"]
         return " ".join([str(value.get("name", "")), *rest]).strip()

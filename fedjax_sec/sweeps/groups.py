@@ -28,15 +28,17 @@ from fedjax_sec.core.host import undisturbed
 from fedjax_sec.runs import results
 from fedjax_sec.runs.checkpoints import Checkpoints
 from fedjax_sec.runs.experiment import Result, read_result, resolve_layout, train
+from fedjax_sec.runs.loggers import Run
+from fedjax_sec.runs.loggers.writing import Writing
 from fedjax_sec.runs.prepare import Prepared, prepare
 from fedjax_sec.runs.program import Program
 from fedjax_sec.runs.tuning import Tuning
+from fedjax_sec.sweeps import catalog
+from fedjax_sec.sweeps.catalog import CELLS
 from fedjax_sec.sweeps.grid import Cell
 
 #: The folders of a sweep, and the file that says which cells a group's state is of.
-CELLS, GROUPS, LOCKS, MEMBERS = "cells", "groups", "locks", "members.json"
-#: Each cell's labels, by its name: the axes of the sweep, for those who read the folder alone.
-LABELS = "labels.json"
+GROUPS, LOCKS, MEMBERS = "groups", "locks", "members.json"
 #: Why a group stopped, beside its members, until it is worked on again.
 FAILURE = "failure.json"
 #: Which worker of a launcher has a group; written anew as a sign of life.
@@ -158,13 +160,14 @@ def limit(group_size: int | None) -> int:
 def plan_checked(cells: Sequence[Cell], out: Path, most: int) -> list[Group]:
     """`plan` where `check_folders` has passed."""
     with filelock.FileLock(out / results.LOCK):
-        files.remove_files(files.leftovers(out, re.escape(results.MARK)))
+        names = rf"{re.escape(results.MARK)}|{re.escape(catalog.FILE)}"
+        files.remove_files(files.leftovers(out, names))
         if results.read_mark(out).kind != "sweep":
             results.write_mark(out, "sweep")
-        _write_labels(cells, out)
     (out / CELLS).mkdir(exist_ok=True)
     (out / LOCKS).mkdir(exist_ok=True)
     with _grouping(out):  # whoever plans next meets these groups and makes no others
+        catalog.add(out, cells)
         for cell in cells:
             folder = run_folder(out, cell)
             if not folder.finished:
@@ -173,22 +176,6 @@ def plan_checked(cells: Sequence[Cell], out: Path, most: int) -> list[Group]:
         groups = _group(cells, out, most)
     places = {cell.name: place for place, cell in enumerate(cells)}
     return sorted(groups, key=lambda group: places[group.cells[0].name])
-
-
-def _write_labels(cells: Sequence[Cell], out: Path) -> None:
-    """Adds the cells' labels to those of other sweeps in this folder."""
-    files.remove_files(files.leftovers(out, re.escape(LABELS)))
-    known = labels_of(out)
-    labels = known | {cell.name: cell.labels for cell in cells}
-    if list(labels.items()) != list(known.items()) or not (out / LABELS).exists():
-        files.write_json(out / LABELS, {"cells": labels})
-
-
-def labels_of(out: Path) -> dict[str, dict[str, str]]:
-    """cell name -> its labels by their axes, in the order of the cells; older sweeps have none."""
-    with contextlib.suppress(ConfigError):
-        return dict(files.read_json(out / LABELS).get("cells", {}))
-    return {}
 
 
 def _grouping(out: Path) -> filelock.BaseFileLock:
@@ -390,11 +377,11 @@ def is_held(out: Path, name: str) -> bool:
 
 def read_group(out: Path, name: str) -> Group:
     """A group as it was planned, with the experiments of its cells' folders."""
-    cells = []
+    cells, known = [], catalog.read(out)
     for path in _members(out / GROUPS / name):
         labels = dict(enumerate(path.rpartition("/")[0].split("_")))
-        experiment = results.RunFolder(out / CELLS / path).experiment()
-        cells.append(Cell({str(axis): label for axis, label in labels.items()}, experiment))
+        labels = known.get(path, {str(axis): label for axis, label in labels.items()})
+        cells.append(Cell(labels, results.RunFolder(out / CELLS / path).experiment()))
     return Group(name, tuple(cells))
 
 
@@ -426,15 +413,27 @@ def work_locked(
         tuning = resolve_layout(group.prepared[0], state / "state")
         program = ready(tuning) or compiled(group, at_once, tuning)
         before_training()
-        train(
-            group.prepared,
-            folders,
-            checkpoint_dir=state / "state",
-            on_evaluation=on_evaluation,
-            program=program,
-        )
+        with _loggers(out, group) as loggers:
+            train(
+                group.prepared,
+                folders,
+                checkpoint_dir=state / "state",
+                on_evaluation=on_evaluation,
+                program=program,
+                loggers=loggers,
+            )
     with _grouping(out):
         remove(out, group.name)
+
+
+def _loggers(out: Path, group: Group) -> Writing:
+    """The loggers of the group's runs, each of which is one with the labels of its cell."""
+    runs, names = [], []
+    for cell in group.cells:
+        one = cell.experiment
+        runs.append(Run(cell.name, cell.name, out.name, cell.labels, one.seed, one.to_dict()))
+        names.append(one.logging)
+    return Writing(runs, names, out)
 
 
 def compiled(group: Group, at_once: int | None, tuning: Tuning) -> Program:

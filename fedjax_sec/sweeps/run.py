@@ -9,6 +9,7 @@ from fedjax_sec.core import ConfigError, distributed, files
 from fedjax_sec.core.advice import shown
 from fedjax_sec.core.host import undisturbed
 from fedjax_sec.runs.experiment import Result
+from fedjax_sec.runs.loggers.writing import check_installed
 from fedjax_sec.runs.prepare import Prepared
 from fedjax_sec.sweeps import groups as groups_lib
 from fedjax_sec.sweeps.grid import Cell
@@ -80,6 +81,7 @@ def run_cells(
             "A sweep runs in one process, or by a launcher: several processes that compute a round "
             "together take one run, with `fedjax-sec run`."
         )
+    check_installed({name for cell in cells for name in cell.experiment.logging})
     out = Path(out).absolute()
     limit = groups_lib.limit(group_size)
     groups_lib.check_folders(cells, out)

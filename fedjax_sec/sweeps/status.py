@@ -11,6 +11,7 @@ from pathlib import Path
 from fedjax_sec.core import ConfigError, files
 from fedjax_sec.runs import results
 from fedjax_sec.runs.checkpoints import Checkpoints
+from fedjax_sec.sweeps import catalog
 from fedjax_sec.sweeps import groups as groups_lib
 
 #: States of a run. `waiting`: nothing of it is done. `interrupted`: something is, but no process
@@ -24,7 +25,8 @@ class RunStatus:
 
     `rounds` is None where the configuration is not written yet. `diverged` says that a finished
     run's loss or parameters are not finite. `group` names the group of a sweep's unfinished run.
-    `error` is the one that stopped a failed run, in one line.
+    `error` is the one that stopped a failed run, in one line. `newest` are the numbers of the last
+    row of metrics of a run that is not finished.
     """
 
     name: str
@@ -34,6 +36,7 @@ class RunStatus:
     diverged: bool = False
     group: str | None = None
     error: str | None = None
+    newest: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,13 +44,15 @@ class Status:
     """A run's or a sweep's folder: `kind` is `run` or `sweep`.
 
     `seconds_left` is an estimate; None where nothing tells how long a round takes, 0 where nothing
-    is left.
+    is left. `rounds_per_second` are those of all runs together, by all processes that work now,
+    with their compilations and evaluations; None where nobody works, or nothing tells.
     """
 
     path: str
     kind: str
     runs: tuple[RunStatus, ...]
     seconds_left: float | None
+    rounds_per_second: float | None = None
 
     @property
     def counts(self) -> dict[str, int]:
@@ -73,22 +78,11 @@ def survey(out: str | Path) -> Status:
 
     Raises: `ConfigError` for a folder that holds neither a run nor a sweep.
     """
-    out = Path(out).absolute()
-    kind = results.RunFolder(out).mark().kind
-    of_paper = kind == "other" or kind.startswith(results.PAPER)  # older ones have no mark
-    if of_paper and results.read_mark(out / "runs").kind == "sweep":
-        out, kind = out / "runs", "sweep"
-    if kind == "free":
-        raise ConfigError(f"Folder {str(out)!r} does not exist or is empty: nothing was run in it.")
-    if kind == "other" or kind.startswith(results.PAPER):
-        raise ConfigError(f"Folder {str(out)!r} holds neither a run nor a sweep.")
+    out, kind = catalog.located(out)
     runs = list(_of_sweep(out) if kind == "sweep" else _of_run(out))
-    return Status(
-        str(out),
-        "sweep" if kind == "sweep" else "run",
-        tuple(run for run, _ in runs),
-        _seconds_left(runs),
-    )
+    cost, workers = _seconds_a_round(runs), _workers(runs)
+    speed = workers / cost if cost and workers else None
+    return Status(str(out), kind, tuple(run for run, _ in runs), _seconds_left(runs), speed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,11 +135,13 @@ def _status(folder, name, locked, group, state, checkpoints, size):
             ) from None
         run = RunStatus(name, "finished", done, done, diverged)
         return run, _Spent(name, seconds / replicas, done)
-    row, rounds = _last_round(folder / results.METRICS), _rounds(folder / results.CONFIG)
-    done, started = row or 0, row is not None or (state / results.EXECUTION).exists()
+    row, rounds = _last_row(folder / results.METRICS), _rounds(folder / results.CONFIG)
+    done = 0 if row is None else row["round"]
+    started = row is not None or (state / results.EXECUTION).exists()
+    newest = {} if row is None else {k: v for k, v in row.items() if isinstance(v, (int, float))}
     kind = "running" if locked else "interrupted" if started else "waiting"
     spent = _spent(group or name, state, folder, done, checkpoints, size or 1)
-    return RunStatus(name, kind, done, rounds, group=group), spent
+    return RunStatus(name, kind, done, rounds, group=group, newest=newest), spent
 
 
 def _spent(process, state, folder, done, checkpoints, size) -> _Spent | None:
@@ -167,14 +163,24 @@ def _seconds_left(runs) -> float | None:
     left = sum(max((run.rounds or 0) - run.done, 0) for run, _ in runs if run.state != "finished")
     if all(run.state == "finished" for run, _ in runs):
         return 0.0
+    cost = _seconds_a_round(runs)
+    if cost is None or any(run.rounds is None for run, _ in runs):
+        return None
+    return left * cost / max(_workers(runs), 1)
+
+
+def _workers(runs) -> int:
+    """How many processes work now."""
+    return len({run.group for run, _ in runs if run.state == "running"})
+
+
+def _seconds_a_round(runs) -> float | None:
+    """The seconds that a round of one run has taken a process."""
     known = [spent for run, spent in runs if run.state == "finished" and spent.rounds > 0]
     if not known:  # one of a group says all of it
         known = list({spent.process: spent for _, spent in runs if spent is not None}.values())
     rounds = sum(spent.rounds for spent in known)
-    if not rounds or any(run.rounds is None for run, _ in runs):
-        return None
-    workers = {run.group for run, _ in runs if run.state == "running"}
-    return left * sum(spent.seconds for spent in known) / rounds / max(len(workers), 1)
+    return sum(spent.seconds for spent in known) / rounds if rounds else None
 
 
 def _rounds(path: Path) -> int | None:
@@ -189,8 +195,8 @@ def _rounds(path: Path) -> int | None:
     return None if known is None else int(known[1])
 
 
-def _last_round(path: Path) -> int | None:
-    """The round of the last whole row of metrics; None where there is no row."""
+def _last_row(path: Path) -> dict | None:
+    """The last whole row of metrics; None where there is no row."""
     try:
         with open(path, "rb") as file:
             end, size = file.seek(0, 2), 4096
@@ -204,5 +210,6 @@ def _last_round(path: Path) -> int | None:
         return None
     for line in reversed(tail.split(b"\n")[:-1]):  # a line without an end is being written
         with contextlib.suppress(ValueError, KeyError, TypeError):
-            return int(json.loads(line)["round"])
+            row = json.loads(line)
+            return row | {"round": int(row["round"])}
     return None

@@ -152,10 +152,14 @@ def check_algorithm_message(algorithm, kind: str) -> None:
 
 
 def check_algorithm_params(algorithm, kind: str) -> None:
-    """`params` are those it was given, of length D, and so are one client's own."""
+    """`params` are those it was given, of length D, and so are one client's own.
+
+    A client reads the global parameters from its download.
+    """
     place = world(kind)
     algorithm, server, client = _begun(algorithm, place)
     same_bits(algorithm.params(server), place.params())
+    same_bits(algorithm.received(algorithm.download(server, jnp.int32(0))), place.params())
     personal = algorithm.personal(server, client, place.task)
     expect(
         personal.shape == (place.task.dim,),

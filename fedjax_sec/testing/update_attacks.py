@@ -255,8 +255,26 @@ def check_remembers_own_rows_only(part) -> None:
         finite(again[MALICIOUS], f"{bad} of an earlier round reaches what the attack sends, which")
 
 
+def check_separable(part) -> None:
+    """Where it says so, a client that sees its own row alone sends what it sends beside others."""
+    if not part.separable:
+        return
+    kind, part = kind_of(part), few_steps(part)
+    updates = attack_updates(kind=kind)
+
+    @jax.jit
+    def run(updates, bad):
+        return assail(part, updates, visible=bad, malicious=bad, kind=kind)[0]
+
+    together = run(updates, MALICIOUS)
+    for row in np.flatnonzero(MALICIOUS)[:2]:
+        alone = np.arange(CLIENTS) == row
+        same_bits(run(jnp.where(alone[:, None], updates, 0.0), alone)[row], together[row])
+
+
 CHECKS = (
     check_shapes,
+    check_separable,
     check_sees_visible_rows_only,
     check_ignores_unseen_rows,
     check_survives_bad_rows,

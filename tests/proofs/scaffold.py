@@ -39,6 +39,9 @@ class OptionTwo(Averaging):
     def download(self, server, client):
         return server.server.params, server.variate
 
+    def received(self, download):
+        return download[0]
+
     def train(self, key, download, state, data, task):
         params, variate = download
         hooks = Hooks(correct=lambda gradient, delta: gradient - state.variate + variate)

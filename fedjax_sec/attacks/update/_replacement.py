@@ -49,6 +49,10 @@ class Replacement(UpdateAttack):
     def needs(self):
         return frozenset({"rate"} if self.accounts_for == "weights_and_rate" else ())
 
+    @property
+    def separable(self):
+        return self.accounts_for == "clients"
+
     def check_factor(self, path: str) -> None:
         """Raises `ConfigError` when both a factor and a way to compute it are given."""
         if self.factor is not None and self.accounts_for != "clients":

@@ -42,6 +42,7 @@ class Byzantine(UpdateAttack):
          [ 2.]]
     """
 
+    separable = True
     mode: str = static("zero", "The model that is sent.", choices=("zero", "random", "flip"))
     scale: float = numeric(
         1.0, "Half-width of the weights, for `random`.", above=0, unbounded=ANY_SCALE

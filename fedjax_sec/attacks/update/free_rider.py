@@ -51,6 +51,7 @@ class FreeRider(UpdateAttack):
         [0. 2.]
     """
 
+    separable = True
     mode: str = static(
         "plain",
         "What is sent: nothing new (`plain`), fading noise (`disguised`), noise (`random`), the "

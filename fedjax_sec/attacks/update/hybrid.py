@@ -34,6 +34,10 @@ class Hybrid(UpdateAttack):
     solo: Any = component("attack", "mean_control", "What the dedicated clients send.")
     num_solo: int = static(1, "Dedicated clients.", low=1, high=COUNT)
 
+    @property
+    def separable(self):
+        return self.main.separable and self.solo.separable
+
     def shares(self, ranks):
         """Which of the malicious clients, by their ranks, carry out each of the two."""
         return {"main": ranks >= self.num_solo, "solo": ranks < self.num_solo}

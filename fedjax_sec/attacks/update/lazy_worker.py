@@ -77,6 +77,10 @@ class LazyWorker(UpdateAttack):
     )
 
     @property
+    def separable(self):
+        return self.convention == "paper"  # fedsecurity's adds up all attackers' masks
+
+    @property
     def warm_up(self):
         return int(self.base == "client" or self.convention == "fedsecurity")
 

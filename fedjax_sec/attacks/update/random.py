@@ -23,6 +23,7 @@ class Random(UpdateAttack):
         True [2.]
     """
 
+    separable = True
     scale: float = numeric(
         1.0, "Standard deviation, or half-width for `uniform`.", above=0, unbounded=ANY_SCALE
     )

@@ -19,6 +19,7 @@ class SignFlip(UpdateAttack):
         [-1.  2.]
     """
 
+    separable = True
     scale: float = numeric(1.0, "Factor of the reversed update.", above=0, unbounded=ANY_SCALE)
 
     def apply(self, key, updates, state, view):

@@ -20,5 +20,7 @@ class Zero(UpdateAttack):
         [0. 2.]
     """
 
+    separable = True
+
     def apply(self, key, updates, state, view):
         return jnp.zeros_like(updates), state, {}

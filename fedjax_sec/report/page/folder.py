@@ -14,7 +14,7 @@ from fedjax_sec.core import ConfigError
 from fedjax_sec.core.yaml import read_text
 from fedjax_sec.runs import results
 from fedjax_sec.runs.experiment import stack_rows
-from fedjax_sec.sweeps import groups, survey
+from fedjax_sec.sweeps import catalog, survey
 from fedjax_sec.sweeps.grid import named
 from fedjax_sec.sweeps.status import RunStatus
 
@@ -94,13 +94,13 @@ def read(path: str | Path) -> Folder:
         status = survey(path)
         place, pairs = Path(status.path), []
         for one in status.runs:
-            at = place / groups.CELLS / one.name if status.kind == "sweep" else place
+            at = place / catalog.CELLS / one.name if status.kind == "sweep" else place
             pairs.append((at, one))
         runs = [_run(at, one) for at, one in pairs]
         if status.kind == "run":
             folder = Folder(path, "run", [Cell(path.name, {}, runs)], [])
         else:
-            folder = Folder(path, "sweep", _by_name(runs, groups.labels_of(place)), _refused(path))
+            folder = Folder(path, "sweep", _by_name(runs, _labels(place)), _refused(path))
     if not any(run.config for run in folder.runs):
         raise ConfigError(f"Folder {str(path)!r} holds no run yet whose configuration is written.")
     return folder
@@ -144,6 +144,13 @@ def _config(path: Path) -> dict:
     if not isinstance(content, dict):
         raise ConfigError(f"{str(path)!r} is damaged: it holds no mapping.")
     return content
+
+
+def _labels(path: Path) -> dict[str, dict[str, str]]:
+    """Each run's labels on the axes, none where they are damaged: the names still tell the runs."""
+    with contextlib.suppress(ConfigError):
+        return catalog.read(path)
+    return {}
 
 
 def _by_name(runs: list[Run], labels: Mapping[str, dict]) -> list[Cell]:

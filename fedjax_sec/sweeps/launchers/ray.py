@@ -8,7 +8,10 @@ from fedjax_sec.core.optional import require
 from fedjax_sec.sweeps.launchers import supervision, worker
 
 #: Settings of the environment that tasks have from the process that launches.
-_INHERITED = ("FEDJAX_SEC_", "JAX_", "XLA_", "TF_CPP_")
+_INHERITED = (
+    *("FEDJAX_SEC_", "JAX_", "XLA_", "TF_CPP_"),
+    *("WANDB_MODE", "WANDB_PROJECT", "WANDB_ENTITY", "WANDB_BASE_URL"),  # no key: it would be shown
+)
 
 
 @dataclasses.dataclass(frozen=True)

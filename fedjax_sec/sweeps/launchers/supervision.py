@@ -126,6 +126,13 @@ def job_of(out: Path, groups: Sequence[Group], at_once: int | None, retries: int
     that were given from Python.
     """
     for group in groups:
+        objects = [name for cell in group.cells for name in cell.experiment.in_no_file]
+        if objects:
+            raise ConfigError(
+                f"launcher: other processes read experiments from the folder, and {objects[0]!r} "
+                f"of {group.cells[0].name!r} is Python's and in no file. Leave the launcher out to "
+                f"run in this process."
+            )
         try:
             groups_lib.read_group(out, group.name)
         except ConfigError as error:
