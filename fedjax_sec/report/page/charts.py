@@ -215,7 +215,8 @@ def _rounds():
 def _measured():
     alt = _altair()
     scale = alt.Scale(domain=["@low", "@high"], zero=False, nice=False)
-    return alt.Y("value:Q", title="@metric", scale=scale)
+    axis = alt.Axis(format=".4~g")  # a loss may be 1e15, which must not push the chart aside
+    return alt.Y("value:Q", title="@metric", scale=scale, axis=axis)
 
 
 def _looks(field: str, legend) -> dict:
