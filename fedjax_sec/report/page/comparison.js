@@ -121,7 +121,7 @@ function drawCurves() {
   if (!seeds.length) return blank("curves", "Not measured.");
   const [low, high] = ends(one, seeds.map((row) => row.value));
   const fill = { metric: titleOf(one), low, high, ...looks(["A", "B"]) };
-  draw("curves", "curves", fill, { seeds, means, marks }, { width: Math.min(640, size("curves") - 110), height: 290 });
+  draw("curves", "curves", fill, { seeds, means, marks }, { width: Math.min(640, size("curves") - 150), height: 290 });
 }
 
 function describe() {

@@ -233,7 +233,7 @@ function drawCurves(id, one) {
   if (!seeds.length) return blank(id, `${titleOf(one)}: not measured in what is picked.`);
   const [low, high] = ends(one, seeds.map((row) => row.value));
   const fill = { metric: titleOf(one), low, high, ...looks(lines) };
-  const box = { width: Math.min(560, size(id) - 110), height: 270 };
+  const box = { width: Math.min(560, size(id) - 150), height: 270 };
   return draw(id, "curves", fill, { seeds, means, marks }, box);
 }
 
