@@ -4,6 +4,7 @@ from fedjax_sec import fedml
 from fedjax_sec.api import ArenaResult, SweepResult, aggregate, arena, attack, run, sweep
 from fedjax_sec.core import ConfigError
 from fedjax_sec.privacy import Reconstructed, reconstruct
+from fedjax_sec.report.drawing import plot_curves, plot_heatmap
 from fedjax_sec.report.frames import load
 from fedjax_sec.runs.config import Experiment
 from fedjax_sec.runs.experiment import Result
@@ -21,6 +22,8 @@ __all__ = [
     "attack",
     "fedml",
     "load",
+    "plot_curves",
+    "plot_heatmap",
     "reconstruct",
     "run",
     "sweep",

@@ -109,16 +109,16 @@ def test_a_single_axis_has_one_panel_and_a_backdoor_a_figure(tmp_path, monkeypat
         drawn.clear()
         sweeps_report.write(cells, results, tmp_path)
         shape = {panel: list(lines) for panel, lines in drawn[-1][0].items()}
-        return shape, [path.name for _, _, path, _ in drawn], [metric for *_, metric in drawn]
+        return shape, [path.name for _, _, path, *_ in drawn], [one for _, _, _, *one in drawn]
 
     one = [{"defense": "mean"}, {"defense": "krum"}]
-    assert write(one) == ({"defense": ["mean", "krum"]}, ["accuracy"], ["accuracy"])
+    assert write(one) == ({"defense": ["mean", "krum"]}, ["accuracy"], [["accuracy"]])
     two = [axis | {"attack": "alie"} for axis in one]
     success = {"attack_success_rate": np.array([0.5, 0.5])}
     assert write(two, **success) == (
         {"mean": ["alie"], "krum": ["alie"]},
         ["attack_success_rate", "accuracy"],
-        ["attack_success_rate", "accuracy"],
+        [["accuracy", "attack_success_rate"], ["accuracy"]],  # beside each other
     )
     assert write([{}])[0] == {"": ["run"]}
 

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import re
 import shutil
 import time
 
@@ -233,6 +234,29 @@ def test_a_numeric_axis_has_a_curve(browser, tmp_path):
     browser.open(page.write_one(out, tmp_path / "page.html"))
     assert not browser.script("return document.getElementById('axis-part').hidden")
     assert set(RULES) <= set(browser.texts("axis")) and browser.errors() == []
+
+
+def test_a_loss_that_explodes_leaves_the_others_their_colours(browser, tmp_path):
+    out = sweeps_made.sweep(tmp_path / "s", ATTACKS, RULES, seeds=(0,))
+    path = out / "cells" / "plus_mean" / "seed0"
+    rows = (path / "metrics.jsonl").read_text()
+    text = re.sub(r'"loss": 1\.\d+', '"loss": 1.2e15', rows)
+    (path / "metrics.jsonl").write_text(text)
+    summary = json.loads((path / "summary.json").read_text())
+    del summary["files"], summary["sha256"]
+    (path / "summary.json").write_text(json.dumps(summary))
+    browser.open(page.write_one(out, tmp_path / "page.html", with_pictures=False))
+    browser.choose("metric", "3")
+    browser.choose("cell", "6")
+    assert browser.text("picked") == "plus / mean"
+    colours = browser.script(
+        "return [...document.querySelectorAll('#heat .mark-rect.role-mark path')]"
+        ".map((one) => getComputedStyle(one).fill)"
+    )
+    assert "loss" in browser.texts("curves") and len(set(colours)) > 4
+    wide = "return ['curves', 'second'].map((id) => document.getElementById(id)).map((one) =>"
+    assert browser.script(wide + "one.scrollWidth <= one.clientWidth)") == [True, True]
+    assert browser.cut() == [] and browser.errors() == []
 
 
 def test_thirty_by_thirty_is_legible(browser, tmp_path):

@@ -16,7 +16,13 @@ from fedjax_sec.core.registry import headline_in
 
 #: A backdoor's success, drawn beside the headline where it is measured.
 SUCCESS = "attack_success_rate"
+#: Okabe and Ito's colours, which the colour-blind tell apart, without yellow: too light on white.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+#: A line has a dash and a marker beside its colour, so that nothing is lost in grey.
 _STYLES = ("-", "--", "-.", ":")
+#: The ends of an axis of shares: markers at 0 and at 100 are whole.
+PERCENT = (-2, 102)
+_MARKERS = ("o", "s", "^", "D", "P", "v", ">")
 
 
 def subplots(rows: int = 1, columns: int = 1, *, figsize, layout=None, **options):
@@ -113,13 +119,13 @@ def headline_curve(result, folder: Path) -> list[Path]:
     headline = headline_in(result.metrics)
     curves(axes, {_words(headline): [result]}, headline)
     if SUCCESS in result.metrics:
-        curves(axes, {"attack success rate": [result]}, SUCCESS, style="--")
+        curves(axes, {"attack success rate": [result]}, SUCCESS)
     if start := result.experiment.threat.start:
         axes.axvline(start, color="0.5", linewidth=1, label=f"the attack begins (round {start})")
-    axes.set(xlabel="round", ylabel="test examples (%)", ylim=(0, 101))
+    axes.set(xlabel="round", ylabel="test examples (%)", ylim=PERCENT)
     axes.set_title(f"{result.summary['data']['label']}, seed {result.experiment.seed}", size=10)
     axes.grid(alpha=0.3)
-    axes.legend()
+    legend_below(figure)
     return save(figure, folder / headline)
 
 
@@ -140,35 +146,57 @@ def band_of(seeds: int) -> str:
 DIVERGED = "diverged (loss or parameters not finite)"
 
 
-def curves(
-    axes, lines: Mapping[str, Sequence], metric: str | None = None, style: str | None = None
-) -> None:
+def curves(axes, lines: Mapping[str, Sequence], metric: str | None = None) -> None:
     """One line a label: the mean over its results, in percent, and a band as wide as `band_of`.
 
-    Without a `metric` it is the headline of the first result's task.
+    Without a `metric` it is the headline of the first result's task. Lines that are drawn later
+    into the same axes look different from those that are there.
 
     Lines with a diverged run are faded, with a cross where the loss is not finite any more.
     """
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    integer_rounds(axes)
     metric = metric or headline_in(next(iter(lines.values()))[0].metrics)
-    for i, (label, results) in enumerate(lines.items()):
+    there = sum(label != DIVERGED for label in axes.get_legend_handles_labels()[1])
+    for place, (label, results) in enumerate(lines.items(), there):
         rounds = results[0].metrics["round"]
         values = 100 * np.stack([result.metrics[metric] for result in results])
         diverged = [result for result in results if result.summary.get("diverged")]
-        shape = style or _STYLES[(i // 10) % len(_STYLES)]
         (line,) = axes.plot(
             rounds,
             values.mean(0),
-            shape,
             label=label,
             linewidth=1.4,
             alpha=0.45 if diverged else 1.0,
+            **look(place, len(rounds)),
         )
         if len(results) > 1:
             spread_of(axes, rounds, values, line)
         if diverged:
             at = min(_not_finite_from(result) for result in diverged)
             crosses(axes, rounds[at], values.mean(0)[at], line.get_color())
+
+
+def integer_rounds(axes) -> None:
+    """Ticks at whole numbers of rounds."""
+    axes.xaxis.get_major_locator().set_params(integer=True)
+
+
+def look(place: int, points: int) -> dict:
+    """Colour, dash and marker of the line at a place: 28 lines in a row differ in both of two.
+
+    Markers stand at about eight of the points, other ones than on the line before.
+
+    >>> look(0, 3)["linestyle"], look(1, 3)["linestyle"], look(0, 3)["marker"]
+    ('-', '--', 'o')
+    """
+    step = max(1, points // 8)
+    return {
+        "color": COLOURS[place % len(COLOURS)],
+        "linestyle": _STYLES[place % len(_STYLES)],
+        "marker": _MARKERS[place % len(_MARKERS)],
+        "markersize": 4.5,
+        "markevery": (place % step, step),
+    }
 
 
 def influence(axes, result, title: str) -> None:
@@ -181,7 +209,8 @@ def influence(axes, result, title: str) -> None:
     axes.set_ylabel("net influence", color="C0")
     loss.set_ylabel("backdoor loss", color="C1")
     loss.set_ylim(bottom=0)
-    axes.legend([left, right], ["net influence", "backdoor loss"], fontsize=8)
+    below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.18), "ncols": 2}  # no data there
+    axes.legend([left, right], ["net influence", "backdoor loss"], fontsize=8, **below)
 
 
 def scatter(axes, x, y, title: str) -> None:
@@ -238,16 +267,17 @@ def titled(figure, *lines: str, size: float = 10) -> None:
 
 
 def grid_of_curves(
-    groups: Mapping[str, Mapping[str, Sequence]], title: Sequence[str], path: Path, metric: str
+    groups: Mapping[str, Mapping[str, Sequence]], title: Sequence[str], path: Path, *metrics: str
 ) -> list[Path]:
     """One panel a group of lines, side by side, with one legend: a sweep at a glance.
 
-    `title` are its lines, and `metric` is drawn in percent.
+    `title` are its lines. The metric is drawn in percent; several ones stand beside each other, a
+    row of panels a group.
     """
-    columns = min(len(groups), 3)
-    rows = -(-len(groups) // columns)
+    columns = min(len(groups), 3) if len(metrics) == 1 else len(metrics)
+    rows = -(-len(groups) * len(metrics) // columns)
     # A panel alone is as wide as its title needs.
-    width, height = (4.2, 3.3) if len(groups) > 1 else (7.4, 5.0)
+    width, height = (4.2, 3.3) if len(groups) * len(metrics) > 1 else (7.4, 5.0)
     figure, panels = subplots(
         rows,
         columns,
@@ -256,17 +286,34 @@ def grid_of_curves(
         squeeze=False,
         layout="constrained",
     )
-    for panel in panels.flat[len(groups) :]:
+    drawn = [(name, metric) for name in groups for metric in metrics]
+    for panel in panels.flat[len(drawn) :]:
         panel.set_visible(False)
-    for panel, (name, lines) in zip(panels.flat, groups.items(), strict=False):
-        curves(panel, lines, metric)
-        panel.set(title=name, xlabel="round", ylim=(0, 101))
+    for panel, (name, metric) in zip(panels.flat, drawn, strict=False):
+        lines = {k: some for k, some in groups[name].items() if _have(some, metric)}
+        if lines:
+            curves(panel, lines, metric)
+        panel.set(title=textwrap.fill(name, 48), xlabel="round", ylim=PERCENT)
+        panel.title.set_size(10)
         panel.grid(alpha=0.3)
-    for row in panels:
-        row[0].set_ylabel(f"{'' if metric == SUCCESS else 'test '}{_words(metric)} (%)")
+        if len(metrics) > 1 or panel in panels[:, 0]:
+            panel.set_ylabel(measured(metric))
     legend_below(figure)
     titled(figure, *title)
     return save(figure, path)
+
+
+def _have(results: Sequence, metric: str) -> bool:
+    return all(metric in result.metrics for result in results)
+
+
+def measured(metric: str) -> str:
+    """A share's name on an axis.
+
+    >>> measured("accuracy"), measured("attack_success_rate")
+    ('test accuracy (%)', 'attack success rate (%)')
+    """
+    return f"{'' if metric == SUCCESS else 'test '}{_words(metric)} (%)"
 
 
 class Panel(NamedTuple):
@@ -290,26 +337,32 @@ def heat_maps(panels: Sequence[Panel], title: Sequence[str], path: Path) -> list
 
     The columns are named once, where the panels have the same.
     """
-    columns = max(len(panel.columns) for panel in panels)
     heights = [len(panel.rows) for panel in panels]
-    words = max(max(map(len, label.split("\n"))) for panel in panels for label in panel.rows)
-    width = 0.95 * columns + 0.085 * words + 1.1
     figure, axes = subplots(
         len(panels),
         1,
-        figsize=(max(width, 4.5), 0.5 * sum(heights) + 0.35 * len(panels) + 1.5),
+        figsize=heat_size(panels),
         squeeze=False,
         layout="constrained",
         height_ratios=heights,
     )
     for number, (panel, axis) in enumerate(zip(panels, axes[:, 0], strict=True)):
         last = number == len(panels) - 1 or panels[number + 1].columns != panel.columns
-        _heat_map(figure, axis, panel, named=last)
+        heat_map(figure, axis, panel, named=last)
     titled(figure, *title, size=9)
     return save(figure, path)
 
 
-def _heat_map(figure, axis, panel: Panel, named: bool) -> None:
+def heat_size(panels: Sequence[Panel]) -> tuple[float, float]:
+    """Inches of heat maps below each other, in which labels and numbers have room."""
+    columns = max(len(panel.columns) for panel in panels)
+    words = max(max(map(len, label.split("\n"))) for panel in panels for label in panel.rows)
+    width = max(0.95 * columns + 0.085 * words + 1.1, 4.5)
+    return width, 0.5 * sum(len(panel.rows) for panel in panels) + 0.35 * len(panels) + 1.5
+
+
+def heat_map(figure, axis, panel: Panel, named: bool = True) -> None:
+    """Draws a heat map; its columns are named below it unless another one does so."""
     low, high = panel.limits
     rows, columns = panel.values.shape
     axis.set_facecolor("0.92")
@@ -445,7 +498,7 @@ def certified_curves(curves: Mapping[str, object], title: str, path: Path) -> li
         for i, (label, curve) in enumerate(curves.items()):
             shape = _STYLES[i % len(_STYLES)]
             panel.plot(curve.radius, 100 * getattr(curve, name), shape, label=label, linewidth=1.4)
-        panel.set(xlabel="norm of the backdoor", ylim=(0, 101), xlim=(0, None))
+        panel.set(xlabel="norm of the backdoor", ylim=PERCENT, xlim=(0, None))
         panel.set_title(f"certified {name}", size=10)
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("test examples (%)")

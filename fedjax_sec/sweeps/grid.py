@@ -337,17 +337,25 @@ def _slug(label: str) -> str:
     return re.sub(r"[^A-Za-z0-9.=+-]+", "-", label).strip("-") or "none"
 
 
-def named(axis: str, label: str) -> str:
+def named(axis: str, label: str, whole: bool = False) -> str:
     """A label that can be read alone: with its axis where it is a number, true, false or none.
 
-    >>> named("client.l2", "0.1"), named("defense", "krum")
-    ('l2 = 0.1', 'krum')
+    `whole` is for the axis' name with all its parts.
+
+    >>> named("client.l2", "0.1"), named("client.l2", "0.1", whole=True), named("defense", "krum")
+    ('l2 = 0.1', 'client.l2 = 0.1', 'krum')
     """
-    alone = label in ("none", "True", "False", "true", "false") or _is_number(label)
-    return f"{axis.rpartition('.')[2]} = {label}" if alone and axis[:1] != "(" else label
+    alone = label in ("none", "True", "False", "true", "false") or is_number(label)
+    name = axis if whole else axis.rpartition(".")[2]
+    return f"{name} = {label}" if alone and axis[:1] != "(" else label
 
 
-def _is_number(text: str) -> bool:
+def is_number(text: str) -> bool:
+    """Whether a label is a number.
+
+    >>> is_number("1e-3"), is_number("krum")
+    (True, False)
+    """
     try:
         float(text)
     except ValueError:

@@ -9,9 +9,8 @@ or a number too, so that a page printed in grey loses nothing.
 from typing import Any
 
 from fedjax_sec.core.optional import require
+from fedjax_sec.report.plotting import COLOURS
 
-#: Okabe and Ito's colours without yellow, which is too light on white.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ((1, 0), (7, 3), (2, 2), (9, 3, 2, 3), (14, 4), (4, 2, 1, 2, 1, 2))
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right")
 #: Honest clients and malicious ones.
@@ -216,7 +215,8 @@ def _rounds():
 def _measured():
     alt = _altair()
     scale = alt.Scale(domain=["@low", "@high"], zero=False, nice=False)
-    return alt.Y("value:Q", title="@metric", scale=scale)
+    axis = alt.Axis(format=".4~g")  # a loss may be 1e15, which must not push the chart aside
+    return alt.Y("value:Q", title="@metric", scale=scale, axis=axis)
 
 
 def _looks(field: str, legend) -> dict:

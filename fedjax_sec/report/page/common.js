@@ -197,9 +197,22 @@ function sizes(id, rows, columns) {
   return { font, box: { width: count * step, height: rows.length * tall } };
 }
 
+// The ends of the colours: of shares 0 and 100, else those of the values but for far outliers, which
+// have the colour of the end, so that one loss of 1e15 does not make all others alike.
+function limits(metric, values) {
+  if (metric.share) return [0, 100];
+  const sorted = [...values].sort((a, b) => a - b);
+  if (!sorted.length) return [0, 1];
+  const at = (share) => sorted[Math.round(share * (sorted.length - 1))];
+  const room = 5 * (at(0.75) - at(0.25)) || Infinity;
+  const low = Math.max(sorted[0], at(0.25) - room);
+  const high = Math.min(sorted.at(-1), at(0.75) + room);
+  return [low, high > low ? high : low + 1];
+}
+
 // Dark text on light colours and light text on dark ones, of a scale that is dark at its low end.
 function inkOn(value, low, high) {
-  return (value - low) / (high - low || 1) > 0.46 ? "black" : "white";
+  return (value - low) / (high - low) > 0.46 ? "black" : "white";
 }
 
 function size(id) {

@@ -69,9 +69,10 @@ function drawHeat(id, side) {
   const { rows, columns, all } = fields(side);
   const values = known(all.map((one) => one.value));
   const pair = page.tests[state.metric].flatMap((one) => (one ? [scaled(metric(), one.a), scaled(metric(), one.b)] : []));
-  let [low, high] = metric().share ? [0, 100] : [Math.min(...pair, 0), Math.max(...pair, 1e-9)];
+  let [low, high] = limits(metric(), pair);
   if (side === null) {
-    high = Math.max(...values.map(Math.abs), metric().share ? 5 : 1e-9);
+    const far = values.map(Math.abs);
+    high = metric().share ? Math.max(...far, 5) : limits(metric(), [0, ...far])[1] || 1;
     low = -high;
   }
   for (const one of all) {
@@ -79,7 +80,7 @@ function drawHeat(id, side) {
     one.ink = one.value === null ? "#333333" : strong ? "black" : "white";
   }
   const { font, box } = sizes(id, rows, columns);
-  const fill = { across: state.across || " ", down: state.down || " ", metric: (side === null ? "B \u2212 A, " : "") + titleOf(metric()), format: metric().share ? "d" : ".3~r", columns, rows, low, high, font };
+  const fill = { across: state.across || " ", down: state.down || " ", metric: (side === null ? "B \u2212 A, " : "") + titleOf(metric()), format: metric().share ? "d" : ".3~g", columns, rows, low, high, font };
   return draw(id, side === null ? "difference" : "heat", fill, { fields: all }, box, (event, item) => {
     if (item?.datum?.place !== undefined) pick(item.datum.place);
   });
@@ -120,7 +121,7 @@ function drawCurves() {
   if (!seeds.length) return blank("curves", "Not measured.");
   const [low, high] = ends(one, seeds.map((row) => row.value));
   const fill = { metric: titleOf(one), low, high, ...looks(["A", "B"]) };
-  draw("curves", "curves", fill, { seeds, means, marks }, { width: Math.min(640, size("curves") - 110), height: 290 });
+  draw("curves", "curves", fill, { seeds, means, marks }, { width: Math.min(640, size("curves") - 150), height: 290 });
 }
 
 function describe() {

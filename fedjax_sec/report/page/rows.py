@@ -3,13 +3,13 @@
 Everything is plain values for JSON, with four significant digits, so that a page stays small.
 """
 
-import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 from fedjax_sec.core.registry import headlines
+from fedjax_sec.report.measures import is_share, lowest_is_worst
 from fedjax_sec.report.page.axes import Axis, axes_of, default_pair, text
 from fedjax_sec.report.page.folder import Cell, Folder, Run, comparable
 
@@ -19,8 +19,6 @@ POINTS, CURVES, KEPT = 100, 2_200_000, 900_000
 CLIENTS = 100
 #: The metric that is no metric of rounds: what a run took.
 SECONDS = "seconds"
-_SHARE = re.compile(r"accuracy|rate|kept|success|identified|ssim")
-_GOOD = re.compile(r"accuracy|kept_honest|true_positive|epsilon_left")
 #: The order of metrics in the menu; others follow.
 _ORDER = ("attack_success_rate", "base_class_", "robust_", "loss", "kept_", "detection/")
 
@@ -115,8 +113,8 @@ def metric(name: str, drawn: bool) -> dict:
     """
     return {
         "name": name,
-        "share": bool(_SHARE.search(name)),
-        "worst": "lowest" if _GOOD.search(name) else "highest",
+        "share": is_share(name),
+        "worst": "lowest" if lowest_is_worst(name) else "highest",
         "drawn": drawn,
     }
 

@@ -93,7 +93,7 @@ function drawHeat() {
   const { rows, columns, grid, ends: last } = fields();
   const values = measured(grid);
   const share = metric().share;
-  const [low, high] = share ? [0, 100] : [Math.min(...values), Math.max(...values)];
+  const [low, high] = limits(metric(), values);
   const all = [...grid, ...last];
   for (const one of all) {
     one.ink = one.value === null ? "#333333" : inkOn(one.value, low, high);
@@ -108,11 +108,11 @@ function drawHeat() {
     across: state.across || GAP,
     down: state.down || GAP,
     metric: titleOf(metric()),
-    format: share ? "d" : ".3~r",
+    format: share ? "d" : ".3~g",
     columns: across,
     rows: down,
-    low: values.length ? low : 0,
-    high: values.length ? (high > low ? high : low + 1) : 1,
+    low,
+    high,
     font,
   };
   const marks = all.map(({ runs, of, ...one }) => ({ ...one, runs: runs.length }));
@@ -233,7 +233,7 @@ function drawCurves(id, one) {
   if (!seeds.length) return blank(id, `${titleOf(one)}: not measured in what is picked.`);
   const [low, high] = ends(one, seeds.map((row) => row.value));
   const fill = { metric: titleOf(one), low, high, ...looks(lines) };
-  const box = { width: Math.min(560, size(id) - 110), height: 270 };
+  const box = { width: Math.min(560, size(id) - 150), height: 270 };
   return draw(id, "curves", fill, { seeds, means, marks }, box);
 }
 
