@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, PRNGKeyArray
 
+from fedjax_sec.ops.backend import on_cpu
+
 _ROUNDS = 8
 _GOLDEN = np.uint32(0x9E3779B9)  # 2^32 over the golden ratio, the usual odd multiplier
 
@@ -44,16 +46,23 @@ def permute(
     # Hashed from the key's own words: a generator call compiles longer than the whole network.
     first, second = jax.random.key_data(key)[..., 0], jax.random.key_data(key)[..., 1]
     base = _mix(first ^ _mix(second ^ _mix(jnp.asarray(number).astype(jnp.uint32) + _GOLDEN)))
-    words = [_mix(base + jnp.uint32(i + 1) * _GOLDEN) for i in range(_ROUNDS)]
+    words = _mix(base + jnp.arange(1, _ROUNDS + 1, dtype=jnp.uint32) * _GOLDEN)
+
+    def swap(halves, word):
+        left, right = halves
+        return (right, (left + _mix(right * _GOLDEN ^ word)) % side), None
 
     def scramble(value):
-        left, right = value // side, value % side
-        for i in range(_ROUNDS):
-            left, right = right, (left + _mix(right * _GOLDEN ^ words[i])) % side
+        halves = value // side, value % side
+        (left, right), _ = jax.lax.scan(swap, halves, words, unroll=1 if on_cpu() else _ROUNDS)
         return left * side + right
 
-    value = scramble(jnp.clip(position, 0).astype(jnp.uint32) % count)
-    value = jax.lax.while_loop(
-        lambda v: jnp.any(v >= count), lambda v: jnp.where(v >= count, scramble(v), v), value
-    )
+    def walk(state):
+        value, outside = state
+        value = jnp.where(outside, scramble(value), value)
+        return value, value >= count
+
+    value = jnp.clip(position, 0).astype(jnp.uint32) % count
+    start = value, jnp.full(value.shape, True)
+    value, _ = jax.lax.while_loop(lambda state: jnp.any(state[1]), walk, start)
     return value.astype(jnp.int32)
