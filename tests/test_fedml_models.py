@@ -6,11 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import close, count_traces
+from helpers import close, count_traces, small
+from programs import program_of, task_on
 
 from fedjax_sec.core import ConfigError, choices, registry
 from fedjax_sec.core.space import make_space
 from fedjax_sec.models import _residual
+from fedjax_sec.runs.config import from_mapping
 from fedjax_sec.runs.tuning import Choice, candidates
 from fedjax_sec.testing import world
 
@@ -206,25 +208,39 @@ def test_what_cannot_be_built_is_refused():
 # --- How deep networks are compiled ---------------------------------------------------------------
 
 
-@pytest.mark.parametrize("steps", [{"steps": 1}, {"steps": 3}, {"epochs": 2}])
+@pytest.mark.parametrize("steps", [{"steps": 1}, {"steps": 3}, {"steps": 12}, {"epochs": 2}])
 def test_a_deep_networks_step_is_in_the_program_once(steps):
     """The same batches and updates as where the first step stands before the loop."""
     place, results = world("pixels"), {}
     client = registry.clients.build({"name": "sgd", "batch_size": 4, **steps})
-    for deep in (False, True):
+    for inside in (False, True):
         outputs, traces = count_traces(place.task.outputs)
-        task = place.task._replace(outputs=outputs, deep=deep)
+        task = place.task._replace(outputs=outputs, first_step_apart=not inside)
 
         def train(count, task=task):
             data = place.local_data(count)
             return client.apply(jax.random.key(1), place.params(), (), data, task)
 
         run = jax.jit(lambda count, train=train: train(count)[:3])
-        results[deep] = [run(count) for count in (7, 4, 0)]
-        once = deep or steps == {"steps": 1}
+        results[inside] = [run(count) for count in (7, 4, 0)]
+        once = inside or steps in ({"steps": 1}, {"epochs": 2}, {"steps": 12})
         assert len(traces) == (1 if once else 2)
     close(results[True], results[False], rtol=1e-5, atol=1e-6)
     assert np.abs(results[True][0][0]).max() > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("clients", "model", "apart"),
+    [
+        ("vmap", {"name": "mlp", "hidden": [6]}, True),
+        ("map", {"name": "mlp", "hidden": [6]}, False),
+        ("vmap", {"name": "resnet", "depth": 8}, False),
+    ],
+)
+def test_first_steps_stand_apart_where_they_share_the_servers_weights(clients, model, apart):
+    """Side by side they are one product; one after another they are only a second copy."""
+    program = program_of(from_mapping(small(model=model, execution={"clients": clients})))
+    assert task_on(program).first_step_apart == apart
 
 
 def test_deep_networks_say_so_and_have_a_short_form():

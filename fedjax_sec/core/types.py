@@ -145,8 +145,9 @@ class BoundTask(NamedTuple):
     forward pass of a training step: the outputs and the statistics [S] as that step moves them.
     `losses(outputs, y) -> (total [B], units [B])` are the task's, which an algorithm may replace.
     `example(i) -> (x, y)` is training example `i` of the source's own order. `run(part, params, h)`
-    runs a piece of the model alone. `frozen` are the model's frozen leaves; `deep` as in `Model`.
+    runs a piece of the model alone. `frozen` are the model's frozen leaves.
     `auxiliary(dataset, label) -> Auxiliary` are the examples that an attack on data brings along.
+    `first_step_apart` says that a client's first local step is worth compiling by itself.
     """
 
     task: Any
@@ -161,7 +162,7 @@ class BoundTask(NamedTuple):
     head: str = ""
     frozen: Any = ()
     auxiliary: Callable = _no_auxiliary
-    deep: bool = False
+    first_step_apart: bool = False
 
     @property
     def dim(self) -> int:

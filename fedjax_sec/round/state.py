@@ -157,7 +157,9 @@ def make_task(problem: Problem, pool: Pool, task: Any) -> BoundTask:
         head=model.head,
         frozen=pool.frozen,
         auxiliary=auxiliary,
-        deep=model.deep,
+        # Side by side, all first steps share the server's weights: one matrix product over all
+        # clients' batches. A deep network would take too long to compile twice.
+        first_step_apart=problem.layout.at_once > 1 and not model.deep,
     )
 
 

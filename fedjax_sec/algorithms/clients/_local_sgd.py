@@ -22,6 +22,7 @@ from fedjax_sec.ops.permutation import permute
 
 _EPOCH = 1 << 16  # numbers of an epoch's steps, for randomness that padding does not change
 _SEND = (1 << 31) - 1  # of what is done once behind the steps; its draws are one level deeper
+_MANY = 10  # local steps, of which the first alone is not worth compiling
 _AUGMENT = 1 << 31  # from here on numbers are those of augmentations; all others are smaller
 
 
@@ -106,6 +107,11 @@ class LocalSgd(Client):
     def shortened(self, steps: int):
         """The same work for at most so many local steps, to measure how fast a step is."""
         return dataclasses.replace(self, steps=min(self.steps or steps, steps), epochs=None)
+
+    def gradients(self, capacity):
+        if self.steps is not None:
+            return self.steps * self.batch_size
+        return None if capacity is None else self.epochs * capacity
 
     def examples(self, key, params, x, y, mask, task):
         """The batch that a step at `params` trains on in place of (x, y): here the batch itself."""
@@ -212,10 +218,7 @@ class LocalSgd(Client):
             return carry, total + loss, count + active
 
         result, begin = (carry, jnp.zeros(()), jnp.zeros(())), 0
-        if self.steps == 1 or not task.deep:
-            # The first step is taken outside the loop: its weights are the server's, the same for
-            # all clients, so under vmap its forward pass is one matrix product over all clients'
-            # batches. It is compiled by itself, though, which for a deep network takes longer.
+        if self.steps == 1 or (task.first_step_apart and (self.steps or _MANY) < _MANY):
             carry, loss, active = train_step(0, params, carry)
             result, begin = (carry, loss, active.astype(jnp.float32)), 1
         if self.steps != 1:
