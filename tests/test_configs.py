@@ -108,7 +108,7 @@ def assert_round_keeps_its_shapes(experiment):
     """Traces a round, on real data."""
     program = program_of(experiment)
     replicas = replicas_of([experiment])
-    before = jax.eval_shape(program.init, replicas)
+    before = program.state_shapes(replicas)
     args = (before, replicas, program.pool, jnp.array(0), program.test)
     after, metrics = jax.eval_shape(program._advance(1), *args)
     shapes = [jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), part) for part in (before, after)]

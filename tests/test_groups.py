@@ -23,6 +23,7 @@ from fedjax_sec.cli.common import data_overrides
 from fedjax_sec.core import ConfigError, files
 from fedjax_sec.runs import config, experiment, results, tuning
 from fedjax_sec.runs.prepare import prepare
+from fedjax_sec.runs.program import Program
 from fedjax_sec.sweeps import groups
 
 BASE = small(rounds=4, checkpoint={"every": 1, "keep_params": True})
@@ -303,11 +304,13 @@ def test_every_process_measures_for_itself_and_a_resumed_group_does_not(
     cells, tmp_path, monkeypatch
 ):
     """No lock of the sweep is held meanwhile, and nothing runs or compiles."""
-    measured, running = [], []
+    measured, running, asked = [], [], []
     choices = iter([tuning.Tuning(tuning.Choice("map"), {"map": float(i)}) for i in range(9)])
     train = groups.train
 
-    def measure(one):
+    def measure(one, replicas, before):
+        asked.append(replicas)
+        before()  # an error where this is no time to measure
         assert not running
         assert not files.is_locked(tmp_path / "locks" / "groups.lock")
         measured.append(one.experiment.defense.stages[0].registered_name)
@@ -320,9 +323,19 @@ def test_every_process_measures_for_itself_and_a_resumed_group_does_not(
         finally:
             running.pop()
 
+    finish = Program.finish
+
+    def finishing(program):
+        running.append(None)
+        try:
+            return finish(program)
+        finally:
+            running.pop()
+
     monkeypatch.setattr(experiment, "choose_layout", measure)
     monkeypatch.setattr(groups, "train", training)
-    (first, _) = sweeps.plan(cells, tmp_path)
+    monkeypatch.setattr(Program, "finish", finishing)
+    (first, second) = sweeps.plan(cells, tmp_path)
     assert not measured
     with pytest.raises(Stop):
         sweeps.work(tmp_path, first, on_evaluation=stop_at(2))
@@ -331,7 +344,7 @@ def test_every_process_measures_for_itself_and_a_resumed_group_does_not(
     tunings = []
     monkeypatch.setattr(
         groups,
-        "compiled",
+        "traced",
         lambda group, at_once, tuning: (
             tunings.append(tuning.milliseconds["map"])
             or groups.Program(group.prepared[0], at_once, tuning)
@@ -341,6 +354,9 @@ def test_every_process_measures_for_itself_and_a_resumed_group_does_not(
     # The first is not measured again. The second's choice was made before the first ran; since it
     # is another when it is its turn, as it may be on a machine that forgets, it is compiled again.
     assert measured == ["mean", "median", "median"] and tunings == [0.0, 1.0, 2.0]
+    # Asked while the first was compiled, too, when nothing may be measured.
+    sizes = len(first.cells), len(second.cells)
+    assert asked == [sizes[0], *[sizes[1]] * 3]
 
 
 # --- Launching ----------------------------------------------------------------------------------

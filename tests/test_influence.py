@@ -355,7 +355,7 @@ def test_off_costs_nothing():
     for experiment, needed in ((off, False), (on, True)):
         program = program_of(experiment)
         replicas = replicas_of([experiment])
-        state = jax.eval_shape(program.init, replicas)
+        state = program.state_shapes(replicas)
         assert (len(state.monitors) == 2) == (replicas.probes[-1] is not None) == needed
         args = state, replicas, program.pool, jnp.int32(0), program.test
         text = jax.jit(program._advance(1)).lower(*args).as_text()

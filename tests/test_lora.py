@@ -81,7 +81,7 @@ def program_of(clients, hidden, model="lora", layout="vmap"):
     )
     prepared = prepare(made)
     program, replicas = Program(prepared), make_replicas([prepared])
-    state = jax.eval_shape(program.init, replicas)
+    state = program.state_shapes(replicas)
     return program, (state, replicas, program.pool, jnp.int32(0), program.test)
 
 

@@ -1,6 +1,5 @@
 """Everything of a run is loaded, dealt out and checked once; unread traces cost nothing."""
 
-import jax
 import jax.numpy as jnp
 import pytest
 from helpers import same_bits, small
@@ -90,7 +89,7 @@ def bytes_of(monitors, clients="map"):
     replicas = replicas_of([one])
     components = replicas.components._replace(monitors=monitors)
     replicas = replicas._replace(components=components, probes=(None,) * len(monitors))
-    state = jax.eval_shape(program.init, replicas)
+    state = program.state_shapes(replicas)
     program._advancer(state, replicas, 2)
     return program.compiled["advance 2"]["temporary_bytes"]
 

@@ -121,7 +121,7 @@ for defense in ("mean", {"name": "trimmed_mean", "num_byzantine": 3}, "median", 
         program.problem = program.problem._replace(layout=how)
         program.replicated = how.replicated()
         replicas = make_replicas(prepared)
-        state = jax.eval_shape(program.init, replicas)
+        state = program.state_shapes(replicas)
         used.append(program.needs(state, replicas, 1)[0])
         (round,) = [one for name, one in program._functions.items() if name[0] == "advance 1"]
         shapes = re.findall(r" = f32\\[([0-9,]+)\\]\\S* all-gather\\(", round.as_text())

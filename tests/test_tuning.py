@@ -8,13 +8,15 @@ import time
 import jax
 import numpy as np
 import pytest
-from helpers import small
+from helpers import shallow, small
 from programs import program_of
 
 import fedjax_sec
+from fedjax_sec.core.space import make_space
+from fedjax_sec.ops.backend import compiler_options, on_cpu
 from fedjax_sec.runs import execution, tuning
 from fedjax_sec.runs.config import from_mapping
-from fedjax_sec.runs.prepare import prepare
+from fedjax_sec.runs.prepare import initial_params, prepare
 from fedjax_sec.runs.tuning import Choice, Tuning, candidates, tune
 
 CNN = {"name": "small_cnn", "channels": [4], "hidden": 8}
@@ -146,7 +148,7 @@ def test_an_experiment_is_measured_and_computes_the_same(measuring, client):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
     (path,) = measuring.glob("tuning/*.json")
     assert json.loads(path.read_text())["shape"]["clients"] == 5
-    assert len(fedjax_sec.run(spec | {"seed": 5, "defense": "median"}).summary["tuning"]) == 4
+    assert len(fedjax_sec.run(spec | {"seed": 5, "defense": "median"}).summary["tuning"]) == 5
     assert len(list(measuring.glob("tuning/*.json"))) == 1  # neither seed nor defence matters
 
 
@@ -184,7 +186,7 @@ def test_large_batches_are_compared_on_fewer_clients(measuring, monkeypatch):
     """Or minutes would pass before the first round."""
     shapes = []
 
-    def note(result, shape, measure):
+    def note(result, shape, measure, before):
         shapes.append(shape)
         return Tuning(result[0], {})
 
@@ -195,3 +197,122 @@ def test_large_batches_are_compared_on_fewer_clients(measuring, monkeypatch):
         monkeypatch.setattr(execution, "TUNING_IMAGES", 4 * 2 * 32)
         execution.choose_layout(prepare(from_mapping(small(model=CNN, client=client, data=data))))
     assert [shape["clients"] for shape in shapes] == [8, 4]
+
+
+def test_a_short_run_measures_nothing_and_a_long_one_does(measuring, monkeypatch):
+    """Of a CPU; the estimate grows with everything that a run computes."""
+    monkeypatch.delenv("FEDJAX_SEC_TUNING")
+    monkeypatch.setattr(execution, "usable_cores", lambda: 2)
+    asked = []
+    monkeypatch.setattr(
+        execution, "tune", lambda options, *_: asked.append(options) or Tuning(options[1], {"a": 1})
+    )
+    client = {"name": "sgd", "steps": 2, "batch_size": 8}
+    spec = small(model=CNN, client=client)
+    short = prepare(from_mapping(spec))
+    assert execution.choose_layout(short) == Tuning(Choice("map", None, "patches"), {}, 2)
+    long = prepare(from_mapping(spec | {"rounds": 10**9}))
+    assert execution.choose_layout(long).optimization is None and len(asked) == 1
+    assert execution.choose_layout(short, replicas=10**9).milliseconds and len(asked) == 2
+    monkeypatch.setenv("FEDJAX_SEC_TUNING", "on")
+    assert execution.choose_layout(short).milliseconds and len(asked) == 3
+    monkeypatch.setenv("FEDJAX_SEC_TUNING", "off")
+    assert execution.choose_layout(long) == Tuning(Choice("map", None, "patches"), {})
+
+    def seconds(**changes):
+        return execution.training_seconds(prepare(from_mapping(spec | changes)))
+
+    one = seconds()
+    assert seconds(rounds=spec["rounds"] * 3) == pytest.approx(3 * one)
+    assert seconds(client=client | {"steps": 6}) == pytest.approx(3 * one)
+    pgd = client | {"name": "adversarial", "fraction": 0.5, "pgd_steps": 8}
+    assert seconds(client=pgd) == pytest.approx(5 * one)
+    wider = CNN | {"channels": [8], "hidden": 16}
+    assert 2 * one < seconds(model=wider) < 8 * one
+    monkeypatch.setattr(execution, "usable_cores", lambda: 4)
+    assert seconds() == pytest.approx(one / 2)
+
+
+def test_the_estimate_of_a_perceptron():
+    """Three passes of two operations a weight, biases and activations left aside."""
+    spec = small(model={"name": "mlp", "hidden": [32]}, rounds=7)
+    prepared = prepare(from_mapping(spec))
+    one = prepared.experiment
+    images = 7 * one.clients_per_round * one.client.gradients(prepared.setting.capacity)
+    weights = 64 * 32 + 32 * 10
+    rate = execution.CORE_RATE * execution.usable_cores()
+    estimate = execution.training_seconds(prepared) * rate
+    assert 6 * weights * images <= estimate <= 1.2 * 6 * weights * images
+
+
+def test_a_level_of_optimization_is_written_down_and_taken_up(measuring, monkeypatch, tmp_path):
+    monkeypatch.delenv("FEDJAX_SEC_TUNING")
+    spec, out = small(rounds=4), tmp_path / "run"
+
+    def stop(done, rows):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fedjax_sec.run(spec, out=out, on_evaluation=stop)
+    assert json.loads((out / "execution.json").read_text())["optimization"] == 2
+    monkeypatch.setattr(execution, "THOROUGH", 0.0)  # a run that began now would get XLA's own
+    resumed = fedjax_sec.run(spec, out=out, resume=True)
+    assert resumed.summary["tuning"]["optimization"] == 2
+    assert fedjax_sec.run(spec).summary["tuning"]["optimization"] is None
+
+
+@pytest.fixture
+def optimizing(monkeypatch):
+    """XLA as users have it: the suite disables most optimisations."""
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+def test_the_level_reaches_the_compiler(optimizing, monkeypatch):
+    options = []
+
+    class Compiled:
+        def memory_analysis(self):
+            return None
+
+    class Lowered:
+        def compile(self, given):
+            options.append(given)
+            return Compiled()
+
+    for level in (1, None):
+        program = program_of(from_mapping(small()), tuning=Tuning(A, {}, level))
+        program._lowered["key"] = Lowered(), 0.0
+        program.finish()
+    assert options == [{"xla_backend_optimization_level": 1} if on_cpu() else None, None]
+    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=3")
+    assert compiler_options(2) == {}
+    monkeypatch.delenv("XLA_FLAGS")
+    jax.config.update("jax_disable_most_optimizations", True)
+    assert compiler_options(2) == {}
+
+
+@pytest.mark.parametrize("name", ["mlp", "small_cnn", "lenet", "resnet", "char_lstm"])
+def test_initial_parameters_do_not_depend_on_the_level(optimizing, name):
+    shape, classes = ((12,), 20) if name == "char_lstm" else ((16, 16, 3), 10)
+    model = shallow(name).make(shape, classes)
+    key = jax.random.key(3)
+    draw = jax.jit(lambda key: make_space(model).split(model.init(key))[0])
+    bits = [
+        np.asarray(draw.lower(key).compile({"xla_backend_optimization_level": level})(key))
+        for level in (2, 3)
+    ]
+    np.testing.assert_array_equal(*bits)
+
+
+def test_initial_parameters_are_drawn_one_seed_after_another():
+    """Batched, XLA does not come back from several QR decompositions on two cores."""
+    model, keys = shallow("char_lstm"), jax.random.split(jax.random.key(3), 3)
+    draw = initial_params(model, (12,), 20)
+    params = draw(keys)
+    one = draw(keys[1:2])
+    np.testing.assert_array_equal(params[1], one[0])
+    assert not np.array_equal(params[0], params[1])

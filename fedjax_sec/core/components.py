@@ -482,6 +482,13 @@ class Client(Component):
         """The same work for at most `steps` local steps."""
         return self
 
+    def gradients(self, capacity: int | None) -> int | None:
+        """Gradients of an example that a client computes in a round, at most; None: unknown.
+
+        `capacity` are the examples of the largest client. It says how long a run will train.
+        """
+        return None
+
     def init(self, dim: int) -> State:
         """The state before round 0."""
         return ()

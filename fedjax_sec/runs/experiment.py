@@ -100,14 +100,19 @@ def best_evaluation(metrics: Mapping, name: str, among=True) -> int:
 
 
 @undisturbed
-def resolve_layout(prepared: Prepared, checkpoint_dir: str | Path | None) -> Tuning:
-    """How to compute local training: as an interrupted run with this state did, else measured.
+def resolve_layout(
+    prepared: Prepared,
+    checkpoint_dir: str | Path | None,
+    replicas: int = 1,
+    before: Callable[[], object] = lambda: None,
+) -> Tuning:
+    """How to compute local training: as an interrupted run with this state did, else chosen anew.
 
     It changes results by rounding, so it is written down beside the state: what resumes does not
-    measure again.
+    choose again. `replicas` and `before` as in `choose_layout`.
     """
     if checkpoint_dir is None:
-        return choose_layout(prepared)
+        return choose_layout(prepared, replicas, before)
     path = Path(checkpoint_dir).absolute().parent / results.EXECUTION
     if path.exists():
         try:
@@ -117,7 +122,7 @@ def resolve_layout(prepared: Prepared, checkpoint_dir: str | Path | None) -> Tun
             raise ConfigError(
                 f"{reason} It says how the run was computed: {_begin_again(path.parent)}"
             ) from None
-    tuning = choose_layout(prepared)
+    tuning = choose_layout(prepared, replicas, before)
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write_json(path, tuning.to_dict())
     return tuning
@@ -168,9 +173,11 @@ def train(
     if checkpoint_dir and not folders:
         raise ConfigError("checkpoint_dir needs folders: a state goes on beside its metrics.")
     if program is None:
-        layout = resolve_layout(prepared[0], checkpoint_dir) if distributed.leads() else None
+        layout = None
+        if distributed.leads():
+            layout = resolve_layout(prepared[0], checkpoint_dir, len(prepared))
         layout = Tuning.from_dict(distributed.agree(layout and layout.to_dict()))
-        program = Program(prepared[0], at_once, layout)
+        program = Program(prepared[0], at_once, layout).compile(prepared)
     replicas = make_replicas(prepared)
     first = experiments[0]
     begin = time.perf_counter()

@@ -14,6 +14,7 @@ from fedjax_sec.core.random import Stream, stream
 from fedjax_sec.core.space import make_space
 from fedjax_sec.core.types import BoundTask, Space, TestSet
 from fedjax_sec.data import Source
+from fedjax_sec.ops.backend import compiler_options
 from fedjax_sec.ops.client_axis import layout
 from fedjax_sec.round import Components, Pool, Population, Problem, Replica, make_task
 from fedjax_sec.runs.checks import (
@@ -199,10 +200,19 @@ def _by_user(source, index, counts) -> bool:
 
 @functools.lru_cache(maxsize=16)
 def initial_params(model, input_shape, num_classes):
-    """Seeds' keys [R] -> initial parameters [R, D], compiled once in a process for each model."""
+    """Seeds' keys [R] -> initial parameters [R, D], compiled once in a process for each model.
+
+    One seed after another: XLA waits for ever in several batched QR decompositions, which draw
+    orthogonal matrices, on as few cores (jaxlib 0.10.2).
+    """
     network = model.make(input_shape, num_classes)
     split = make_space(network).split
-    return jax.jit(jax.vmap(lambda key: split(network.init(stream(key, Stream.INIT)))[0]))
+    # Level 3 takes several times as long and gives the same bits.
+    draw = jax.jit(
+        lambda key: split(network.init(stream(key, Stream.INIT)))[0],
+        compiler_options=compiler_options(2),
+    )
+    return lambda keys: jnp.stack([draw(key) for key in keys])
 
 
 def make_problem(prepared: Prepared, choice: Choice, per_round: int) -> Problem:

@@ -7,6 +7,7 @@ a single run is one replica.
 import functools
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -21,6 +22,7 @@ from fedjax_sec.evaluation.batches import in_batches
 from fedjax_sec.evaluation.local import by_client
 from fedjax_sec.evaluation.metrics import over_classes
 from fedjax_sec.evaluation.robustness import labels, robust_mask
+from fedjax_sec.ops.backend import compiler_options
 from fedjax_sec.ops.client_axis import spreading
 from fedjax_sec.round import (
     Replica,
@@ -70,6 +72,8 @@ class Program:
         self.traces = 0
         self.compiled: dict[str, dict] = {}
         self._functions: dict = {}
+        self._lowered: dict = {}  # traced, and not yet compiled, with the seconds that it took
+        self._fitting: set = set()
 
     def _over_replicas(self, fn: Callable, *stacked):
         size = jax.tree.leaves(stacked)[0].shape[0]
@@ -84,10 +88,20 @@ class Program:
         )
 
     def _compile(self, name, function, *args, donate=()):
-        """The function compiled for arguments of these shapes, timing the compilation."""
+        """The function compiled for arguments of these shapes."""
+        key = self._lower(name, function, *args, donate=donate)
+        if key in self._lowered:
+            self._finish(key)
+        return self._functions[key]
+
+    def _lower(self, name, function, *args, donate=()):
+        """Traces a function for XLA, unless that was done; returns its key.
+
+        In the caller's thread, whose settings of JAX count.
+        """
         leaves, structure = jax.tree.flatten(args)
         key = (name, structure, tuple((leaf.shape, leaf.dtype.name) for leaf in leaves))
-        if key not in self._functions:
+        if key not in self._functions and key not in self._lowered:
             start = time.perf_counter()
             shardings = {"in_shardings": self.replicated, "out_shardings": self.replicated}
             jitted = jax.jit(
@@ -95,9 +109,17 @@ class Program:
             )
             if self.replicated:  # where the arguments lie now says nothing
                 args = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), args)
-            self._functions[key] = jitted.lower(*args).compile()
-            self._record(name, time.perf_counter() - start, self._functions[key])
-        return self._functions[key]
+            lowered = jitted.lower(*args)
+            self._lowered[key] = lowered, time.perf_counter() - start
+        return key
+
+    def _finish(self, key) -> None:
+        """Lets XLA compile what was traced."""
+        start, (lowered, seconds) = time.perf_counter(), self._lowered[key]
+        options = compiler_options(self.tuning.optimization)
+        self._functions[key] = function = lowered.compile(options or None)
+        del self._lowered[key]
+        self._record(key[0], seconds + time.perf_counter() - start, function)
 
     def _record(self, name, seconds, function=None):
         entry = self.compiled.setdefault(name, {"seconds": 0.0})
@@ -114,12 +136,30 @@ class Program:
 
     def compile(self, prepared: Sequence[Prepared]) -> "Program":
         """Compiles everything that a run of these experiments needs, without running it."""
+        self.lower(prepared)
+        with ThreadPoolExecutor(1) as thread:
+            finished = thread.submit(self.finish)
+            self._initial_params(make_replicas(prepared))  # compiled meanwhile
+            finished.result()
+        return self
+
+    def lower(self, prepared: Sequence[Prepared]) -> "Program":
+        """Traces everything that a run of these experiments needs: the first half of `compile`."""
         replicas = make_replicas(prepared)
-        state = jax.eval_shape(self.init, replicas)
+        state = self.state_shapes(replicas)
+        self._check_size(state)
         first = prepared[0].experiment
-        self._evaluator(state, replicas)
+        self._plan(state, replicas)
+        self._lower(*self._evaluating(state, replicas))
         for rounds in {min(first.evaluation.every, first.rounds), _last_stretch(first)}:
-            self._advancer(state, replicas, rounds)
+            self._lower(*self._advancing(state, replicas, rounds), donate=(0,))
+        return self
+
+    def finish(self) -> "Program":
+        """Compiles what `lower` has traced, side by side; in any thread."""
+        keys = list(self._lowered)
+        with ThreadPoolExecutor(len(keys) or 1) as threads:
+            list(threads.map(self._finish, keys))
         return self
 
     def init(
@@ -127,22 +167,37 @@ class Program:
     ) -> RoundState:
         """The state of every replica before round 0; `starts` are parameters that are given."""
 
-        start = time.perf_counter()
-        shape, classes = self.problem.inputs.shape, self.problem.num_classes
-        params = initial_params(self.experiment.model, shape, classes)(replicas.key)
+        params = self._initial_params(replicas)
         if starts is not None:
             pairs = zip(params, starts, strict=True)
             params = jnp.stack([drawn if given is None else given for drawn, given in pairs])
-        self._record("init", time.perf_counter() - start)
 
+        self._check_size(self.state_shapes(replicas))
+        return self._begin(replicas, params)
+
+    def state_shapes(self, replicas: Replica) -> RoundState:
+        """The shapes of `init`'s state; nothing is computed."""
+        size = jax.tree.leaves(replicas)[0].shape[0]
+        params = jax.ShapeDtypeStruct((size, self.problem.space.dim), jnp.float32)
+        return jax.eval_shape(self._begin, replicas, params)
+
+    def _begin(self, replicas: Replica, params) -> RoundState:
         def begin(replica, params):
             task = make_task(self.problem, self.pool, replica.components.task)
             return init_state(self.problem, task, replica.components, params, replica.key)
 
-        begin = jax.vmap(begin)
-        shapes = jax.eval_shape(begin, replicas, params)._asdict()
-        check_state({part: tree_bytes(tree) for part, tree in shapes.items()}, device_memory())
-        return begin(replicas, params)
+        return jax.vmap(begin)(replicas, params)
+
+    def _check_size(self, state: RoundState) -> None:
+        parts = {part: tree_bytes(tree) for part, tree in state._asdict().items()}
+        check_state(parts, device_memory())
+
+    def _initial_params(self, replicas: Replica):
+        start = time.perf_counter()
+        shape, classes = self.problem.inputs.shape, self.problem.num_classes
+        params = initial_params(self.experiment.model, shape, classes)(replicas.key)
+        self._record("init", time.perf_counter() - start)
+        return params
 
     def params(self, state: RoundState, replicas: Replica):
         """The global parameters [R, D]."""
@@ -162,12 +217,15 @@ class Program:
 
     def _advancer(self, state, replicas, rounds: int):
         self._plan(state, replicas)
-        args = (state, replicas, self.pool, _round_number(0), self.test)
-        known = len(self._functions)
-        function = self._compile(f"advance {rounds}", self._advance(rounds), *args, donate=(0,))
-        if len(self._functions) > known:  # XLA's account of memory takes longer than a short round
+        function = self._compile(*self._advancing(state, replicas, rounds), donate=(0,))
+        if function not in self._fitting:  # XLA's account of memory takes longer than short rounds
             replicas_that_fit(1, *self._needs(function, state, replicas), device_memory())
+            self._fitting.add(function)
         return function
+
+    def _advancing(self, state, replicas, rounds: int) -> tuple:
+        args = (state, replicas, self.pool, _round_number(0), self.test)
+        return f"advance {rounds}", self._advance(rounds), *args
 
     def _advance(self, rounds: int):
         def advance(state, replicas, pool, start, test):
@@ -239,7 +297,9 @@ class Program:
 
     def _evaluator(self, state, replicas):
         self._plan(state, replicas)
+        return self._compile(*self._evaluating(state, replicas))
 
+    def _evaluating(self, state, replicas) -> tuple:
         def measure(state, replicas, pool, test, last, others):
             def one(state, replica):
                 task = make_task(self.problem, pool, replica.components.task)
@@ -248,7 +308,7 @@ class Program:
             return self._over_replicas(one, state, replicas)
 
         watched = self._watching(state, replicas, _round_number(0), self.pool, self.test)
-        return self._compile("evaluate", measure, *watched)
+        return "evaluate", measure, *watched
 
     def _measure(self, task, state, replica, pool, test, last, others) -> dict:
         """One replica's metrics: every evaluator's, robust ones, and those on local test data."""

@@ -28,6 +28,11 @@ CLEARLY = 0.9
 #: A candidate whose first call takes this many times the best one's is not timed again.
 HOPELESS = 3.0
 
+#: What a candidate takes to be compiled and timed on a CPU, in seconds, without convolutions and
+#: with them, and the part of the training that the fastest saves: rough numbers, from
+#: `fedjax-sec bench rounds`.
+CANDIDATE_SECONDS, CONVOLUTION_SECONDS, SAVED = 2.5, 10.0, 0.25
+
 
 class Choice(NamedTuple):
     """One way to compute local training; changes results by rounding only.
@@ -46,25 +51,31 @@ class Choice(NamedTuple):
 
 
 class Tuning(NamedTuple):
-    """The choice, and the milliseconds of every candidate; none where nothing was measured."""
+    """The choice, and the milliseconds of every candidate; none where nothing was measured.
+
+    `optimization` is the level at which a CPU's compiler optimises; None is XLA's own.
+    """
 
     choice: Choice
     milliseconds: dict[str, float]
+    optimization: int | None = None
 
     def to_dict(self) -> dict:
         """The content of the summary and of `execution.json`."""
-        return {**self.choice._asdict(), "milliseconds": self.milliseconds}
+        rest = {"milliseconds": self.milliseconds, "optimization": self.optimization}
+        return self.choice._asdict() | rest
 
     @classmethod
     def from_dict(cls, content: Mapping) -> "Tuning":
         """The inverse of `to_dict`.
 
-        >>> one = Tuning(Choice("map", None, "patches"), {"map, patches": 3.0})
+        >>> one = Tuning(Choice("map", None, "patches"), {"map, patches": 3.0}, 2)
         >>> Tuning.from_dict(one.to_dict()) == one
         True
         """
         choice = Choice(*(content[name] for name in Choice._fields))
-        return cls(choice, dict(content["milliseconds"]))
+        level = content.get("optimization")  # a run of before 0.2 has none: XLA's own
+        return cls(choice, dict(content["milliseconds"]), level)
 
 
 def candidates(
@@ -111,13 +122,32 @@ def candidates(
 _measurements: dict[str, Tuning] = {}  # a cache: for folders that cannot be written
 
 
-def switched_off() -> bool:
-    """Whether `FEDJAX_SEC_TUNING` says that nothing is measured, and the rule decides."""
-    return os.environ.get("FEDJAX_SEC_TUNING", "").lower() in ("off", "0", "false")
+def switched() -> bool | None:
+    """Whether `FEDJAX_SEC_TUNING` switches measuring on or off; None: it is left to us."""
+    said = os.environ.get("FEDJAX_SEC_TUNING", "").lower()
+    return {"on": True, "off": False}.get({"1": "on", "true": "on", "0": "off"}.get(said, said))
+
+
+def is_worth_measuring(options: Sequence[Choice], seconds: float) -> bool:
+    """Whether the fastest option saves more of so many seconds of training than measuring takes.
+
+    Decided on a CPU alone: elsewhere a measurement also says which ways fit the memory.
+
+    >>> ways = [Choice("map", None, "patches"), Choice("map", None, "rows")]
+    >>> [is_worth_measuring(ways, seconds) for seconds in (60.0, 600.0)]
+    [False, True]
+    """
+    if not on_cpu():
+        return True
+    one = CONVOLUTION_SECONDS if options[0].convolution else CANDIDATE_SECONDS
+    return SAVED * seconds > one * len(options)
 
 
 def tune(
-    candidates: Sequence[Choice], shape: Mapping, measure: Callable[[Choice], Callable | None]
+    candidates: Sequence[Choice],
+    shape: Mapping,
+    measure: Callable[[Choice], Callable | None],
+    before: Callable[[], object] = lambda: None,
 ) -> Tuning:
     """The fastest candidate for this shape of work on this machine.
 
@@ -127,18 +157,21 @@ def tune(
             key under which the result is kept in the cache folder, for this and later processes.
         measure: compiles a candidate and gives a function that runs it once and waits; None for
             one that does not fit the memory.
+        before: called before anything is measured, so that nothing else runs meanwhile.
 
-    >>> tune([Choice("vmap")], {}, measure=None)
-    Tuning(choice=Choice(clients='vmap', chunk=None, convolution=None), milliseconds={})
+    >>> tune([Choice("vmap")], {}, measure=None).choice
+    Choice(clients='vmap', chunk=None, convolution=None)
     """
-    if len(candidates) == 1 or switched_off():
+    if len(candidates) == 1 or switched() is False:
         return Tuning(candidates[0], {})
     described = {"shape": shape, "candidates": [str(c) for c in candidates], **_machine()}
     text = json.dumps(described, sort_keys=True, default=str)
     key = hashlib.sha256(text.encode()).hexdigest()[:24]
     path = cache_folder() / "tuning" / f"{key}.json"
     if key not in _measurements:
-        _measurements[key] = _read(path) or _measured(candidates, measure)
+        if (kept := _read(path)) is None:
+            before()
+        _measurements[key] = kept or _measured(candidates, measure)
         _write(path, described | _measurements[key].to_dict())
     return _measurements[key]
 

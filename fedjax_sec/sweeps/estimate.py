@@ -91,7 +91,7 @@ def _cost(groups: tuple[Group, ...], at_once: int | None, rounds: int) -> Cost:
     begin = time.perf_counter()
     program = Program(prepared[0], at_once)
     replicas = make_replicas(prepared)
-    shapes = jax.eval_shape(program.init, replicas)
+    shapes = program.state_shapes(replicas)
     size = len(prepared)
     data = tree_bytes((program.pool, program.test))
     dim = program.problem.space.dim

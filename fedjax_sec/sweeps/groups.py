@@ -391,14 +391,14 @@ def work_locked(
     *,
     at_once: int | None = None,
     start: Callable[[], Callable | None] = lambda: None,
-    ready: Callable[[Tuning], Program | None] = lambda tuning: None,
+    ready: Callable[[Group, Tuning], Program] | None = None,
     before_training: Callable[[], None] = lambda: None,
 ) -> None:
     """`work` where this process holds the group's lock.
 
-    `start` is called where there is work to do and gives `on_evaluation`; `ready` gives a program
-    that was compiled for this choice, if there is one; `before_training` is called when the program
-    is compiled and nothing runs.
+    `start` is called where there is work to do and gives `on_evaluation`; `ready` compiles the
+    program of the group, prepared, for this choice; `before_training` is called when the program is
+    compiled and nothing runs.
     """
     state = out / GROUPS / group.name
     if not is_planned(out, group.name):
@@ -410,8 +410,9 @@ def work_locked(
             folder.tidy()
         files.remove_files([*_leftovers(state), state / FAILURE])
         on_evaluation = start()
-        tuning = resolve_layout(group.prepared[0], state / "state")
-        program = ready(tuning) or compiled(group, at_once, tuning)
+        tuning = resolve_layout(group.prepared[0], state / "state", len(group.cells))
+        ready = ready or (lambda group, tuning: traced(group, at_once, tuning).finish())
+        program = ready(group, tuning)
         before_training()
         with _loggers(out, group) as loggers:
             train(
@@ -436,15 +437,15 @@ def _loggers(out: Path, group: Group) -> Writing:
     return Writing(runs, names, out)
 
 
-def compiled(group: Group, at_once: int | None, tuning: Tuning) -> Program:
-    """The program of a group whose experiments are prepared."""
-    return Program(group.prepared[0], at_once, tuning).compile(group.prepared)
+def traced(group: Group, at_once: int | None, tuning: Tuning) -> Program:
+    """The program of a group whose experiments are prepared, for XLA to compile."""
+    return Program(group.prepared[0], at_once, tuning).lower(group.prepared)
 
 
-def tuning_ahead(out: Path, group: Group) -> Tuning | None:
+def tuning_ahead(out: Path, group: Group, before: Callable[[], object]) -> Tuning | None:
     """The choice that `work` would make here, nothing written; None where it has nothing to do.
 
-    Measured, where it is not known, so nothing else may run in the meantime.
+    `before` is called where it has to be measured, while nothing else may run.
     """
     lock = take(out, group.name)
     if lock is None:
@@ -454,7 +455,8 @@ def tuning_ahead(out: Path, group: Group) -> Tuning | None:
         if not is_planned(out, group.name):
             return None
         started = (folder / results.EXECUTION).exists()
-        return resolve_layout(group.prepared[0], folder / "state" if started else None)
+        state = folder / "state" if started else None
+        return resolve_layout(group.prepared[0], state, len(group.cells), before)
     finally:
         lock.release()
 

@@ -76,6 +76,10 @@ class Adversarial(LocalSgd):
         """Also at most ten of PGD, which then still take most of the time."""
         return dataclasses.replace(super().shortened(steps), pgd_steps=min(self.pgd_steps, 10))
 
+    def gradients(self, capacity):
+        share, steps = 1.0 if self.most is None else self.most, super().gradients(capacity)
+        return None if steps is None else round(steps * (1 + share * self.pgd_steps))
+
     def examples(self, key, params, x, y, mask, task):
         # The last batch of an epoch may be shorter: its share is counted over what is there.
         most = 1.0 if self.most is None else self.most

@@ -4,17 +4,15 @@ import contextlib
 import errno
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import filelock
 
 from fedjax_sec.core.host import undisturbed
-from fedjax_sec.runs.program import Program
-from fedjax_sec.runs.tuning import Tuning
 from fedjax_sec.sweeps import groups as groups_lib
 from fedjax_sec.sweeps.grid import Cell
 from fedjax_sec.sweeps.groups import Group
+from fedjax_sec.sweeps.launchers.ahead import Ahead
 
 #: Errors of the system that the next group would meet, too.
 _EVERYBODYS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -24,10 +22,10 @@ class Local:
     """This process works through the groups, and takes those that no other process has.
 
     A group that fails stops no other: its error is written down, and raised when all others are
-    done. While a group runs, the program of the next one is compiled: XLA compiles on one core.
-    This needs no lock: if another process takes that group, the compilation is lost, but no device
-    waits at the end for a group that a busy process has reserved. Layouts are measured before a
-    group runs, when nothing else runs or compiles.
+    done. While a group compiles and runs, the programs of the next ones are compiled: XLA compiles
+    most of a program on one core. This needs no lock: if another process takes that group, the
+    compilation is lost, but no device waits at the end for a group that a busy process has
+    reserved. Layouts are measured before a group runs, when nothing else runs or compiles.
 
     `holding(out, group)` gives what is entered around the work on a group whose lock is held; None
     leaves the group out.
@@ -56,23 +54,9 @@ class Local:
         """
         left = {group.name: group for group in groups}
         places = {group.name: place for place, group in enumerate(groups)}
-        compiler = ThreadPoolExecutor(max_workers=1)
-        ahead: dict[str, tuple[Tuning, Future[Program]]] = {}
+        ahead = Ahead(out, at_once)
         failed: list[tuple[Group, Exception]] = []
         callers: list[Exception] = []
-
-        def compile_next():
-            for name in list(left):
-                # What is wrong with it is its own error, when it is its turn.
-                with contextlib.suppress(Exception):
-                    left[name] = groups_lib.with_prepared(left[name], {})
-                    if (tuning := groups_lib.tuning_ahead(out, left[name])) is None:
-                        continue
-                    if ahead.get(name, (None,))[0] != tuning:
-                        future = compiler.submit(groups_lib.compiled, left[name], at_once, tuning)
-                        ahead.clear()
-                        ahead[name] = tuning, future
-                    return
 
         def work(group):
             def start():
@@ -81,19 +65,19 @@ class Local:
                 report = _noting(on_group, callers)
                 return report(places[group.name], len(groups), list(group.cells))
 
-            def ready(tuning):
-                known, future = ahead.pop(group.name, (None, None))
-                return future.result() if known == tuning else None
+            def ready(group, tuning):
+                program = ahead.take(group, tuning)
+                ahead.fill(left, measures=False)
+                return program.result()
 
             if (held := self._holding(out, group)) is not None:
                 with held:
                     groups_lib.work_locked(
                         out,
                         group,
-                        at_once=at_once,
                         start=start,
                         ready=ready,
-                        before_training=compile_next,
+                        before_training=lambda: ahead.fill(left, measures=True),
                     )
 
         try:
@@ -109,7 +93,7 @@ class Local:
                 finally:
                     lock.release()
         finally:
-            compiler.shutdown(wait=False, cancel_futures=True)
+            ahead.close()
         if failed:
             raise _first_of(failed)
 
