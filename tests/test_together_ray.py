@@ -52,6 +52,7 @@ def test_starters_that_are_none(spec, processes, said):
         (["--together", "{name: ray, cores: 0}"], "--together.cores must be > 0"),
         (["--together", "slurm", "--processes", "2"], "--processes 2 contradicts --together slurm"),
         (["--together", "{name: slurm, gpus: 1}"], "--together slurm has no fields"),
+        (["--processes", "2"], "--processes 2 needs --coordinator and --process"),
     ],
 )
 def test_options_that_contradict(arguments, said, tmp_path):

@@ -113,6 +113,11 @@ def _starter(
     from fedjax_sec.runs.together import STARTERS, build_starter
 
     if together is None:
+        if processes is not None and coordinator is process is None:
+            raise ConfigError(
+                f"--processes {processes} needs --coordinator and --process, where each process is "
+                f"started by hand, or --together ray, which starts them."
+            )
         return None
     spec = parse_override(f"together={together}")[1]
     name = spec.get("name") if isinstance(spec, Mapping) else spec

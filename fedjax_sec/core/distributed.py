@@ -56,7 +56,8 @@ def start(
             heartbeat_timeout_seconds=HEARTBEAT,
         )
     except (RuntimeError, ValueError) as error:
-        raise ConfigError(f"The processes could not be joined: {error}") from error
+        hint = "" if coordinator else " (srun tells each process that it starts how to join.)"
+        raise ConfigError(f"The processes could not be joined: {error}{hint}") from error
 
 
 def together() -> bool:

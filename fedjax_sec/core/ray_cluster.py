@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import signal
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -43,12 +44,14 @@ def joined(address: str | None, purpose: str) -> Iterator[Any]:
 def _join(ray: Any, address: str | None, purpose: str) -> None:
     before = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(
-            address=address or "local",
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.WARNING,
-        )
+        with warnings.catch_warnings():  # JAX's of a fork, behind which another program is started
+            warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
+            ray.init(
+                address=address or "local",
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.WARNING,
+            )
     except Exception as error:  # of many types, a plain one where a node is slow to start
         wanted = f"joined no cluster at {address!r}" if address else "started no cluster"
         hint = " (A cluster that asks for a token is joined at 'auto', or with RAY_AUTH_MODE=token "
@@ -70,3 +73,12 @@ def environment() -> dict[str, dict[str, str]]:
     """The `runtime_env` of tasks: they have this process's settings of JAX and of fedjax_sec."""
     settings = {k: v for k, v in os.environ.items() if k.startswith(_INHERITED)}
     return {"env_vars": settings}
+
+
+def go_to(folder: str) -> None:
+    """Takes a task to the folder of who started it, if its node has it: for relative paths.
+
+    >>> go_to("/nowhere")
+    """
+    with contextlib.suppress(OSError):
+        os.chdir(folder)

@@ -144,13 +144,8 @@ class _Process:
     """One of the processes, an actor of Ray."""
 
     def where(self, folder: str) -> tuple[str, int, int]:
-        """Its node's address, its process id, and a port that is free there.
-
-        It goes to the folder in which the run was started, where there is one: paths of a
-        configuration may be relative to it.
-        """
-        with contextlib.suppress(OSError):
-            os.chdir(folder)
+        """Its node's address, its process id, and a port that is free; it goes to `folder`."""
+        ray_cluster.go_to(folder)
         ray = require("ray", _PURPOSE)
         with socket.socket() as one:
             one.bind(("", 0))

@@ -1,6 +1,7 @@
 """Groups run by tasks of a Ray cluster (extra `[ray]`)."""
 
 import dataclasses
+import os
 
 from fedjax_sec.core import COUNT, ray_cluster, static
 from fedjax_sec.sweeps.launchers import supervision, worker
@@ -50,7 +51,8 @@ class Ray:
             )
 
 
-def _work(job: worker.Job, number: int) -> None:
+def _work(job: worker.Job, number: int, folder: str) -> None:
+    ray_cluster.go_to(folder)
     job(number)
 
 
@@ -61,7 +63,7 @@ class _Pool:
 
     def start(self, numbers):
         for number in numbers:
-            self.tasks[number] = self.task.remote(self.job, number)
+            self.tasks[number] = self.task.remote(self.job, number, os.getcwd())
 
     def ended(self, number):
         done, _ = self.ray.wait([self.tasks[number]], timeout=0)
@@ -74,4 +76,5 @@ class _Pool:
         return ""
 
     def stop(self, number):
-        self.ray.cancel(self.tasks[number], force=True)
+        if number in self.tasks:  # not where it could not be started
+            self.ray.cancel(self.tasks[number], force=True)
