@@ -26,6 +26,7 @@ from fedjax_sec.data.arrays import NAME, named
 from fedjax_sec.ops.moments import finite_rows, usable_rows
 from fedjax_sec.round import known_defense
 from fedjax_sec.round.pipeline import Attack, Defense
+from fedjax_sec.runs import together as together_lib
 from fedjax_sec.runs.config import Experiment, read_yaml
 from fedjax_sec.runs.experiment import Result, execute, resolved
 from fedjax_sec.runs.results import RunFolder
@@ -492,6 +493,7 @@ def run(
     on_evaluation: Callable[[int, list[dict]], None] | None = None,
     profile: str | Path | None = None,
     progress: bool | None = None,
+    together: Any = None,
     **overrides,
 ) -> Result:
     """Runs one experiment.
@@ -509,6 +511,8 @@ def run(
       profile: folder for a JAX profiler trace of the rounds between two evaluations.
       progress: whether rounds, speed, time left and newest metrics are shown, below the cell of a
         notebook, or on standard error (None: in a notebook).
+      together: what starts several processes that compute each round together: `"ray"`, or a
+        mapping with `name` and fields, `{"name": "ray", "processes": 4}` (None: this process).
       **overrides: top-level keys, or dotted ones as `**{"client.l2": 1e-4}`. `model=` takes an
         instance of a flax module, `defense=` and `attack=` a function of the stack of updates, and
         every key of a component an instance of a class of your own, registered or not; a
@@ -532,13 +536,18 @@ def run(
         overrides = _with_data(config, data, overrides)
     elif data is not None:
         overrides["data"] = data
+    compute = execute
+    if together is not None:
+        compute = functools.partial(
+            together_lib.execute, together_lib.build_starter(together), _in_each_process
+        )
     with contextlib.ExitStack() as shown_in:
         if _wants_progress(progress) and distributed.leads():
             display = shown_in.enter_context(progress_lib.choose())
             watch = progress_lib.OfRun(display, resolved(config, overrides).rounds)
             shown_in.callback(watch.end)
             on_evaluation = _both(watch, on_evaluation)
-        result = execute(
+        result = compute(
             config,
             out=out,
             resume=resume,
@@ -547,7 +556,7 @@ def run(
             profile=profile,
             **overrides,
         )
-    if out is not None and distributed.leads():
+    if out is not None and together is None and distributed.leads():
         folder = RunFolder(out)
         if result.params is not None or folder.lacks_figures:
             from fedjax_sec.report import plotting  # slow to import, and not needed before
@@ -555,6 +564,12 @@ def run(
             with folder.locked():
                 plotting.headline_curve(result, folder.path / "figures")
     return result
+
+
+def _in_each_process(spec: dict, how: dict, on_evaluation: Callable | None) -> tuple:
+    """What each of several processes does: the run, whose result is given as plain arrays."""
+    result = run(spec, **how, on_evaluation=on_evaluation)
+    return result.metrics, result.summary, jax.device_get(result.params)
 
 
 class SweepResult(NamedTuple):

@@ -288,6 +288,17 @@ def test_a_worker_notices_that_the_launcher_does_not_exclude_it(tmp_path, monkey
             worker.check_exclusion(tmp_path)
 
 
+def test_a_task_of_ray_works_in_the_folder_of_its_launcher(tmp_path, monkeypatch):
+    """Nodes that were started elsewhere: a path of a configuration may be relative."""
+    from fedjax_sec.sweeps.launchers import ray as launcher
+
+    monkeypatch.chdir(tmp_path.parent)
+    seen = []
+    launcher._work(lambda number: seen.append((number, Path.cwd())), 3, str(tmp_path))
+    launcher._work(lambda number: seen.append((number, Path.cwd())), 4, str(tmp_path / "missing"))
+    assert seen == [(3, tmp_path), (4, tmp_path)]
+
+
 # --- Killed at random moments ---------------------------------------------------------------------
 
 
@@ -451,15 +462,18 @@ def test_ctrl_c_ends_the_workers_and_the_next_start_goes_on(alone, tmp_path):
 
 SBATCH = """#!{python}
 import sys
+if "--partition=nowhere" in open(sys.argv[-1]).read():
+    sys.exit("sbatch: error: invalid partition specified: nowhere")
 text = open(sys.argv[-1]).read()
 open({saved!r}, "a").write(text)
 print("Submitted batch job 4711")
 """
 
 
-def test_a_submission_to_slurm(cells, tmp_path, monkeypatch):
-    """A stand-in for sbatch keeps what is submitted: nothing here can run it."""
-    submitit = pytest.importorskip("submitit")
+@pytest.fixture
+def submitted(tmp_path, monkeypatch):
+    """What a stand-in for sbatch was given: nothing here can run it."""
+    pytest.importorskip("submitit")
     (tmp_path / "bin").mkdir()
     saved = tmp_path / "submitted.sh"
     for tool, text in (("sbatch", SBATCH), ("srun", "#!/bin/sh\n"), ("scancel", "#!/bin/sh\n")):
@@ -467,6 +481,21 @@ def test_a_submission_to_slurm(cells, tmp_path, monkeypatch):
         path.write_text(text.format(python=sys.executable, saved=str(saved)))
         path.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    return saved
+
+
+def test_a_sweep_that_slurm_does_not_take(cells, tmp_path, submitted, monkeypatch):
+    planned = sweeps.plan(cells, tmp_path / "out")
+    with pytest.raises(ConfigError, match="SLURM took no jobs: sbatch: error: invalid partition"):
+        Slurm(2, partition="nowhere").launch(tmp_path / "out", planned)
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(ConfigError, match="no sbatch and no srun, .* choose cluster: local"):
+        Slurm(2).launch(tmp_path / "out", planned)
+
+
+def test_a_submission_to_slurm(cells, tmp_path, submitted):
+    import submitit
+
     launcher = Slurm(
         workers=8,
         partition="gpu",
@@ -479,9 +508,9 @@ def test_a_submission_to_slurm(cells, tmp_path, monkeypatch):
     planned = sweeps.plan(cells, tmp_path / "out")
     job = supervision.job_of(tmp_path / "out", planned, None, 3)
     executor = launcher.executor(submitit, tmp_path / "out", 4)
-    submitted = executor.map_array(job, [0, 1, 2, 3])
-    assert [one.job_id for one in submitted] == ["4711_0", "4711_1", "4711_2", "4711_3"]
-    text = saved.read_text()
+    jobs = executor.map_array(job, [0, 1, 2, 3])
+    assert [one.job_id for one in jobs] == ["4711_0", "4711_1", "4711_2", "4711_3"]
+    text = submitted.read_text()
     for line in (
         "--array=0-3%4",
         "--partition=gpu",

@@ -111,22 +111,20 @@ def reported():
         raise typer.Exit(2) from None
 
 
-class _Terminated(BaseException):
-    """SIGTERM, to be passed through as KeyboardInterrupt is."""
-
-
 @contextlib.contextmanager
 def interruptible(command: Sequence[str]) -> Iterator[None]:
     """Ends on SIGINT and SIGTERM with the command that goes on; exit status 130 and 143."""
+    seen = [signal.SIGINT]
 
     def terminate(number, frame):
-        raise _Terminated
+        seen.append(signal.Signals(number))
+        raise KeyboardInterrupt  # which libraries let through: in Ray's calls others get lost
 
     before = signal.signal(signal.SIGTERM, terminate)
     try:
         yield
-    except (KeyboardInterrupt, _Terminated) as reason:
-        number = signal.SIGTERM if isinstance(reason, _Terminated) else signal.SIGINT
+    except KeyboardInterrupt:
+        number = seen[-1]
         text = f"Stopped by {number.name}; what is done is kept. To go on: {shlex.join(command)}"
         errors.print(text, markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(128 + number) from None

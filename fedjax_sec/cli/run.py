@@ -1,5 +1,6 @@
 """`fedjax-sec run`."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -24,7 +25,8 @@ from fedjax_sec.cli.common import (
     log_options,
     reported,
 )
-from fedjax_sec.core import ConfigError, distributed, plugins
+from fedjax_sec.core import ConfigError, distributed, plugins, suggestion
+from fedjax_sec.core.advice import shown
 from fedjax_sec.core.registry import headline_in
 
 
@@ -52,8 +54,13 @@ def run(
     processes: Annotated[int | None, typer.Option(min=1, help="How many there are.")] = None,
     process: Annotated[int | None, typer.Option(min=0, help="The number of this one.")] = None,
     together: Annotated[
-        bool, typer.Option("--together", help="The three as SLURM says, under srun.")
-    ] = False,
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="What starts the processes: slurm (this command under srun is one of them), or "
+            "ray; with fields, '{name: ray, gpus: 1}'.",
+        ),
+    ] = None,
 ) -> None:
     """Run one experiment."""
     from fedjax_sec import api, progress
@@ -61,11 +68,16 @@ def run(
     from fedjax_sec.runs import loggers
 
     out, imports = out.absolute(), imported(ctx)
+    numbers = {"coordinator": coordinator, "processes": processes, "process": process}
     again = ["fedjax-sec", "run", str(config), *(overrides or ()), "--out", str(out), "--resume"]
     again += [*data_option(data_dir), *import_options(imports), *log_options(log)]
     with reported():
-        if together or any(one is not None for one in (coordinator, processes, process)):
-            distributed.start(coordinator, processes, process)
+        starter = _starter(together, **numbers)
+        if starter is not None:
+            again += ["--together", together]
+            again += [] if processes is None else ["--processes", str(processes)]
+        elif together is not None or any(one is not None for one in numbers.values()):
+            distributed.start(**numbers)
     with reported(), interruptible(again):
         if resume and overwrite:
             raise ConfigError("Give --resume or --overwrite, not both.")
@@ -83,10 +95,50 @@ def run(
                 overwrite=overwrite,
                 on_evaluation=watch,
                 profile=profile,
+                together=starter,
             )
             watch.end()
     if distributed.leads():
         _print_summary(result, out)
+
+
+def _starter(
+    together: str | None, coordinator: str | None, processes: int | None, process: int | None
+):
+    """What starts the processes; None where something else started this one, or it is alone.
+
+    Raises: `ConfigError` for names and fields that are none, and options that contradict.
+    """
+    from fedjax_sec.runs.config import parse_override
+    from fedjax_sec.runs.together import STARTERS, build_starter
+
+    if together is None:
+        if processes is not None and coordinator is process is None:
+            raise ConfigError(
+                f"--processes {processes} needs --coordinator and --process, where each process is "
+                f"started by hand, or --together ray, which starts them."
+            )
+        return None
+    spec = parse_override(f"together={together}")[1]
+    name = spec.get("name") if isinstance(spec, Mapping) else spec
+    known = ("slurm", *STARTERS)
+    if isinstance(name, str) and name not in known:
+        raise ConfigError(
+            f"--together: unknown name {name!r}.{suggestion(name, known)} Known: "
+            f"{', '.join(known)}."
+        )
+    given = {"--coordinator": coordinator, "--process": process}
+    if name == "slurm":
+        if isinstance(spec, Mapping) and len(spec) > 1:
+            raise ConfigError(f"--together slurm has no fields, got {shown(spec)}.")
+        given["--processes"] = processes
+    for option, value in given.items():
+        if value is not None:
+            raise ConfigError(
+                f"{option} {value} contradicts --together {name}, which says it; leave one of the "
+                f"two out."
+            )
+    return None if name == "slurm" else build_starter(spec, processes, "--together")
 
 
 def _print_summary(result, out) -> None:

@@ -5,6 +5,7 @@ and checkpoints; what it decides, the others learn by `agree`. Imports nothing o
 """
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -18,7 +19,11 @@ HEARTBEAT = 30
 
 
 def start(
-    coordinator: str | None = None, processes: int | None = None, process: int | None = None
+    coordinator: str | None = None,
+    processes: int | None = None,
+    process: int | None = None,
+    *,
+    gpus: Sequence[int] | None = None,
 ) -> None:
     """Joins this process with the others; before anything else uses JAX.
 
@@ -27,6 +32,7 @@ def start(
         cluster that JAX knows says).
       processes: how many there are.
       process: this one's number, from 0.
+      gpus: the numbers of its GPUs among those that it sees (None: all, or its own as SLURM says).
 
     Raises: `ConfigError` where the three are not given together, or say nothing that can be.
     """
@@ -43,10 +49,15 @@ def start(
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
         jax.distributed.initialize(
-            coordinator, processes, process, heartbeat_timeout_seconds=HEARTBEAT
+            coordinator,
+            processes,
+            process,
+            local_device_ids=gpus,
+            heartbeat_timeout_seconds=HEARTBEAT,
         )
     except (RuntimeError, ValueError) as error:
-        raise ConfigError(f"The processes could not be joined: {error}") from error
+        hint = "" if coordinator else " (srun tells each process that it starts how to join.)"
+        raise ConfigError(f"The processes could not be joined: {error}{hint}") from error
 
 
 def together() -> bool:

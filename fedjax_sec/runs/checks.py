@@ -35,6 +35,31 @@ def setting_on_data(
     )
 
 
+def refuse_unsharded(experiment: Experiment, processes: int) -> None:
+    """Raises where several processes could not compute a round of the experiment together."""
+    if experiment.execution.clients != "sharded":
+        raise ConfigError(
+            f"execution.clients must be 'sharded' where {processes} processes compute a round "
+            f"together, got {experiment.execution.clients!r}."
+        )
+    if experiment.clients_per_round < processes:
+        raise ConfigError(
+            f"{processes} processes compute a round together, and it has "
+            f"{experiment.clients_per_round} client(s): each process needs at least one. Ask for "
+            f"fewer processes."
+        )
+
+
+def refuse_objects(experiment: Experiment) -> None:
+    """Raises for objects that were given from Python, which no other process has."""
+    if names := experiment.in_no_file:
+        raise ConfigError(
+            f"together: other processes compute the run, and {names[0]} is an object given from "
+            f"Python, which is in this one alone. Leave together out, or name a component or a "
+            f"file."
+        )
+
+
 def has_labels(task, source: Source) -> bool:
     """Whether an example has one class."""
     return task.labels_of(np.asarray(source.y_train[:1])) is not None

@@ -20,7 +20,7 @@ from fedjax_sec.evaluation.robustness import surrogates_of
 from fedjax_sec.runs import config as config_lib
 from fedjax_sec.runs import notebook, results
 from fedjax_sec.runs.checkpoints import Checkpoints, Saved
-from fedjax_sec.runs.checks import missing_bases
+from fedjax_sec.runs.checks import missing_bases, refuse_unsharded
 from fedjax_sec.runs.config import Experiment
 from fedjax_sec.runs.execution import choose_layout
 from fedjax_sec.runs.loggers import Run
@@ -165,11 +165,8 @@ def train(
     experiments = [one.experiment for one in prepared]
     if len({e.structure() for e in experiments}) != 1:
         raise ConfigError("These experiments differ in structure and cannot share a program.")
-    if distributed.together() and experiments[0].execution.clients != "sharded":
-        raise ConfigError(
-            f"execution.clients must be 'sharded' where {jax.process_count()} processes compute a "
-            f"round together, got {experiments[0].execution.clients!r}."
-        )
+    if distributed.together():
+        refuse_unsharded(experiments[0], jax.process_count())
     if checkpoint_dir and not folders:
         raise ConfigError("checkpoint_dir needs folders: a state goes on beside its metrics.")
     if program is None:
@@ -401,6 +398,27 @@ def resolved(config: str | Path | Mapping | Experiment, overrides: Mapping) -> E
     return read(config, overrides)
 
 
+def checked(
+    config: str | Path | Mapping | Experiment, overrides: Mapping, out, on_evaluation, profile
+) -> Experiment:
+    """The experiment of a run with these arguments.
+
+    Raises: `ConfigError` for arguments that are none, and for loggers that could not write.
+    """
+    if on_evaluation is not None and not callable(on_evaluation):
+        raise ConfigError(f"on_evaluation must be a function, got {shown(on_evaluation)}.")
+    for name, given in (("out", out), ("profile", profile)):
+        if given is not None and not isinstance(given, (str, os.PathLike)):
+            raise ConfigError(f"{name} must be the path of a folder, got {shown(given)}.")
+    experiment = resolved(config, overrides)
+    check_installed(experiment.logging)
+    if out is None and experiment.logging:
+        raise ConfigError(
+            f"logging: {experiment.logging[0]!r} writes beside a run's folder; give out."
+        )
+    return experiment
+
+
 def execute(
     config: str | Path | Mapping | Experiment,
     *,
@@ -413,18 +431,8 @@ def execute(
     **overrides,
 ) -> Result:
     """As `fedjax_sec.run`, but draws no figures. `make_program` says what computes the rounds."""
-    if on_evaluation is not None and not callable(on_evaluation):
-        raise ConfigError(f"on_evaluation must be a function, got {shown(on_evaluation)}.")
-    for name, given in (("out", out), ("profile", profile)):
-        if given is not None and not isinstance(given, (str, os.PathLike)):
-            raise ConfigError(f"{name} must be the path of a folder, got {shown(given)}.")
-    experiment = resolved(config, overrides)
-    check_installed(experiment.logging)
+    experiment = checked(config, overrides, out, on_evaluation, profile)
     if out is None:
-        if experiment.logging:
-            raise ConfigError(
-                f"logging: {experiment.logging[0]!r} writes beside a run's folder; give out."
-            )
         return train([prepare(experiment)], on_evaluation=on_evaluation, profile=profile)[0]
     folder, profile = results.RunFolder(out), profile and Path(profile).absolute()
     spec, how = experiment.to_dict(), {"resume": resume, "overwrite": overwrite}

@@ -3,15 +3,8 @@
 import dataclasses
 import os
 
-from fedjax_sec.core import COUNT, static
-from fedjax_sec.core.optional import require
+from fedjax_sec.core import COUNT, ray_cluster, static
 from fedjax_sec.sweeps.launchers import supervision, worker
-
-#: Settings of the environment that tasks have from the process that launches.
-_INHERITED = (
-    *("FEDJAX_SEC_", "JAX_", "XLA_", "TF_CPP_"),
-    *("WANDB_MODE", "WANDB_PROJECT", "WANDB_ENTITY", "WANDB_BASE_URL"),  # no key: it would be shown
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,24 +34,13 @@ class Ray:
 
     def launch(self, out, groups, *, at_once=None, on_group=None, on_wait=None, on_status=None):
         """See `fedjax_sec.sweeps.launchers.Launcher`; the only callback is `on_status`."""
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        ray = require("ray", "The launcher 'ray'")
         job = supervision.job_of(out, groups, at_once, self.retries)
-        ours = not ray.is_initialized()
-        if ours:
-            ray.init(
-                address=self.address, include_dashboard=False, log_to_driver=False, logging_level=30
-            )
-        try:
-            gpus = self.gpus
-            if gpus is None:
-                gpus = float(ray.cluster_resources().get("GPU", 0) > 0)
-            settings = {k: v for k, v in os.environ.items() if k.startswith(_INHERITED)}
+        with ray_cluster.joined(self.address, "The launcher 'ray'") as ray:
             task = ray.remote(_work).options(
                 num_cpus=self.cores,
-                num_gpus=gpus,
+                num_gpus=ray_cluster.gpus_each(ray, self.gpus),
                 max_retries=self.retries,
-                runtime_env={"env_vars": settings},
+                runtime_env=ray_cluster.environment(),
             )
             supervision.supervise(
                 job,
@@ -67,12 +49,10 @@ class Ray:
                 patience=self.patience,
                 on_status=on_status,
             )
-        finally:
-            if ours:
-                ray.shutdown()
 
 
-def _work(job: worker.Job, number: int) -> None:
+def _work(job: worker.Job, number: int, folder: str) -> None:
+    ray_cluster.go_to(folder)
     job(number)
 
 
@@ -83,7 +63,7 @@ class _Pool:
 
     def start(self, numbers):
         for number in numbers:
-            self.tasks[number] = self.task.remote(self.job, number)
+            self.tasks[number] = self.task.remote(self.job, number, os.getcwd())
 
     def ended(self, number):
         done, _ = self.ray.wait([self.tasks[number]], timeout=0)
@@ -96,4 +76,5 @@ class _Pool:
         return ""
 
     def stop(self, number):
-        self.ray.cancel(self.tasks[number], force=True)
+        if number in self.tasks:  # not where it could not be started
+            self.ray.cancel(self.tasks[number], force=True)

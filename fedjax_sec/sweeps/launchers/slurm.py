@@ -1,9 +1,10 @@
 """Groups run by jobs of SLURM, submitted through submitit (extra `[slurm]`)."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 
-from fedjax_sec.core import COUNT, static
+from fedjax_sec.core import COUNT, ConfigError, one_line, static
 from fedjax_sec.core.optional import require
 from fedjax_sec.sweeps.launchers import supervision, worker
 
@@ -50,7 +51,17 @@ class Slurm:
         supervision.supervise(job, pool, count, patience=self.patience, on_status=on_status)
 
     def executor(self, submitit, out: Path, count: int):
-        """submitit's executor for `count` jobs, with these fields as its parameters."""
+        """submitit's executor for `count` jobs, with these fields as its parameters.
+
+        Raises: `ConfigError` where this machine has no SLURM.
+        """
+        absent = [name for name in ("sbatch", "srun") if shutil.which(name) is None]
+        if self.cluster == "slurm" and absent:
+            raise ConfigError(
+                f"launcher: this machine has no {' and no '.join(absent)}, so SLURM takes no jobs "
+                f"from it. Start the sweep on a machine of the cluster, or choose cluster: local, "
+                f"which needs no SLURM."
+            )
         executor = submitit.AutoExecutor(
             folder=out / worker.FOLDER / "jobs",
             cluster=self.cluster,
@@ -76,7 +87,12 @@ class _Pool:
         self.jobs: dict = {}
 
     def start(self, numbers):
-        submitted = self.executor.map_array(self.job, list(numbers))
+        from submitit.core.utils import FailedJobError
+
+        try:
+            submitted = self.executor.map_array(self.job, list(numbers))
+        except FailedJobError as error:
+            raise ConfigError(f"launcher: SLURM took no jobs: {one_line(error)}") from error
         self.jobs |= dict(zip(numbers, submitted, strict=True))
 
     def ended(self, number):
@@ -89,4 +105,5 @@ class _Pool:
         return "" if error is None else str(error).strip().splitlines()[-1]
 
     def stop(self, number):
-        self.jobs[number].cancel(check=False)
+        if number in self.jobs:  # not where it could not be submitted
+            self.jobs[number].cancel(check=False)
