@@ -65,7 +65,7 @@ def test_the_bound_is_the_one_that_is_checked(name):
         assert accepted(name, {}, int(least[1])) and not accepted(name, {}, int(least[1]) - 1)
     else:
         letter = re.search(r"[a-z]+", code(formula)[0])[0]
-        for clients in (7, 20):
+        for clients in range(7, 15):
             for value in range(1, clients + 2):
                 bounded = holds(code(formula)[0], letter, value, clients)
                 assert accepted(name, {LETTERS[letter]: value}, clients) == bounded, (
