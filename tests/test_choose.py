@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from pages import DOCS, code, section, tables
+from pages import DOCS, between, code, section, tables
 
 from fedjax_sec.core import ConfigError, Setting, registry
 
@@ -102,6 +102,12 @@ def test_the_numbers_of_local_training_are_the_results():
         for name, cell in table.column(column).items():
             ours = measured[TRADEOFF[name]][key] if name in TRADEOFF else None
             assert cell == "-" if ours is None else abs(float(cell) - float(ours)) <= 0.051
+
+
+@pytest.mark.parametrize("heading", ["Accuracy", "Backdoor success"])
+def test_the_arena_is_the_one_of_the_results(heading):
+    shown = between(DEFENSE, f"arena {heading.lower()}")
+    assert shown.startswith("| attack") and shown in section("results/choose/arena.md", heading)
 
 
 def test_every_attack_has_a_row_of_its_stage():
