@@ -1,4 +1,4 @@
-"""The Python examples of README, CONTRIBUTING and the guide run as they stand."""
+"""The Python examples of README, CONTRIBUTING and the documentation's prose run as they stand."""
 
 import re
 from pathlib import Path
@@ -10,7 +10,8 @@ from fedjax_sec.core import registry
 ROOT = Path(__file__).parents[1]
 GUIDE = [
     page.relative_to(ROOT).as_posix()
-    for page in sorted((ROOT / "docs" / "guide").glob("*.md"))
+    for folder in ("guide", "choose", "coming_from", ".")
+    for page in sorted((ROOT / "docs" / folder).glob("*.md"))
     if "```python" in page.read_text()
 ]
 
@@ -29,4 +30,5 @@ def test_the_examples_run(name, tmp_path, monkeypatch, capsys):
 
 
 def test_the_guide_has_examples():
-    assert {"docs/guide/python.md", "docs/guide/extending.md"} <= set(GUIDE)
+    assert {"docs/guide/python.md", "docs/guide/extending.md", "docs/faq.md"} <= set(GUIDE)
+    assert len([page for page in GUIDE if page.startswith("docs/coming_from/")]) == 5
