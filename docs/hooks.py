@@ -94,13 +94,11 @@ def on_files(files, config):
     made |= {page: (CHECKOUT / path).read_text() for path, page in TAKEN.items()}
     for page, text in made.items():
         files.append(File.generated(config, page, content=text))
-    linked = {
-        path
-        for file in files.documentation_pages()
-        for path in links.outside(file.content_string, _place(file.src_uri), CHECKOUT)
-    }
-    for path in sorted(linked):
-        _copy(path, files, config)
+    pages = list(files.documentation_pages())
+    while pages:  # a copy that is a page links further ones
+        page = pages.pop()
+        for path in links.outside(page.content_string, _place(page.src_uri), CHECKOUT):
+            pages += _copied(path, files, config)
     font = Path(importlib.util.find_spec("ziamath").origin).parent / "fonts" / FONT
     files.append(File.generated(config, f"assets/{FONT}", abs_src_path=str(font)))
     return files
@@ -109,20 +107,21 @@ def on_files(files, config):
 def _place(page: str) -> str:
     """The path in the checkout of a page's text, which its links are relative to."""
     back = {at: path for path, at in TAKEN.items()}
-    return back.get(page, f"{links.DOCS}/{page}")
+    inside = page.removeprefix(f"{links.COPIES}/")
+    return back.get(page, inside if inside != page else f"{links.DOCS}/{page}")
 
 
-def _copy(path: str, files, config) -> None:
+def _copied(path: str, files, config) -> list[File]:
+    """The page that becomes of a path of the checkout, if it is a new one."""
     at = links.address(path, TAKEN, CHECKOUT)
     if not at.startswith(f"{links.COPIES}/") or files.get_file_from_path(at):
-        return
+        return []
     if (CHECKOUT / path).is_file():
-        files.append(File.generated(config, at, abs_src_path=str(CHECKOUT / path)))
-        return
-    files.append(File.generated(config, at, content=links.listing(CHECKOUT, path)))
-    for one in sorted((CHECKOUT / path).iterdir()):
-        if one.is_file():
-            _copy(one.relative_to(CHECKOUT).as_posix(), files, config)
+        made = File.generated(config, at, abs_src_path=str(CHECKOUT / path))
+    else:
+        made = File.generated(config, at, content=links.listing(CHECKOUT, path))
+    files.append(made)
+    return [made] if made.is_documentation_page() else []
 
 
 def on_page_markdown(markdown, page, config, files):
