@@ -5,8 +5,10 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import browsing
 import pytest
 
 import fedjax_sec
@@ -137,6 +139,28 @@ def test_a_public_name_without_words_fails_the_build(before, missing, tmp_path):
     assert f"These public names say nothing of themselves: {missing}\n" in done.stdout + done.stderr
 
 
+@pytest.mark.slow
+def test_a_browser_shows_mathematics_and_searches_from_the_disk(site):
+    with browsing.chromium() as driver:
+        driver.get((site / "components/defense/krum.html").as_uri())
+        font = "return document.fonts.load('16px \"STIX Two Math\"').then((fonts) => fonts.length)"
+        assert driver.execute_script(font) == 1
+        sizes = "return [...document.querySelectorAll('math')].map((one) => one.offsetHeight || "
+        sizes += "one.getBoundingClientRect().height)"
+        assert min(driver.execute_script(sizes)) > 10
+        (field,) = driver.find_elements("css selector", "input.md-search__input")
+        field.click()
+        field.send_keys("fltrust")
+        end, links = time.monotonic() + 60, []
+        while not links:
+            assert time.monotonic() < end, "the search finds nothing"
+            time.sleep(0.1)
+            links = driver.find_elements("css selector", ".md-search-result__link")
+        addresses = [link.get_attribute("href").partition("?")[0] for link in links]
+        assert (site / "components/defense/fltrust.html").as_uri() in addresses
+        assert browsing.errors(driver) == []
+
+
 # --- What it is made of ---------------------------------------------------------------------------
 
 
@@ -160,9 +184,17 @@ def test_a_formula_that_cannot_be_shown_is_an_error(latex):
 def test_limits_and_names_of_formulas():
     shown = mathematics.mathml(r"agg = \min_i \sum_{j} s_{ij}", block=True)
     assert "<mi>agg</mi>" in shown
-    assert '<munder><mo movablelimits="true">min</mo><mi>i</mi></munder>' in shown
+    assert re.search(r'<munder><mo movablelimits="true"[^>]*>min</mo><mi>i</mi></munder>', shown)
     assert "<munder><mo>&#x02211;</mo>" in shown
     assert "<mi>i</mi><mi>j</mi>" in shown  # two letters are a product of two
+
+
+def test_bars_signs_and_relations_are_set_as_tex_sets_them():
+    shown = mathematics.mathml(r"|x| \sim f(-a), \; \log b - c")
+    assert shown.count('lspace="0" rspace="0">&#x0007C;</mo>') == 2
+    assert "<mo>&#x0223C;</mo>" in shown
+    assert shown.count('<mo form="prefix">&#x02212;') == 1  # of -a, not of b - c
+    assert '<mi>log</mi><mspace width="0.17em"/>' in shown
 
 
 def test_links_in_code_stay():

@@ -17,6 +17,28 @@ _WORD = r"(?:[A-Za-z]|\\_){3,}"
 #: How many parts elements have, where that is fixed.
 _PARTS = {"mfrac": 2, "mroot": 2} | dict.fromkeys(("msub", "msup", "munder", "mover"), 2)
 _PARTS |= {"msubsup": 3, "munderover": 3}
+#: What latex2mathml writes -> what browsers set as TeX does: bars without spaces, the relation of a
+#: random variable, signs that begin a term, names of operators before a bracket or a term.
+_SPACING = (
+    (
+        r'<mo stretchy="false">(&#x0007C;)</mo>',
+        r'<mo stretchy="false" lspace="0" rspace="0">\1</mo>',
+    ),
+    (r"<mi>&#x0007E;</mi>", "<mo>&#x0223C;</mo>"),
+    (
+        r"((?:<mrow>|>(?:&#x00028;|\[|&#x0007B;|&#x0002C;|&#x0003D;|&#x02190;)</mo>))<mo>&#x02212;",
+        r'\1<mo form="prefix">&#x02212;',
+    ),
+    (
+        r"<mo>(min|max)(?=</mo>(</?mrow>)*<mo)",
+        r'<mo movablelimits="true" lspace="0.17em" rspace="0">\1',
+    ),
+    (
+        r"<mo>(min|max|arg)</mo>",
+        r'<mo movablelimits="true" lspace="0.17em" rspace="0.17em">\1</mo>',
+    ),
+    (r"(<mi>(?:log|ln|cos|exp|tanh)</mi>)(?=<m[^o])", r'\1<mspace width="0.17em"/>'),
+)
 _LETTER = r'<mi mathvariant="normal">([^<]+)</mi>'
 
 
@@ -92,7 +114,9 @@ def mathml(latex: str, block: bool = False) -> str:
             raise ConfigError(f"The formula {latex!r} cannot be shown: something is missing in it.")
     name = lambda match: f"<mi>{''.join(re.findall(_LETTER, match[0]))}</mi>"  # noqa: E731
     result = re.sub(f"(?:{_LETTER}){{2,}}", name, result)
-    return re.sub(r"<mo>(?=(?:min|max)</mo>)", '<mo movablelimits="true">', result)
+    for pattern, better in _SPACING:
+        result = re.sub(pattern, better, result)
+    return result
 
 
 def replace_blocks(text: str, store: Callable[[str], str]) -> str:
