@@ -26,7 +26,7 @@ def build(out, before=""):
     """`mkdocs build` into `out`; `before` is Python that runs first, in the same process."""
     program = (
         f"{before}\nimport sys\nfrom mkdocs.__main__ import cli\n"
-        f"sys.argv = ['mkdocs', 'build', '--strict', '--quiet', '-d', {str(out)!r}]\ncli()\n"
+        f"sys.argv = ['mkdocs', 'build', '--strict', '-d', {str(out)!r}]\ncli()\n"
     )
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     env = os.environ | {"NO_MKDOCS_2_WARNING": "1", "PYTHONPATH": path}

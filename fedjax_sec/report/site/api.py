@@ -11,18 +11,10 @@ from fedjax_sec.report.site.tables import code, table
 
 FOLDER = "api"
 _PACKAGE = Path(__file__).parents[2]
-#: The modules whose names are public, in the order of their pages; all of `fedjax_sec.ops` follow.
-_MODULES = (
-    "fedjax_sec",
-    "fedjax_sec.fedml",
-    "fedjax_sec.flower",
-    "fedjax_sec.data",
-    "fedjax_sec.testing",
-    "fedjax_sec.core",
-    "fedjax_sec.core.registry",
-    "fedjax_sec.report.paper",
-    "fedjax_sec.report.paper_writers",
-)
+#: Modules without `__all__` whose names are public all the same, like those of `fedjax_sec.ops`.
+_OPEN = ("core.registry", "report.paper", "report.paper_writers")
+#: The console command, which has `__all__` for itself.
+_COMMAND = "cli"
 
 
 class Name(NamedTuple):
@@ -44,13 +36,21 @@ def _package() -> Any:
 
 @functools.cache
 def modules() -> tuple[str, ...]:
-    """The dotted names of the modules whose names are public."""
-    kernels = [
-        f"{_PACKAGE.name}.ops.{name}"
-        for name, member in sorted(_package()["ops"].members.items())
-        if member.is_module and not name.startswith("_")
-    ]
-    return (*_MODULES, *kernels)
+    """The dotted names of the modules whose names are public: those with `__all__`, and some more.
+
+    >>> modules()[0], "fedjax_sec.core" in modules(), "fedjax_sec.ops.sorting" in modules()
+    ('fedjax_sec', True, True)
+    """
+    known, left = [], [_package()]
+    while left:
+        one = left.pop()
+        inside = one.path.removeprefix(f"{_PACKAGE.name}.")
+        named = one.exports is not None and inside != _COMMAND
+        kernel = inside.startswith("ops.") and not one.name.startswith("_")
+        if named or kernel or inside in _OPEN:
+            known.append(one.path)
+        left += [member for member in one.modules.values() if not member.is_alias]
+    return tuple(sorted(known))
 
 
 def names(module: str) -> list[Name]:
@@ -127,7 +127,11 @@ def pages() -> Iterator[tuple[str, str]]:
 
 def navigation() -> list:
     """The entries of the site's navigation."""
-    return [f"{FOLDER}/index.md", *({module: f"{FOLDER}/{module}.md"} for module in modules())]
+    entries = {module: f"{FOLDER}/{module}.md" for module in modules()}
+    short = {module.removeprefix(f"{_PACKAGE.name}."): at for module, at in entries.items()}
+    kernels = [{name: at} for name, at in short.items() if name.startswith("ops.")]
+    others = [{name: at} for name, at in short.items() if not name.startswith("ops.")]
+    return [f"{FOLDER}/index.md", *others, {"ops": kernels}]
 
 
 def page(module: str) -> str:
