@@ -161,6 +161,15 @@ def test_a_browser_shows_mathematics_and_searches_from_the_disk(site):
         assert browsing.errors(driver) == []
 
 
+@pytest.mark.slow
+def test_a_link_that_leads_nowhere_fails_the_build(tmp_path):
+    before = "from fedjax_sec.report.site import components\n"
+    before += "components.page = lambda kind, name: f'# {name}\\n\\n[a](nowhere.md)\\n'"
+    done = build(tmp_path / "site", before)
+    assert done.returncode == 1
+    assert "components/defense/krum.md' contains a link 'nowhere.md'" in done.stderr
+
+
 # --- What it is made of ---------------------------------------------------------------------------
 
 
