@@ -1,4 +1,4 @@
-# `make demo`, `make test` and `make test-all` do everything. Each creates .venv if it is missing.
+# `make demo`, `make test`, `make test-all` and `make docs` do everything. Each creates .venv if it is missing.
 # `make flower-demo` and `make test-flower` need Flower, whose pins conflict: they create .venv-flower.
 PYTHON ?= python3
 VENV ?= .venv
@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 FLOWER ?= .venv-flower
 FLOWER_STAMP := $(FLOWER)/.installed
 
-.PHONY: demo test test-all lint clean flower-demo test-flower
+.PHONY: demo test test-all lint docs clean flower-demo test-flower
 
 demo: $(STAMP)
 	$(BIN)/fedjax-sec demo --out results/demo
@@ -30,6 +30,10 @@ lint: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
+# The documentation's site, in site/; a warning fails it, and so does a public name without words.
+docs: $(STAMP)
+	JAX_PLATFORMS=cpu NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
+
 # A small experiment on two SuperNodes of this machine, without a download.
 flower-demo: $(FLOWER_STAMP)
 	$(FLOWER)/bin/fedjax-sec flower run configs/flower/demo.yaml --out results/flower-demo --overwrite
@@ -39,7 +43,7 @@ test-flower: $(FLOWER_STAMP)
 	JAX_PLATFORMS=cpu $(FLOWER)/bin/python -m pytest tests/flower fedjax_sec/flower
 
 clean:
-	rm -rf $(VENV) $(FLOWER) results/demo results/flower-demo
+	rm -rf $(VENV) $(FLOWER) results/demo results/flower-demo site
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(v < (3, 11) and f"Python 3.11 or later is needed, this is {v}; try: make PYTHON=python3.11")'

@@ -97,7 +97,16 @@ def test_the_table_of_components_is_up_to_date():
 def test_links_lead_to_files(page):
     targets = re.findall(r"\]\(([^)\s]+)\)", page.read_text())
     targets = [target for target in targets if not re.match(r"https?:|#|mailto:", target)]
-    assert [t for t in targets if not (page.parent / t.partition("#")[0]).exists()] == []
+    paths = [(page.parent / target.partition("#")[0]).resolve() for target in targets]
+    assert [path for path in paths if not path.exists() and not is_generated(path)] == []
+
+
+def is_generated(path):
+    """Whether the site makes the page; its build (`test_site.py`) fails for one that it lacks."""
+    inside = (
+        path.relative_to(ROOT / "docs").as_posix() if path.is_relative_to(ROOT / "docs") else ""
+    )
+    return inside.startswith(("components/", "papers/", "api/")) or inside == "contributing.md"
 
 
 # --- Commands -----------------------------------------------------------------------------------
@@ -134,9 +143,7 @@ def problem(line: str, complete: bool) -> str:
 
 
 PROSE = ("guide", "choose", "coming_from")
-GUIDE = [
-    p for p in PAGES if p.parent == ROOT or p.parent.name in PROSE or p.stem in ("faq", "glossary")
-]
+GUIDE = [p for p in PAGES if p.parent in (ROOT, ROOT / "docs") or p.parent.name in PROSE]
 
 
 @pytest.mark.parametrize("page", GUIDE, ids=lambda path: path.relative_to(ROOT).as_posix())

@@ -16,7 +16,7 @@ GUIDE = [
 ]
 
 
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", *GUIDE])
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "docs/quickstart.md", *GUIDE])
 def test_the_examples_run(name, tmp_path, monkeypatch, capsys):
     for known in registry.KINDS.values():  # what an example registers is forgotten
         known.names()

@@ -7,6 +7,7 @@ import re
 import shutil
 import time
 
+import browsing
 import numpy as np
 import pytest
 import sweeps_made
@@ -15,7 +16,6 @@ from PIL import Image
 from fedjax_sec.report import page
 
 pytestmark = pytest.mark.slow
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
 class Browser:
@@ -98,15 +98,7 @@ class Browser:
 
     def errors(self):
         """What the console says, and addresses that are not in the page, since the last call."""
-        said = [one["message"] for one in self.driver.get_log("browser")]
-        requests = []
-        for entry in self.driver.get_log("performance"):
-            message = json.loads(entry["message"])["message"]
-            if message["method"] == "Network.requestWillBeSent":
-                url = message["params"]["request"]["url"]
-                if not url.startswith(("data:", "blob:", "file:", "chrome:")):
-                    requests.append(url)
-        return said + requests
+        return browsing.errors(self.driver)
 
     def picture(self):
         """The page as it is seen, in grey [H, W]."""
@@ -116,19 +108,8 @@ class Browser:
 
 @pytest.fixture(scope="module")
 def browser():
-    webdriver = pytest.importorskip("selenium.webdriver", reason="needs the package selenium")
-    program = next(filter(None, map(shutil.which, BROWSERS)), None)
-    driver = shutil.which("chromedriver")
-    if program is None or driver is None:
-        pytest.skip("needs Chromium and chromedriver (Debian: chromium, chromium-driver)")
-    options = webdriver.ChromeOptions()
-    options.binary_location = program
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1400,1000"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    started = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    yield Browser(started)
-    started.quit()
+    with browsing.chromium() as driver:
+        yield Browser(driver)
 
 
 ATTACKS = {"no attack": None, "sign flip": "sign_flip", "plus": {"name": "pattern"}}

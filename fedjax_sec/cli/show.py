@@ -1,6 +1,5 @@
 """`fedjax-sec list` and `fedjax-sec show`."""
 
-import inspect
 from typing import Annotated
 
 import typer
@@ -43,12 +42,8 @@ def show(
 ) -> None:
     """Show a component, a section or an optimizer: what it does, its fields and their ranges."""
     from fedjax_sec.core import optimizers
-    from fedjax_sec.report import keys
+    from fedjax_sec.report import described, keys
 
-    functions = optimizers.OPTIMIZERS | optimizers.SCHEDULES
-    if name in keys.SECTIONS:
-        _print_fields(f"[bold]{name}[/] (section)", keys.SECTIONS[name], keys)
-        return
     if name in ("optimizer", "optimizers"):
         for title, known in (
             ("optimizers", optimizers.OPTIMIZERS),
@@ -60,22 +55,18 @@ def show(
             console.print(table)
         return
     with reported():
-        if name not in functions:
-            registry.find(name, (*functions, *keys.SECTIONS, "optimizer"))
-    for known in registry.KINDS.values():
-        if name in known.names():
-            _print_fields(f"[bold]{name}[/] ({known.kind})", known.get(name), keys)
-    if name in functions:
-        kind = "optimizer" if name in optimizers.OPTIMIZERS else "schedule of a learning rate"
-        console.print(f"[bold]{name}[/] ({kind}), optax.{name}\n")
-        _print_rows(keys.arguments(name))
+        for one in described.every(name):
+            _print_description(one)
 
 
-def _print_fields(title: str, cls, keys) -> None:
-    console.print(f"{title}\n")
-    console.print(inspect.getdoc(cls), markup=False, highlight=False, soft_wrap=True)
-    console.print()
-    _print_rows(keys.fields(cls))
+def _print_description(one) -> None:
+    if one.text == f"optax.{one.name}":
+        console.print(f"[bold]{one.name}[/] ({one.kind}), {one.text}\n")
+    else:
+        console.print(f"[bold]{one.name}[/] ({one.kind})\n")
+        console.print(one.text, markup=False, highlight=False, soft_wrap=True)
+        console.print()
+    _print_rows(one.rows)
 
 
 def _print_rows(rows) -> None:

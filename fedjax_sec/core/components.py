@@ -369,6 +369,7 @@ class Hooks(NamedTuple):
         )
 
 
+#: The hooks that change nothing.
 NO_HOOKS = Hooks()
 
 

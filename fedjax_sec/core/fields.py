@@ -18,13 +18,16 @@ T = TypeVar("T")
 COUNT = 2**31 - 1
 #: The largest seed: JAX's keys hold 32 bits of it, so seeds s and s + 2**32 would be one.
 SEED = 2**32 - 1
-#: The largest and the smallest magnitude of a float32 that is not flushed to zero.
-LARGEST, SMALLEST = float(np.finfo(np.float32).max), float(np.finfo(np.float32).tiny)
+#: The largest magnitude of a float32.
+LARGEST = float(np.finfo(np.float32).max)
+#: The smallest magnitude of a float32 that is not flushed to zero.
+SMALLEST = float(np.finfo(np.float32).tiny)
 #: Limits of the arithmetic alone: a message names them only where they are passed.
 TECHNICAL = (COUNT, SEED)
 
-#: Why a field has no upper end.
+#: Why a field of updates' lengths has no upper end.
 ANY_SCALE = "lengths of updates depend on network and learning rate"
+#: Why a learning rate has no upper end.
 ANY_RATE = "the lengths of gradients depend on the network; a run that diverges says so"
 
 

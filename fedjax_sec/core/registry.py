@@ -188,6 +188,7 @@ class Registry:
         )
 
 
+#: The registry of one kind of components.
 datasets = Registry("dataset", "fedjax_sec.data.sources")
 partitions = Registry("partition", "fedjax_sec.data.partitions")
 models = Registry("model", "fedjax_sec.models")

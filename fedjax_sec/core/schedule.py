@@ -13,6 +13,7 @@ from fedjax_sec.core.advice import shown, suggestion
 from fedjax_sec.core.fields import COUNT, ConfigError, pytree
 from fedjax_sec.core.values import admit, dump, plain
 
+#: Kind of a schedule -> its values between the rounds that it names.
 SCHEDULES = {
     "steps": "each value from its round on",
     "linear": "straight lines between the points, constant outside them",

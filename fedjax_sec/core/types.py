@@ -14,9 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-State = Any  # a pytree of arrays whose structure, shapes and dtypes never change
-Metrics = dict[str, jax.Array]  # the same keys every round
-Updates = Float[Array, "K D"]  # local parameters minus global parameters, raveled
+#: A pytree of arrays whose structure, shapes and dtypes never change.
+State = Any
+#: The same keys every round.
+Metrics = dict[str, jax.Array]
+#: Local parameters minus global parameters, raveled.
+Updates = Float[Array, "K D"]
 
 
 # --- Models and inputs ----------------------------------------------------------------------------

@@ -31,6 +31,11 @@ from fedjax_sec.core.fields import (
 
 
 def is_list(value) -> bool:
+    """Whether a value counts as a list in a configuration: a sequence that is no text or bytes.
+
+    >>> is_list((1, 2)), is_list("text")
+    (True, False)
+    """
     return isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray))
 
 

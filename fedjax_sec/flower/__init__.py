@@ -7,9 +7,15 @@ environment of its own (`constraints-flower.txt`).
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedjax_sec.core.optional import require
+
+if TYPE_CHECKING:
+    from fedjax_sec.flower.apps import client_app, server_app
+    from fedjax_sec.flower.folder import write_app
+    from fedjax_sec.flower.loopback import deploy
+    from fedjax_sec.flower.strategy import Defended
 
 _HOMES = {
     "Defended": "strategy",

@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-STATISTICS = "batch_stats"  # flax's collection of what no gradient moves
+#: flax's collection of what no gradient moves.
+STATISTICS = "batch_stats"
 
 
 def _key(part) -> str:

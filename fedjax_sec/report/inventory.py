@@ -11,11 +11,14 @@ from fedjax_sec.core import files, optimizers, registry
 BEGIN = "<!-- inventory: made by `python -m fedjax_sec.report.inventory README.md` -->"
 END = "<!-- end of inventory -->"
 #: kind -> the key of a configuration that takes a component of the kind, where that is its name.
-_KEYS = {
+KEYS = {
     "dataset": "data.name",
     "partition": "data.partition",
     "augmentation": "client.augmentation",
     "evasion": "evaluation.evasions",
+    "monitor": "evaluation.monitors",
+    "evaluator": "evaluation.evaluators",
+    "privacy_attack": "evaluation.monitors.attack",
 }
 
 
@@ -24,7 +27,7 @@ def table() -> str:
     lines = ["| kind | key | components |", "| --- | --- | --- |"]
     for kind, known in registry.KINDS.items():
         if names := known.names():
-            lines.append(_row(f"{kind.replace('_', ' ')}s", _KEYS.get(kind, kind), names))
+            lines.append(_row(f"{kind.replace('_', ' ')}s", KEYS.get(kind, kind), names))
     lines.append(
         _row("optimizers", "client.optimizer, server.optimizer", sorted(optimizers.OPTIMIZERS))
     )

@@ -24,6 +24,7 @@ from fedjax_sec.runs import results as results_lib
 from fedjax_sec.runs.config import Experiment
 from fedjax_sec.runs.experiment import Result
 
+#: The scales that every paper has.
 SCALES = ("smoke", "small", "paper")
 #: The columns of a file of published numbers.
 SCHEMA = ("item", "dataset", "row", "column", "metric", "value", "place")

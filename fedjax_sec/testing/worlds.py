@@ -41,8 +41,16 @@ from fedjax_sec.round import (
 )
 from fedjax_sec.round.pipeline import Attack, Defense
 
-SHAPE, CLASSES, HIDDEN = (4, 4, 1), 3, 5
-MEAN, STD = 0.4, 0.5
+#: The shape of one image of the tiny task.
+SHAPE = (4, 4, 1)
+#: The number of classes of the tiny task.
+CLASSES = 3
+#: The units in the hidden layer of the tiny task's network.
+HIDDEN = 5
+#: The mean by which the tiny task's pixels are normalised.
+MEAN = 0.4
+#: The deviation by which the tiny task's pixels are normalised.
+STD = 0.5
 FEATURES, LENGTH, VOCABULARY = 24, 5, 7
 CLIENTS, CAPACITY = 4, 9
 

@@ -1,0 +1,1 @@
+"""The generated part of the documentation's site: components, papers, the public names."""
