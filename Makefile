@@ -9,7 +9,7 @@ LIBRARIES ?= oldest
 FLOWER ?= .venv-flower
 FLOWER_STAMP := $(FLOWER)/.installed
 
-.PHONY: demo test test-all lint dist test-wheel clean flower-demo test-flower
+.PHONY: demo test test-all lint notebooks dist test-wheel clean flower-demo test-flower
 
 demo: $(STAMP)
 	$(BIN)/fedjax-sec demo --out results/demo
@@ -31,6 +31,10 @@ lint: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
+
+# Runs the notebooks and writes their outputs.
+notebooks: $(STAMP)
+	$(BIN)/python tests/test_notebooks.py
 
 # The wheel and the source archive, in dist/.
 dist:

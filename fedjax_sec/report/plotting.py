@@ -37,13 +37,15 @@ def subplots(rows: int = 1, columns: int = 1, *, figsize, layout=None, **options
 def _figure_class() -> type:
     """Matplotlib's figure, which a notebook shows as a picture without pyplot's help."""
 
-    class Shown(require("matplotlib.figure", "A figure").Figure):
+    base = require("matplotlib.figure", "A figure").Figure
+
+    class Figure(base):
         def _repr_png_(self) -> bytes:
             stream = io.BytesIO()
             self.savefig(stream, format="png", dpi=100, bbox_inches="tight")
             return stream.getvalue()
 
-    return Shown
+    return Figure
 
 
 def save(figure, path: Path) -> list[Path]:
