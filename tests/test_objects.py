@@ -240,7 +240,7 @@ def test_classes_that_are_no_components_are_refused():
     for given, words in (
         (Unfinished, "defense: Unfinished: a defense must define apply"),
         (Unfinished(), "defense: Unfinished: a defense must define apply"),
-        (Silent(), "defense: .*Silent' reports no 'kept'; let apply return it"),
+        (Silent(), "defense: its rule reports no 'kept', which diagnostics show"),
         (object(), "derive its class from Stage of fedjax_sec.core and give an instance"),
         (Flip(), "To use a defense of your own"),
         (Stage, "To use a defense of your own"),

@@ -137,7 +137,6 @@ class Defense:
             elif stage.stage == "aggregate":
                 aggregate, new, extra = stage.apply(stage_key, updates, state[i], view)
                 aggregates.append(aggregate)
-                _check_kept(stage, extra)
                 metrics["moved"] = jnp.any(aggregate != 0)
                 if updates.shape[0] != clients and extra.get("kept") is not None:
                     extra = extra | {"kept": _of_clients(extra["kept"], view.members)}
@@ -167,16 +166,6 @@ def _check_rows(stage, before: int, rows: int, clients: int, view: ServerView) -
                 f"defense: {stage.registered_name!r} returns {rows} rows of {clients} clients, so "
                 f"view.{name} must be {list(shape)}, got {list(jnp.shape(getattr(view, name)))}."
             )
-
-
-def _check_kept(stage, metrics: Metrics) -> None:
-    """Raises where an aggregator does not say what it made of each client."""
-    if "kept" not in metrics:
-        raise ConfigError(
-            f"defense: {stage.registered_name!r} reports no 'kept'; let apply return it in its "
-            f"metrics: each row's share in [0, 1], such as view.valid.astype(updates.dtype) where "
-            f"all rows count."
-        )
 
 
 def _of_clients(kept, members):
