@@ -9,7 +9,7 @@ LIBRARIES ?= oldest
 FLOWER ?= .venv-flower
 FLOWER_STAMP := $(FLOWER)/.installed
 
-.PHONY: demo test test-all lint notebooks dist test-wheel clean flower-demo test-flower
+.PHONY: demo test test-all lint notebooks test-notebooks dist test-wheel clean flower-demo test-flower
 
 demo: $(STAMP)
 	$(BIN)/fedjax-sec demo --out results/demo
@@ -36,6 +36,10 @@ lint: $(STAMP)
 notebooks: $(STAMP)
 	$(BIN)/python tests/test_notebooks.py
 
+# Every notebook, from top to bottom; `make test` runs the first one.
+test-notebooks: $(STAMP)
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n 2 tests/test_notebooks.py
+
 # The wheel and the source archive, in dist/.
 dist:
 	$(PYTHON) -m venv $(WHEEL)
@@ -46,7 +50,7 @@ dist:
 # The tests against the installed wheel, whose libraries are the oldest that pyproject.toml allows, or with
 # `LIBRARIES=newest` the newest. They run beside a link to the installed package, away from the checkout's.
 test-wheel: dist
-	$(WHEEL)/bin/uv pip compile --quiet --no-deps --resolution lowest-direct pyproject.toml --output-file $(WHEEL)/oldest.txt
+	$(WHEEL)/bin/uv pip compile --quiet --upgrade --no-deps --resolution lowest-direct pyproject.toml --output-file $(WHEEL)/oldest.txt
 	$(WHEEL)/bin/uv pip install --quiet --python $(WHEEL)/bin/python "$$(ls dist/*.whl)[dev]" \
 	    $(if $(filter oldest,$(LIBRARIES)),--constraint $(WHEEL)/oldest.txt)
 	tree=$$(mktemp -d) && trap 'rm -rf "$$tree"' EXIT \

@@ -106,7 +106,9 @@ def kinds(cell) -> set[str]:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_notebook_runs_and_keeps_its_promises(name, subprocess_env):
     committed = [kinds(cell) for cell in read(name).cells]
-    made = executed(name, subprocess_env, claims=True)
+    # Hundreds of rounds are computed here, so the compiler does optimise.
+    env = {k: v for k, v in subprocess_env.items() if k != "JAX_DISABLE_MOST_OPTIMIZATIONS"}
+    made = executed(name, env, claims=True)
     assert [kinds(cell) for cell in made.cells[:-1]] == committed, (
         "python tests/test_notebooks.py writes the outputs anew"
     )

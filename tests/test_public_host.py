@@ -38,7 +38,7 @@ def test_commands_of_workflows_are_targets_of_the_makefile():
         for step in steps(path)
         for name in re.findall(r"\bmake ([\w-]+)", step.get("run", ""))
     }
-    assert {"test", "test-wheel", "dist"} <= asked <= known, asked - known
+    assert {"test", "test-notebooks", "test-wheel", "dist"} <= asked <= known, asked - known
 
 
 def test_actions_are_pinned_by_version_and_rights_are_few():
