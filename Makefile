@@ -4,10 +4,12 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+WHEEL ?= .venv-wheel
+LIBRARIES ?= oldest
 FLOWER ?= .venv-flower
 FLOWER_STAMP := $(FLOWER)/.installed
 
-.PHONY: demo test test-all lint docs clean flower-demo test-flower
+.PHONY: demo test test-all lint docs notebooks test-notebooks dist test-wheel clean flower-demo test-flower
 
 demo: $(STAMP)
 	$(BIN)/fedjax-sec demo --out results/demo
@@ -34,6 +36,32 @@ lint: $(STAMP)
 docs: $(STAMP)
 	JAX_PLATFORMS=cpu NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 
+# Runs the notebooks and writes their outputs.
+notebooks: $(STAMP)
+	$(BIN)/python tests/test_notebooks.py
+
+# Every notebook, from top to bottom; `make test` runs the first one.
+test-notebooks: $(STAMP)
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n 2 tests/test_notebooks.py
+
+# The wheel and the source archive, in dist/.
+dist:
+	$(PYTHON) -m venv $(WHEEL)
+	$(WHEEL)/bin/python -m pip install --quiet --upgrade pip build uv
+	rm -rf dist
+	$(WHEEL)/bin/python -m build --quiet
+
+# The tests against the installed wheel, whose libraries are the oldest that pyproject.toml allows, or with
+# `LIBRARIES=newest` the newest. They run beside a link to the installed package, away from the checkout's.
+test-wheel: dist
+	$(WHEEL)/bin/uv pip compile --quiet --upgrade --no-deps --resolution lowest-direct pyproject.toml --output-file $(WHEEL)/oldest.txt
+	$(WHEEL)/bin/uv pip install --quiet --python $(WHEEL)/bin/python "$$(ls dist/*.whl)[dev]" \
+	    $(if $(filter oldest,$(LIBRARIES)),--constraint $(WHEEL)/oldest.txt)
+	tree=$$(mktemp -d) && trap 'rm -rf "$$tree"' EXIT \
+	    && git ls-files | grep -v '^fedjax_sec/' | tar -cf - -T - | tar -xf - -C "$$tree" && cd "$$tree" \
+	    && ln -s "$$($(CURDIR)/$(WHEEL)/bin/python -c 'import fedjax_sec; print(fedjax_sec.__path__[0])')" fedjax_sec \
+	    && JAX_PLATFORMS=cpu $(CURDIR)/$(WHEEL)/bin/python -m pytest -n 2 --dist loadfile -m 'not slow' $(TESTS)
+
 # A small experiment on two SuperNodes of this machine, without a download.
 flower-demo: $(FLOWER_STAMP)
 	$(FLOWER)/bin/fedjax-sec flower run configs/flower/demo.yaml --out results/flower-demo --overwrite
@@ -43,7 +71,7 @@ test-flower: $(FLOWER_STAMP)
 	JAX_PLATFORMS=cpu $(FLOWER)/bin/python -m pytest tests/flower fedjax_sec/flower
 
 clean:
-	rm -rf $(VENV) $(FLOWER) results/demo results/flower-demo site
+	rm -rf $(VENV) $(FLOWER) $(WHEEL) dist results/demo results/flower-demo site
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(v < (3, 11) and f"Python 3.11 or later is needed, this is {v}; try: make PYTHON=python3.11")'

@@ -9,7 +9,7 @@ from fedjax_sec.report.frames import load
 from fedjax_sec.runs.config import Experiment
 from fedjax_sec.runs.experiment import Result
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "ArenaResult",
     "ConfigError",

@@ -1,5 +1,6 @@
 """Pictures of a sweep: heat maps, metrics over a numeric axis, and the two public functions."""
 
+import io
 import itertools
 import math
 import subprocess
@@ -8,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 from helpers import small
+from PIL import Image
 
 import fedjax_sec
 from fedjax_sec import sweeps
@@ -172,6 +174,14 @@ def test_curves_of_everything_that_holds_results():
     assert [line.get_label() for line in cells.lines] == ["mean", "median"]
     _, ax = plotting.subplots(figsize=(3, 3))
     assert fedjax_sec.plot_curves(done, ax=ax) is ax
+
+
+def test_a_notebook_shows_a_figure_as_a_picture():
+    """Without pyplot nothing tells IPython how: it asks the object."""
+    figure = fedjax_sec.plot_curves(result_of(sweeps.make_cells(BASE, {}, [0])[0], 0.5)).figure
+    picture = np.asarray(Image.open(io.BytesIO(figure._repr_png_())))
+    assert picture.shape[0] > 300 and picture.shape[1] > 400
+    assert len(np.unique(picture.reshape(-1, picture.shape[2]), axis=0)) > 10
 
 
 def test_a_legend_covers_no_data():

@@ -6,6 +6,7 @@ import flax.linen as nn
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 import fedjax_sec
 from fedjax_sec.core import ConfigError, registry
@@ -19,6 +20,10 @@ class Net(nn.Module):
     @nn.compact
     def __call__(self, x):
         return nn.Dense(10)(x)
+
+
+class Other(nnx.Module):
+    pass
 
 
 @dataclasses.dataclass
@@ -35,11 +40,11 @@ def said(config=None, /, **arguments):
     return message
 
 
-@pytest.mark.parametrize("given", [Net, Mine(), lambda x: x, {"name": Net()}])
+@pytest.mark.parametrize("given", [Mine(), lambda x: x])
 def test_a_model_is_given_by_name(given):
     message = said(model=given)
     assert "None" not in message
-    assert "To use a model of your own, register its class and give the name" in message
+    assert "To use a model of your own, derive its class from Network of" in message
     assert "@registry.models.register('NAME'), see CONTRIBUTING.md" in message
 
 
@@ -54,7 +59,19 @@ def test_a_model_is_given_by_name(given):
     ],
 )
 def test_so_is_every_other_component(key, given, kind):
-    assert f"To use {kind} of your own, register its class" in said(**{key: given})
+    assert f"To use {kind} of your own, derive its class from" in said(**{key: given})
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (Net, "Give an instance, Net()."),
+        ({"name": Net()}, "Give the module itself as the model: fedjax_sec.run(config, model=Net"),
+        (Other(), "Modules of flax.nnx cannot be used; write a flax.linen.Module"),
+    ],
+)
+def test_a_module_of_flax_is_given_as_an_instance(given, words):
+    assert words in said(model=given)
 
 
 def test_modules_and_functions_are_models_and_defenses_that_have_to_fit():

@@ -218,6 +218,18 @@ def test_classes_that_are_no_components_are_refused():
         def apply(self, key, updates, state, view):
             return updates, state, {}
 
+    class Silent(Stage):
+        stage = "aggregate"
+
+        def apply(self, key, updates, state, view):
+            return updates.mean(axis=0), state, {}
+
+    class Bare(UpdateAttack):
+        scale: float = numeric(1.0, "The scale.", low=0, high=1)
+
+        def apply(self, key, updates, state, view):
+            return self.scale * updates, state, {}
+
     @dataclasses.dataclass(frozen=True)
     class Plain(UpdateAttack):
         scale: float = 1.0
@@ -228,6 +240,8 @@ def test_classes_that_are_no_components_are_refused():
     for given, words in (
         (Unfinished, "defense: Unfinished: a defense must define apply"),
         (Unfinished(), "defense: Unfinished: a defense must define apply"),
+        (Silent(), "defense: its rule reports no 'kept', which diagnostics show"),
+        (object(), "derive its class from Stage of fedjax_sec.core and give an instance"),
         (Flip(), "To use a defense of your own"),
         (Stage, "To use a defense of your own"),
     ):
@@ -240,6 +254,8 @@ def test_classes_that_are_no_components_are_refused():
     ):
         with pytest.raises(ConfigError, match=words):
             fedjax_sec.run(BASE, attack=given)
+    with pytest.raises(ConfigError, match=r"Bare takes no values as it is; decorate the class"):
+        Bare(0.5)
 
 
 # --- Experiments, sweeps and arenas of objects ---------------------------------------------------

@@ -105,7 +105,10 @@ def test_the_version_stands_in_one_place():
     root = Path(__file__).parents[1]
     version = fedjax_sec.__version__
     assert f"\nversion: {version}\n" in (root / "CITATION.cff").read_text()
-    assert f"## [{version}]" in (root / "CHANGELOG.md").read_text()
+    released = re.search(r"(?m)^date-released: (\S+)$", (root / "CITATION.cff").read_text())[1]
+    assert f"## [{version}] - {released}\n" in (root / "CHANGELOG.md").read_text()
+    wheels = set(re.findall(r"fedjax_sec-([\d.]+)-py3", (root / "README.md").read_text()))
+    assert wheels == {version}
     text = (root / "pyproject.toml").read_text()
     assert not re.search(r"(?m)^version *= *['\"]", text)
     assert 'dynamic = ["version"]' in text and "fedjax_sec.__version__" in text

@@ -132,6 +132,40 @@ def test_a_row_may_depend_on_the_seed(tiny):
     assert [cell.experiment.rounds for cell in made["table2", "median"]] == [1, 2, 3]
 
 
+# --- From Python --------------------------------------------------------------------------------
+
+
+def test_python_makes_the_files_of_the_command(tiny, tmp_path, monkeypatch):
+    """The plan, the runs and the folder are those of the command; `changes` is its `--set`."""
+    asked = {}
+
+    def regenerate(paper, plan, items, out, run):
+        asked.update(paper=paper, plan=plan, items=items, out=out, run=run)
+        return [out / "table1.md"]
+
+    monkeypatch.setattr(papers, "find", lambda name: tiny)
+    monkeypatch.setattr(engine, "regenerate", regenerate)
+    monkeypatch.chdir(tmp_path)
+    changes = {"rounds": 2, "data.max_train": None, "defense": {"name": "krum"}}
+    written = papers.regenerate(
+        "tiny", "all", "made", scale="smoke", only="Krum", changes=changes, kind="some"
+    )
+    texts = ("rounds=2", "data.max_train=null", 'defense={"name": "krum"}')
+    assert asked["plan"] == tiny.plan("smoke", None, texts, ["Krum"], kind="some")
+    assert asked["items"] == list(tiny.items) and written == [tmp_path / "made" / "table1.md"]
+    assert [config.parse_override(text)[1] for text in texts] == list(changes.values())
+
+
+def test_python_gets_the_experiments_of_a_table(tiny, monkeypatch):
+    monkeypatch.setattr(papers, "find", lambda name: tiny)
+    monkeypatch.setattr(engine, "Files", lambda paper: FILES)
+    made = papers.experiments("tiny", "table1", scale="smoke", changes={"client.batch_size": 4})
+    assert list(made) == ["mean", "Krum"] and made["Krum"].rounds == 3
+    assert [one.client.batch_size for one in made.values()] == [4, 4]
+    with pytest.raises(ConfigError, match=r"item of tiny: .* Did you mean 'table1'"):
+        papers.experiments("tiny", "tabel1")
+
+
 # --- Twins --------------------------------------------------------------------------------------
 
 

@@ -95,6 +95,14 @@ class Component:
     on_host: ClassVar[bool] = False
     from_python: ClassVar[bool] = False
 
+    def __init__(self, *values, **fields):
+        """Only of a class that is not decorated yet; `pytree` and `register` make another."""
+        if values or fields:
+            raise ConfigError(
+                f"{type(self).__name__} takes no values as it is; decorate the class with "
+                f"fedjax_sec.core.pytree, which makes arguments of its fields."
+            )
+
     def check(self, path: str, setting: Setting) -> None:
         """Raises `ConfigError` for a combination that the fields' ranges cannot express."""
 

@@ -14,10 +14,28 @@ from fedjax_sec.core.fields import ConfigError, declared, pytree
 from fedjax_sec.core.values import own_name, plain
 
 
+def _named(cls: type) -> set[str]:
+    """A class and its bases, as `package.module.Class`."""
+    return {f"{one.__module__}.{one.__name__}" for one in cls.__mro__}
+
+
 def _is_module(given: Any) -> bool:
     """Whether it looks like an instance of a linen module, without an import of flax."""
-    names = {f"{cls.__module__}.{cls.__name__}" for cls in type(given).__mro__}
-    return "flax.linen.module.Module" in names
+    return "flax.linen.module.Module" in _named(type(given))
+
+
+def advice_on_module(given: Any) -> str:
+    """Advice for modules of flax that stand where none can; else nothing."""
+    cls = given if isinstance(given, type) else type(given)
+    names = _named(cls)
+    if "flax.linen.module.Module" in names:
+        if cls is given:
+            return f" Give an instance, {cls.__name__}()."
+        call = f"fedjax_sec.run(config, model={cls.__name__}())"
+        return f" Give the module itself as the model: {call}."
+    if "flax.nnx.module.Module" in names:
+        return " Modules of flax.nnx cannot be used; write a flax.linen.Module, give an instance."
+    return ""
 
 
 def _is_function(given: Any) -> bool:
@@ -71,10 +89,23 @@ def qualified(given: Any) -> Any:
     return f"{getattr(inner, '__module__', None) or type(inner).__module__}.{name}"
 
 
+def _bases(kind: str) -> tuple[type, ...]:
+    base = BASES[kind]
+    return tuple(base.values()) if isinstance(base, dict) else (base,)
+
+
+def bases_of(kind: str) -> list[str]:
+    """The names of the classes that components of a kind derive from.
+
+    >>> bases_of("attack")
+    ['DataAttack', 'UpdateAttack']
+    """
+    return sorted({base.__name__ for base in _bases(kind)})
+
+
 def is_component(cls: type, kind: str) -> bool:
     """Whether a class says that it is a component of the kind: by its base, or by its `stage`."""
-    base = BASES[kind]
-    bases = tuple(base.values()) if isinstance(base, dict) else (base,)
+    bases = _bases(kind)
     if cls in bases:
         return False
     return issubclass(cls, bases) or vars(cls).get("stage") in STAGES.get(kind, ())

@@ -182,9 +182,13 @@ class Registry:
         name = getattr(given, "registered_name", None)
         if isinstance(given, type) and name and self._entries.get(name) is given:
             return f" Give its name, {name!r}, or an instance, {given.__name__}()."
+        if self.kind == "model" and (advice := objects.advice_on_module(given)):
+            return advice
         return (
-            f" To use {self._one} of your own, register its class and give the name: "
-            f"@registry.{self.kind}s.register('NAME'), see CONTRIBUTING.md."
+            f" To use {self._one} of your own, derive its class from "
+            f"{' or '.join(objects.bases_of(self.kind))} of fedjax_sec.core and give an instance, "
+            f"or register it and give the name: @registry.{self.kind}s.register('NAME'), see "
+            f"CONTRIBUTING.md."
         )
 
 

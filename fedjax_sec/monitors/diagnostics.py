@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from fedjax_sec.core import Monitor, registry, static
+from fedjax_sec.core import ConfigError, Monitor, registry, static
 from fedjax_sec.ops.moments import row_norms
 
 
@@ -37,6 +37,13 @@ class Diagnostics(Monitor):
 
     def observe(self, key, state, trace, task):
         metrics = trace.explain()
+        if "kept" not in metrics:
+            raise ConfigError(
+                "defense: its rule reports no 'kept', which diagnostics show; let its apply return "
+                "it in the metrics, each row's share in [0, 1], such as "
+                "view.valid.astype(updates.dtype) where all rows count, or set "
+                "evaluation.diagnostics=false."
+            )
         kept, norms = metrics["kept"], row_norms(trace.sent.vector)
         malicious, honest = trace.malicious, trace.present & ~trace.malicious
         removed = (kept == 0).astype(norms.dtype)

@@ -3,6 +3,8 @@
 They are made without pyplot, so the caller's backend, settings and open figures stay as they are.
 """
 
+import functools
+import io
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,8 +29,23 @@ _MARKERS = ("o", "s", "^", "D", "P", "v", ">")
 
 def subplots(rows: int = 1, columns: int = 1, *, figsize, layout=None, **options):
     """A figure and its axes, as pyplot's function of this name, but known to nobody else."""
-    figure = require("matplotlib.figure", "A figure").Figure(figsize=figsize, layout=layout)
+    figure = _figure_class()(figsize=figsize, layout=layout)
     return figure, figure.subplots(rows, columns, **options)
+
+
+@functools.cache
+def _figure_class() -> type:
+    """Matplotlib's figure, which a notebook shows as a picture without pyplot's help."""
+
+    base = require("matplotlib.figure", "A figure").Figure
+
+    class Figure(base):
+        def _repr_png_(self) -> bytes:
+            stream = io.BytesIO()
+            self.savefig(stream, format="png", dpi=100, bbox_inches="tight")
+            return stream.getvalue()
+
+    return Figure
 
 
 def save(figure, path: Path) -> list[Path]:

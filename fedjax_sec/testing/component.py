@@ -121,7 +121,9 @@ def _names(part) -> set[str]:
     return {field.name for field in dataclasses.fields(part)}
 
 
-def check_component(component: Any, kind: str | None = None, *, choices: bool = True) -> None:
+def check_component(
+    component: Any, kind: str | None = None, *, choices: bool = True, described: bool = True
+) -> None:
     """Raises `AssertionError` unless the component keeps the contract of its kind.
 
     Args:
@@ -130,6 +132,8 @@ def check_component(component: Any, kind: str | None = None, *, choices: bool = 
         defaults, as `register` gives them.
       kind: `attack`, `defense`, ..., where neither registry, base class nor `stage` tells.
       choices: whether to check every choice of the static fields, or the component as it comes.
+      described: whether its docstring must name a source and show an example, as those of the
+        package; not for a first draft in a notebook.
 
     What is checked: description, ranges and the gate of its fields, and all that the guide on
     extending says of its kind, with every choice of its static fields that its `check` accepts, on
@@ -144,8 +148,9 @@ def check_component(component: Any, kind: str | None = None, *, choices: bool = 
         raise ConfigError(f"kind must be one of {', '.join(registry.KINDS)}, got {kind!r}.")
     with _registered(cls, kind) as (known, cls):
         name = cls.registered_name
-        with _named(name, "check_described"):
-            fields.check_described(cls)
+        if described:
+            with _named(name, "check_described"):
+                fields.check_described(cls)
         with _named(name, "check_ends"):
             fields.check_ends(cls)
         base = known.build(name) if isinstance(component, type) else component
