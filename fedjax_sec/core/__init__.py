@@ -5,7 +5,7 @@ from fedjax_sec.core import (
     registry,
 )
 from fedjax_sec.core.advice import one_line, shown, suggestion
-from fedjax_sec.core.builder import UnknownKey, build, default_spec, rebuild
+from fedjax_sec.core.builder import UnknownKey, build, build_choice, default_spec, rebuild
 from fedjax_sec.core.components import (
     NO_HOOKS,
     Algorithm,
@@ -136,6 +136,7 @@ __all__ = [
     "UpdateAttack",
     "admit",
     "build",
+    "build_choice",
     "build_schedule",
     "check_components",
     "check_range",

@@ -44,6 +44,35 @@ def build(cls, spec: Mapping | None, path: str, builders: Mapping[str, Any] | No
     return cls(**values)
 
 
+def build_choice(
+    classes: Mapping[str, type], spec: Mapping, path: str, what: str = "name", **beside
+):
+    """Builds one of `classes`, which a mapping with `name` and fields chooses.
+
+    `beside` are fields that were given beside the mapping, None where they were not; `what` is what
+    an unknown name is called.
+
+    Raises: `ConfigError` for an unknown name, or a field that is given twice with other values.
+    """
+    fields = {key: value for key, value in spec.items() if key != "name"}
+    name = spec.get("name")
+    if name not in classes:
+        raise ConfigError(
+            f"{path}: unknown {what} {shown(name)}.{suggestion(name, classes)} Known: "
+            f"{', '.join(classes)}."
+        )
+    for field, value in beside.items():
+        if value is None:
+            continue
+        if fields.get(field, value) != value:
+            raise ConfigError(
+                f"{path}.{field} = {shown(fields[field])} and {field} = {shown(value)} contradict "
+                f"each other; leave one of the two out."
+            )
+        fields[field] = value
+    return build(classes[name], fields, path)
+
+
 def rebuild(obj, path: str, builders: Mapping[str, Any] | None = None):
     """The dataclass instance with every field taken through the gate again.
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedjax_sec import core
-from fedjax_sec.core import ConfigError, suggestion
+from fedjax_sec.core import ConfigError
 from fedjax_sec.core.advice import shown
 from fedjax_sec.core.values import plain
 from fedjax_sec.runs.together.ray import Ray
@@ -31,18 +31,4 @@ def build_starter(spec: Any, processes: int | None = None, path: str = "together
             f"{path}: expected one of {', '.join(STARTERS)}, or a mapping with 'name' and fields, "
             f"got {shown(spec)}."
         )
-    fields = {key: value for key, value in spec.items() if key != "name"}
-    name = spec.get("name")
-    if name not in STARTERS:
-        raise ConfigError(
-            f"{path}: unknown name {shown(name)}.{suggestion(name, STARTERS)} Known: "
-            f"{', '.join(STARTERS)}."
-        )
-    if processes is not None:
-        if fields.get("processes", processes) != processes:
-            raise ConfigError(
-                f"{path}.processes = {shown(fields['processes'])} and processes = "
-                f"{shown(processes)} contradict each other; leave one of the two out."
-            )
-        fields["processes"] = processes
-    return core.build(STARTERS[name], fields, path)
+    return core.build_choice(STARTERS, spec, path, processes=processes)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedjax_sec import core
-from fedjax_sec.core import ConfigError, suggestion
+from fedjax_sec.core import ConfigError
 from fedjax_sec.core.advice import shown
 from fedjax_sec.core.values import plain
 from fedjax_sec.sweeps.launchers import Launcher
@@ -49,18 +49,5 @@ def build_launcher(
             f"{path}: expected one of {', '.join(LAUNCHERS)}, a mapping with 'name', or an object "
             f"with a method launch, got {shown(spec)}."
         )
-    fields = {key: value for key, value in spec.items() if key != "name"}
-    name = spec.get("name", "local")
-    if name not in LAUNCHERS:
-        raise ConfigError(
-            f"{path}: unknown launcher {shown(name)}.{suggestion(name, LAUNCHERS)} Known: "
-            f"{', '.join(LAUNCHERS)}."
-        )
-    if workers is not None:
-        if fields.get("workers", workers) != workers:
-            raise ConfigError(
-                f"{path}.workers = {shown(fields['workers'])} and workers = {shown(workers)} "
-                f"contradict each other; leave one of the two out."
-            )
-        fields["workers"] = workers
-    return core.build(LAUNCHERS[name], fields, path)
+    spec = {"name": "local"} | dict(spec)
+    return core.build_choice(LAUNCHERS, spec, path, "launcher", workers=workers)
