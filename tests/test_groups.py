@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 import types
 from pathlib import Path
@@ -25,6 +26,7 @@ from fedjax_sec.runs import config, experiment, results, tuning
 from fedjax_sec.runs.prepare import prepare
 from fedjax_sec.runs.program import Program
 from fedjax_sec.sweeps import groups
+from fedjax_sec.sweeps.launchers import ahead
 
 BASE = small(rounds=4, checkpoint={"every": 1, "keep_params": True})
 L2 = {"client.l2": [0.0, 0.1]}
@@ -298,6 +300,27 @@ def test_each_cell_is_verified_once(cells, tmp_path, counted):
     counted.clear()
     sweeps.run_cells(cells, tmp_path)
     assert not counted  # what is finished is read back only
+
+
+def test_programs_of_the_next_groups_are_compiled_meanwhile(cells, tmp_path, monkeypatch):
+    """Both are being compiled before one is finished, in threads; traced by the caller."""
+    together, here = threading.Barrier(2, timeout=60), threading.get_ident()
+    finish, lower, threads = Program.finish, Program.lower, []
+
+    def finishing(program):
+        threads.append(threading.get_ident())
+        together.wait()
+        return finish(program)
+
+    def lowering(program, prepared):
+        assert threading.get_ident() == here
+        return lower(program, prepared)
+
+    monkeypatch.setattr(ahead, "usable_cores", lambda: 2)
+    monkeypatch.setattr(Program, "finish", finishing)
+    monkeypatch.setattr(Program, "lower", lowering)
+    results = sweeps.run_cells(cells, tmp_path)
+    assert len(results) == len(cells) and len(set(threads)) == 2 and here not in threads
 
 
 def test_every_process_measures_for_itself_and_a_resumed_group_does_not(
