@@ -77,7 +77,8 @@ def test_summary(finished):
     assert summary["wall_seconds"] > summary["compile_seconds"] > 0
     parts = summary["compiled"]
     assert set(parts) == {"init", "evaluate", "advance 1"}
-    assert sum(part["seconds"] for part in parts.values()) == summary["compile_seconds"]
+    longest = max(part["seconds"] for part in parts.values())  # they compile side by side
+    assert 0 < longest <= summary["compile_seconds"]
     assert parts["advance 1"]["argument_bytes"] > 43 * 64  # the images at least
     assert summary["rounds_per_second"] > 0
     assert summary["versions"]["jax"] == jax.__version__

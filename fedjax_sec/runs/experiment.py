@@ -169,6 +169,7 @@ def train(
         refuse_unsharded(experiments[0], jax.process_count())
     if checkpoint_dir and not folders:
         raise ConfigError("checkpoint_dir needs folders: a state goes on beside its metrics.")
+    begin = time.perf_counter()
     if program is None:
         layout = None
         if distributed.leads():
@@ -177,7 +178,6 @@ def train(
         program = Program(prepared[0], at_once, layout).compile(prepared)
     replicas = make_replicas(prepared)
     first = experiments[0]
-    begin = time.perf_counter()
 
     starts = [one.start for one in prepared]
     given = starts if any(start is not None for start in starts) else None

@@ -50,7 +50,9 @@ class Program:
     """The compiled functions for all experiments of one structure.
 
     `traces` counts how often the round was traced: once for each length of scan. `compiled` maps
-    each function to the seconds of its compilation and the bytes it needs.
+    each function to the seconds of its compilation, or of reading it from the cache, and the bytes
+    it needs; `compile_seconds` are those of all together, where several compile side by side less
+    than their sum.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class Program:
         self._everywhere = self._placed(self.pool, self.test)
         self.traces = 0
         self.compiled: dict[str, dict] = {}
+        self.compile_seconds = 0.0
         self._functions: dict = {}
         self._lowered: dict = {}  # traced, and not yet compiled, with the seconds that it took
         self._fitting: set = set()
@@ -89,9 +92,11 @@ class Program:
 
     def _compile(self, name, function, *args, donate=()):
         """The function compiled for arguments of these shapes."""
+        start = time.perf_counter()
         key = self._lower(name, function, *args, donate=donate)
         if key in self._lowered:
             self._finish(key)
+            self.compile_seconds += time.perf_counter() - start
         return self._functions[key]
 
     def _lower(self, name, function, *args, donate=()):
@@ -129,22 +134,20 @@ class Program:
             entry["temporary_bytes"] = memory.temp_size_in_bytes
             entry["argument_bytes"] = memory.argument_size_in_bytes
 
-    @property
-    def compile_seconds(self) -> float:
-        """Seconds spent on tracing and compiling so far, or on reading from the cache."""
-        return sum(entry["seconds"] for entry in self.compiled.values())
-
     def compile(self, prepared: Sequence[Prepared]) -> "Program":
         """Compiles everything that a run of these experiments needs, without running it."""
         self.lower(prepared)
+        begin, before = time.perf_counter(), self.compile_seconds
         with ThreadPoolExecutor(1) as thread:
             finished = thread.submit(self.finish)
             self._initial_params(make_replicas(prepared))  # compiled meanwhile
             finished.result()
+        self.compile_seconds = before + time.perf_counter() - begin
         return self
 
     def lower(self, prepared: Sequence[Prepared]) -> "Program":
         """Traces everything that a run of these experiments needs: the first half of `compile`."""
+        begin = time.perf_counter()
         replicas = make_replicas(prepared)
         state = self.state_shapes(replicas)
         self._check_size(state)
@@ -153,13 +156,15 @@ class Program:
         self._lower(*self._evaluating(state, replicas))
         for rounds in {min(first.evaluation.every, first.rounds), _last_stretch(first)}:
             self._lower(*self._advancing(state, replicas, rounds), donate=(0,))
+        self.compile_seconds += time.perf_counter() - begin
         return self
 
     def finish(self) -> "Program":
         """Compiles what `lower` has traced, side by side; in any thread."""
-        keys = list(self._lowered)
+        begin, keys = time.perf_counter(), list(self._lowered)
         with ThreadPoolExecutor(len(keys) or 1) as threads:
             list(threads.map(self._finish, keys))
+        self.compile_seconds += time.perf_counter() - begin
         return self
 
     def init(
@@ -167,7 +172,9 @@ class Program:
     ) -> RoundState:
         """The state of every replica before round 0; `starts` are parameters that are given."""
 
+        begin = time.perf_counter()
         params = self._initial_params(replicas)
+        self.compile_seconds += time.perf_counter() - begin
         if starts is not None:
             pairs = zip(params, starts, strict=True)
             params = jnp.stack([drawn if given is None else given for drawn, given in pairs])
