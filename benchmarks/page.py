@@ -245,6 +245,7 @@ TABLES = {
     "tuning": tuning,
     "processes": lambda: measured("processes_cpu", PROCESSES),
     "fixed": lambda: measured("fixed_cpu", ["what", "ms"]),
+    "waiting": lambda: measured("waiting_cpu", ["part", "code", "s", "processor s", "repeats"]),
     "inversion": lambda: measured("inversion_cpu", INVERSION),
     "gpu aggregators": lambda: measured("aggregators_gpu", RULE),
     "gpu changes": gpu_changes,
