@@ -31,9 +31,13 @@ from fedjax_sec.bench import (
 )
 from fedjax_sec.core import registry
 from fedjax_sec.core.types import LocalData
+from fedjax_sec.ops.backend import on_cpu
 from fedjax_sec.ops.client_axis import Layout
 from fedjax_sec.round import Pool, make_task
 from fedjax_sec.runs import config as config_lib
+from fedjax_sec.runs import execution
+from fedjax_sec.runs.prepare import prepare
+from fedjax_sec.runs.tuning import Tuning
 
 
 def test_cases_take_turns_and_slow_ones_fewer(monkeypatch):
@@ -356,3 +360,16 @@ def test_the_page_shows_what_was_measured():
     assert all(f"<!-- table {name} -->" in text for name in page["TABLES"])
     assert page["fill"](text) == text
     assert page["fill"](text.replace("| krum", "| kurm")) == text
+
+
+def test_rounds_are_timed_as_in_a_long_run(monkeypatch):
+    """A run of a few rounds is compiled lightly, and a benchmark's has no more."""
+    monkeypatch.delenv("FEDJAX_SEC_TUNING", raising=False)
+    prepared, asked = prepare(config_lib.from_mapping(small())), []
+    measure = lambda options, *_: asked.append(options) or Tuning(options[1], {"a": 1.0})  # noqa: E731
+    monkeypatch.setattr(execution, "tune", measure)
+    assert execution.choose_layout(prepared).optimization == 2 or not on_cpu()
+    asked.clear()
+    program = rounds.lasting_program([prepared])
+    assert program.tuning.optimization is None and len(asked) == 1
+    assert program.tuning.milliseconds == {"a": 1.0}

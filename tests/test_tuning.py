@@ -12,6 +12,7 @@ from helpers import shallow, small
 from programs import program_of
 
 import fedjax_sec
+from fedjax_sec.core import ConfigError
 from fedjax_sec.core.space import make_space
 from fedjax_sec.ops.backend import compiler_options, on_cpu
 from fedjax_sec.runs import execution, tuning
@@ -308,11 +309,33 @@ def test_initial_parameters_do_not_depend_on_the_level(optimizing, name):
     np.testing.assert_array_equal(*bits)
 
 
-def test_initial_parameters_are_drawn_one_seed_after_another():
+def test_initial_parameters_are_drawn_one_seed_after_another(monkeypatch):
     """Batched, XLA does not come back from several QR decompositions on two cores."""
-    model, keys = shallow("char_lstm"), jax.random.split(jax.random.key(3), 3)
-    draw = initial_params(model, (12,), 20)
-    params = draw(keys)
-    one = draw(keys[1:2])
+    model, traced = shallow("mlp", hidden=[7]), []
+    make = type(model).make
+
+    def counting(self, *shapes):
+        made = make(self, *shapes)
+        return made._replace(init=lambda key: traced.append(key.shape) or made.init(key))
+
+    monkeypatch.setattr(type(model), "make", counting)
+    draw, keys = initial_params(model, (12,), 20), jax.random.split(jax.random.key(3), 3)
+    traced.clear()  # the parameters' shapes were asked for
+    params, one = draw(keys), draw(keys[1:2])
+    assert len(traced) == 1  # one program, whatever the number of seeds
     np.testing.assert_array_equal(params[1], one[0])
     assert not np.array_equal(params[0], params[1])
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"), [("", None), ("on", True), ("TRUE", True), ("0", False), ("false", False)]
+)
+def test_tuning_is_switched(monkeypatch, said, expected):
+    monkeypatch.setenv("FEDJAX_SEC_TUNING", said)
+    assert tuning.switched() is expected
+
+
+def test_another_value_of_the_switch_is_refused(monkeypatch):
+    monkeypatch.setenv("FEDJAX_SEC_TUNING", "offf")
+    with pytest.raises(ConfigError, match="FEDJAX_SEC_TUNING.*got 'offf'.*Did you mean 'off'"):
+        fedjax_sec.run(small())

@@ -9,10 +9,10 @@ import time
 
 import jax
 
+from fedjax_sec.bench.rounds import lasting_program
 from fedjax_sec.bench.timing import Case, take_turns
 from fedjax_sec.runs import config as config_lib
 from fedjax_sec.runs.prepare import make_replicas, prepare
-from fedjax_sec.runs.program import Program
 
 TRIVIAL = {
     "data": {"name": "digits", "num_clients": 100},
@@ -38,7 +38,7 @@ def _trivial_round(repeats, rounds=200) -> dict:
         TRIVIAL | {"rounds": rounds, "evaluation": {"every": rounds, "diagnostics": False}}
     )
     prepared = prepare(experiment)
-    program = Program(prepared).compile([prepared])
+    program = lasting_program([prepared])
     replicas = make_replicas([prepared])
     state = program.init(replicas)
 
@@ -54,8 +54,8 @@ def _trivial_round(repeats, rounds=200) -> dict:
 def _starts(repeats, data_dir) -> list[dict]:
     """From the start of a process to the end of its first round, evaluated before and after.
 
-    The first start finds an empty cache and so decodes the data, measures how to compute and
-    compiles; the second finds all of it.
+    The first start finds an empty cache and so decodes the data and compiles; the second finds all
+    of it.
     """
     with tempfile.TemporaryDirectory() as folder:
         env = os.environ | {"FEDJAX_SEC_CACHE": folder}

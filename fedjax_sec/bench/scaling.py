@@ -10,13 +10,12 @@ import numpy as np
 from fedjax_sec.api import _aggregate
 from fedjax_sec.bench.aggregators import arguments, rules
 from fedjax_sec.bench.busy import busy_share
-from fedjax_sec.bench.rounds import workloads
+from fedjax_sec.bench.rounds import lasting_program, workloads
 from fedjax_sec.bench.timing import Case, Rates, compiling_anew, take_turns
 from fedjax_sec.ops.backend import on_cpu
 from fedjax_sec.runs import config as config_lib
 from fedjax_sec.runs.experiment import train
 from fedjax_sec.runs.prepare import make_replicas, prepare
-from fedjax_sec.runs.program import Program
 
 RULES = ("mean", "median", "trimmed_mean", "near_median", "krum", "bulyan", "geometric_median")
 CLIENTS = (10, 20, 51, 100, 200)
@@ -90,7 +89,7 @@ def _batches(rates, repeats, data_dir) -> list[dict]:
             }
             experiment = config_lib.from_mapping(spec)
             prepared = prepare(experiment)
-            program = Program(prepared).compile([prepared])
+            program = lasting_program([prepared])
             replicas = make_replicas([prepared])
             state = [program.init(replicas)]
 
@@ -163,7 +162,7 @@ def _cells(repeats, data_dir) -> Iterator[dict]:
             }
             cells.append(prepare(config_lib.from_mapping(base.experiment, changes)))
         with compiling_anew():
-            program = Program(cells[0]).compile(cells)
+            program = lasting_program(cells)
         replicas = make_replicas(cells)
         state = [program.init(replicas)]
 

@@ -22,10 +22,10 @@ from fedjax_sec.runs.tuning import Choice, Tuning, candidates, is_worth_measurin
 #: and images too.
 TUNING_STEPS, TUNING_CLIENTS, TUNING_IMAGES = 2, 8, 4096
 
-#: Operations that a core of a CPU computes in a second in training, roughly.
+#: Operations that a core of a CPU computes in a second in training: a rough number, and a choice.
 CORE_RATE = 1e10
-#: Seconds of training from which XLA's own optimisation on a CPU is worth its compilation: up to
-#: that, level 2 of LLVM, which takes half as long and makes convolutional rounds a fifth slower.
+#: Seconds of training from which XLA's own optimisation on a CPU is worth its compilation, a
+#: choice: up to that, level 2 of LLVM, which compiles sooner, and slower convolutional rounds.
 THOROUGH, LIGHT = 60.0, 2
 
 

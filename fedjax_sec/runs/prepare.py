@@ -202,8 +202,8 @@ def _by_user(source, index, counts) -> bool:
 def initial_params(model, input_shape, num_classes):
     """Seeds' keys [R] -> initial parameters [R, D], compiled once in a process for each model.
 
-    One seed after another: XLA waits for ever in several batched QR decompositions, which draw
-    orthogonal matrices, on as few cores (jaxlib 0.10.2).
+    One seed after another: on two cores XLA waits for ever in several batched QR decompositions,
+    which draw orthogonal matrices (jaxlib 0.10.2).
     """
     network = model.make(input_shape, num_classes)
     split = make_space(network).split

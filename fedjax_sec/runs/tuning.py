@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import jax
 
-from fedjax_sec.core import files
+from fedjax_sec.core import ConfigError, files, suggestion
+from fedjax_sec.core.advice import shown
 from fedjax_sec.core.caching import cache_folder, usable_cores
 from fedjax_sec.ops.backend import on_cpu
 from fedjax_sec.ops.client_axis import rule_strategy
@@ -28,9 +29,15 @@ CLEARLY = 0.9
 #: A candidate whose first call takes this many times the best one's is not timed again.
 HOPELESS = 3.0
 
+#: Values of `FEDJAX_SEC_TUNING`.
+SWITCHES = {
+    **dict.fromkeys(("on", "1", "true"), True),
+    **dict.fromkeys(("off", "0", "false"), False),
+    "": None,
+}
+
 #: What a candidate takes to be compiled and timed on a CPU, in seconds, without convolutions and
-#: with them, and the part of the training that the fastest saves: rough numbers, from
-#: `fedjax-sec bench rounds`.
+#: with them, and the part of the training that the fastest saves: rough numbers, and choices.
 CANDIDATE_SECONDS, CONVOLUTION_SECONDS, SAVED = 2.5, 10.0, 0.25
 
 
@@ -123,9 +130,18 @@ _measurements: dict[str, Tuning] = {}  # a cache: for folders that cannot be wri
 
 
 def switched() -> bool | None:
-    """Whether `FEDJAX_SEC_TUNING` switches measuring on or off; None: it is left to us."""
-    said = os.environ.get("FEDJAX_SEC_TUNING", "").lower()
-    return {"on": True, "off": False}.get({"1": "on", "true": "on", "0": "off"}.get(said, said))
+    """Whether `FEDJAX_SEC_TUNING` switches measuring on or off; None: it is left to us.
+
+    Raises: `ConfigError` for a value that says neither.
+    """
+    said = os.environ.get("FEDJAX_SEC_TUNING", "")
+    if said.lower() not in SWITCHES:
+        known = [word for word in SWITCHES if word]
+        raise ConfigError(
+            f"FEDJAX_SEC_TUNING: expected one of {', '.join(known)}, got {shown(said)}."
+            f"{suggestion(said, known)}"
+        )
+    return SWITCHES[said.lower()]
 
 
 def is_worth_measuring(options: Sequence[Choice], seconds: float) -> bool:

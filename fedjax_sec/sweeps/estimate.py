@@ -10,6 +10,7 @@ import jax
 from fedjax_sec.core import ConfigError
 from fedjax_sec.core.advice import shown
 from fedjax_sec.core.host import undisturbed
+from fedjax_sec.runs.execution import choose_layout
 from fedjax_sec.runs.memory import tree_bytes
 from fedjax_sec.runs.prepare import make_replicas
 from fedjax_sec.runs.program import Program
@@ -89,7 +90,7 @@ def estimate(
 def _cost(groups: tuple[Group, ...], at_once: int | None, rounds: int) -> Cost:
     prepared = groups_lib.with_prepared(groups[0], {}).prepared
     begin = time.perf_counter()
-    program = Program(prepared[0], at_once)
+    program = Program(prepared[0], at_once, choose_layout(prepared[0], len(prepared)))
     replicas = make_replicas(prepared)
     shapes = program.state_shapes(replicas)
     size = len(prepared)

@@ -22,8 +22,8 @@ from fedjax_sec.ops.permutation import permute
 
 _EPOCH = 1 << 16  # numbers of an epoch's steps, for randomness that padding does not change
 _SEND = (1 << 31) - 1  # of what is done once behind the steps; its draws are one level deeper
-_MANY = 10  # local steps, of which the first alone is not worth compiling
 _AUGMENT = 1 << 31  # from here on numbers are those of augmentations; all others are smaller
+_MANY = 10  # local steps, of which the first alone is not worth compiling: a choice
 
 
 def _within(vector, radius):
@@ -218,7 +218,8 @@ class LocalSgd(Client):
             return carry, total + loss, count + active
 
         result, begin = (carry, jnp.zeros(()), jnp.zeros(())), 0
-        if self.steps == 1 or (task.first_step_apart and (self.steps or _MANY) < _MANY):
+        few = self.steps is not None and self.steps < _MANY
+        if self.steps == 1 or (few and task.first_step_apart):
             carry, loss, active = train_step(0, params, carry)
             result, begin = (carry, loss, active.astype(jnp.float32)), 1
         if self.steps != 1:
