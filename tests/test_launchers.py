@@ -70,6 +70,7 @@ def test_launchers_by_name():
     ("spec", "workers", "said"),
     [
         ("slrum", None, "unknown launcher 'slrum'. Did you mean 'slurm'?"),
+        ({"name": ["ray"]}, None, "unknown launcher \\['ray'\\]"),
         ({"name": "ray", "adress": "x"}, None, "unknown key 'adress'. Did you mean 'address'?"),
         ({"name": "local", "workers": 0}, None, "launcher.workers must be >= 1"),
         ({"name": "local", "workers": 2}, 3, "launcher.workers = 2 and workers = 3 contradict"),

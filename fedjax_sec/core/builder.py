@@ -56,7 +56,7 @@ def build_choice(
     """
     fields = {key: value for key, value in spec.items() if key != "name"}
     name = spec.get("name")
-    if name not in classes:
+    if not isinstance(name, str) or name not in classes:
         raise ConfigError(
             f"{path}: unknown {what} {shown(name)}.{suggestion(name, classes)} Known: "
             f"{', '.join(classes)}."
