@@ -14,6 +14,7 @@ from programs import program_of
 import fedjax_sec
 from fedjax_sec.core import ConfigError
 from fedjax_sec.core.space import make_space
+from fedjax_sec.ops import backend
 from fedjax_sec.ops.backend import compiler_options, on_cpu
 from fedjax_sec.runs import execution, tuning
 from fedjax_sec.runs.config import from_mapping
@@ -288,12 +289,27 @@ def test_the_level_reaches_the_compiler(optimizing, monkeypatch):
         program = program_of(from_mapping(small()), tuning=Tuning(A, {}, level))
         program._lowered["key"] = Lowered(), 0.0
         program.finish()
-    assert options == [{"xla_backend_optimization_level": 1} if on_cpu() else None, None]
+    lighter = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 1}
+    assert options == [lighter if on_cpu() else None, None]
+
+
+@pytest.mark.skipif(not on_cpu(), reason="these options are a CPU's")
+def test_what_users_ask_of_xla_stays(optimizing, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=3")
-    assert compiler_options(2) == {}
+    assert compiler_options(2) == {"xla_cpu_use_fusion_emitters": False}
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=true")
+    assert compiler_options(2) == {"xla_backend_optimization_level": 2}
     monkeypatch.delenv("XLA_FLAGS")
     jax.config.update("jax_disable_most_optimizations", True)
-    assert compiler_options(2) == {}
+    assert compiler_options(2) == {"xla_cpu_use_fusion_emitters": False}
+
+
+@pytest.mark.skipif(not on_cpu(), reason="these options are a CPU's")
+def test_an_option_that_xla_dropped_is_left_out(monkeypatch):
+    assert not backend._accepted("xla_cpu_has_never_been", False)
+    dropped = "xla_cpu_use_fusion_emitters"
+    monkeypatch.setattr(backend, "_accepted", lambda name, value: name != dropped)
+    assert dropped not in compiler_options(2)
 
 
 @pytest.mark.parametrize("name", ["mlp", "small_cnn", "lenet", "resnet", "char_lstm"])

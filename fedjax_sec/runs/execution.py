@@ -12,7 +12,7 @@ from fedjax_sec import core
 from fedjax_sec.core import value_of
 from fedjax_sec.core.caching import usable_cores
 from fedjax_sec.core.types import InputSpec
-from fedjax_sec.ops.backend import on_cpu
+from fedjax_sec.ops.backend import compiler_options, on_cpu
 from fedjax_sec.round import init_state, make_task, train_clients
 from fedjax_sec.runs.memory import USABLE, device_memory
 from fedjax_sec.runs.prepare import Prepared, make_problem, make_replicas
@@ -59,11 +59,15 @@ def choose_layout(
     measures = is_worth_measuring(options, expected) if switched() is None else switched()
     if not measures:
         return Tuning(options[0], {}, level)
-    return _measured(prepared, options, per_round, before)._replace(optimization=level)
+    return _measured(prepared, options, per_round, before, level)._replace(optimization=level)
 
 
 def _measured(
-    prepared: Prepared, options: Sequence[Choice], per_round: int, before: Callable[[], object]
+    prepared: Prepared,
+    options: Sequence[Choice],
+    per_round: int,
+    before: Callable[[], object],
+    level: int | None,
 ) -> Tuning:
     """The fastest option for the first steps of so many clients."""
     experiment = prepared.experiment
@@ -100,7 +104,7 @@ def _measured(
             return train_clients(problem, task, pool, replica, *args)
 
         args = jnp.zeros(problem.space.dim), replica, pool
-        function = jax.jit(train).lower(*args).compile()
+        function = jax.jit(train).lower(*args).compile(compiler_options(level) or None)
         memory, limit = function.memory_analysis(), device_memory()
         if memory and limit and memory.temp_size_in_bytes > USABLE * limit:
             return None
