@@ -101,6 +101,13 @@ def test_what_no_monitor_reads_costs_no_memory():
     assert bytes_of((Looks("stack"),)) <= without + 1.2 * stack
 
 
+def test_a_monitor_of_the_last_round_is_traced_once(monkeypatch):
+    calls, observe = [], Looks.observe
+    monkeypatch.setattr(Looks, "observe", lambda *args: calls.append(1) or observe(*args))
+    bytes_of((Looks("stack", "last"),))
+    assert len(calls) == 1
+
+
 def test_a_monitor_changes_nothing_of_a_run():
     plain = fedjax_sec.run(small(**ATTACKED), **{"evaluation.diagnostics": False})
     seen = fedjax_sec.run(small(**ATTACKED))

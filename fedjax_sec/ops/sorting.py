@@ -81,7 +81,7 @@ def compare(rows: list[Array], layers, lean: bool) -> list[Array]:
                 rows[i], rows[j] = jnp.minimum(a, b), jnp.maximum(a, b)
             else:
                 swap = b < a
-                rows[i], rows[j] = jnp.where(swap, b, a), jnp.where(swap, a, b)
+                rows[i], rows[j] = lax.select(swap, b, a), lax.select(swap, a, b)
     return rows
 
 

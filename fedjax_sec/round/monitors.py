@@ -1,9 +1,11 @@
 """How a round lets monitors look: each gets the trace and hands back its own state and metrics."""
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import jaxpr_as_fun
 
 from fedjax_sec.core import ConfigError
 from fedjax_sec.core.types import BoundTask, Metrics, RoundTrace
@@ -30,9 +32,7 @@ def observe(
         if monitor.when == "every":
             state, values = look()
         else:
-            shapes = jax.eval_shape(look)[1]
-            nothing = jax.tree.map(lambda m: jnp.zeros(m.shape, m.dtype), shapes)
-            state, values = jax.lax.cond(last, look, lambda s=state, n=nothing: (s, n))
+            state, values = _look_where(last, look, state)
         new.append(state)
         prefix = monitor.registered_name if monitor.prefix is None else monitor.prefix
         for name, value in values.items():
@@ -43,3 +43,16 @@ def observe(
                 )
             metrics[full] = value
     return tuple(new), metrics
+
+
+def _look_where(last, look: Callable, state) -> tuple:
+    """`look()` where `last` is true; elsewhere the state, and zeros for metrics."""
+    # Traced once, and not a second time for the shapes: it may hold a defence's whole rule.
+    jaxpr, shapes = jax.make_jaxpr(look, return_shape=True)()
+    structure = jax.tree.structure(shapes)
+    nothing = jax.tree.map(lambda m: jnp.zeros(m.shape, m.dtype), shapes[1])
+    return jax.lax.cond(
+        last,
+        lambda: jax.tree.unflatten(structure, jaxpr_as_fun(jaxpr)()),
+        lambda: (state, nothing),
+    )
