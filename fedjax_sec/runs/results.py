@@ -253,6 +253,8 @@ class RunFolder:
         name, path = f"Output folder {str(self.path)!r}", self.path / CONFIG
         if not path.is_file():
             raise ConfigError(f"{name}: {CONFIG} of the run in it is missing. {self.remedy}")
+        if config_lib.is_written(path, config):
+            return
         known = config_lib.read_yaml(path)
         different = config_lib.differences(known, config)
         before = known.get("rounds")
