@@ -94,10 +94,7 @@ def measure(tree: Path, parts, data_dir: Path | None) -> dict[str, tuple[float, 
                 for kept in [*cache.glob("compiled*"), cache / "tuning"]:
                     shutil.rmtree(kept, ignore_errors=True)
             before, begin = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-            start = (
-                "import sys; from fedjax_sec.cli import main; sys.argv[0] = 'fedjax-sec'; main()"
-            )
-            arguments = [sys.executable, "-c", start, *command(part, here / "out", data_dir)]
+            arguments = [sys.executable, "-c", START, *command(part, here / "out", data_dir)]
             subprocess.run(arguments, cwd=here, env=env, check=True, capture_output=True)
             after = resource.getrusage(resource.RUSAGE_CHILDREN)
             used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
