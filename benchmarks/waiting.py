@@ -95,7 +95,7 @@ def measure(tree: Path, parts, data_dir: Path | None) -> dict[str, tuple[float, 
                     shutil.rmtree(kept, ignore_errors=True)
             before, begin = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
             arguments = [sys.executable, "-c", START, *command(part, here / "out", data_dir)]
-            subprocess.run(arguments, cwd=here, env=env, check=True, capture_output=True)
+            subprocess.run(arguments, cwd=here, env=env, check=True, stdout=subprocess.DEVNULL)
             after = resource.getrusage(resource.RUSAGE_CHILDREN)
             used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
             taken[part] = time.perf_counter() - begin, used
@@ -111,6 +111,7 @@ def main(
 ) -> None:
     """Measures and writes the file."""
     parts = [part for part in PARTS if part in (only or PARTS)]
+    data_dir = data_dir and data_dir.resolve()  # the commands run elsewhere
     folders = dict(tree.split("=", 1) for tree in trees)
     prepare(from_mapping(BASE, {"data.data_dir": data_dir and str(data_dir)}))  # decodes the images
     taken: dict = {}
