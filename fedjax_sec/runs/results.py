@@ -1,6 +1,7 @@
 """The folder of a run: configuration, metrics, summary; a kill loses nothing, damage is noticed."""
 
 import contextlib
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -530,6 +531,7 @@ def _processor() -> str:
     return platform.processor() or "unknown processor"
 
 
+@functools.cache
 def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
@@ -537,8 +539,9 @@ def _version(package: str) -> str | None:
         return None
 
 
+@functools.cache
 def _git_revision() -> str | None:
-    """The commit of the source tree, with `-dirty` when it has uncommitted changes."""
+    """The commit of the source tree when first asked for, with `-dirty` for other changes."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
         done = subprocess.run(
