@@ -109,11 +109,11 @@ def run_sweep(
         again=again,
         launcher=launcher_of(launcher or settings.launcher, workers or settings.workers),
     )
-    figure = files_lib.write(cells, results, out, settings.title)
     heading, _, table = next(iter(tables_lib.tables(cells, results).values()))
     print_table(table, heading)
     for warning in tables_lib.warnings_of(cells, results):
         console.print(f"[bold yellow]Warning:[/] {escape(warning)}", soft_wrap=True)
+    figure = files_lib.write(cells, results, out, settings.title)  # drawing takes seconds
     console.print(f"Tables: {out / 'table.md'}\nFigure: {figure}", soft_wrap=True)
 
 
