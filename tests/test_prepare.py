@@ -108,6 +108,15 @@ def test_a_monitor_of_the_last_round_is_traced_once(monkeypatch):
     assert len(calls) == 1
 
 
+def test_seeds_share_a_network(monkeypatch):
+    spec = small(model={"name": "mlp", "hidden": [11]})
+    one, other = (config.from_mapping(spec | {"seed": seed}) for seed in (0, 1))
+    made, make = [], type(one.model).make
+    monkeypatch.setattr(type(one.model), "make", lambda *args: made.append(1) or make(*args))
+    assert prepare.prepare(one).network is prepare.prepare(other).network
+    assert len(made) == 1
+
+
 def test_a_monitor_changes_nothing_of_a_run():
     plain = fedjax_sec.run(small(**ATTACKED), **{"evaluation.diagnostics": False})
     seen = fedjax_sec.run(small(**ATTACKED))

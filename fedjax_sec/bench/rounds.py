@@ -34,9 +34,9 @@ PRODUCTS = {
     "fltrust_cnn": (26**2 * 9 * 30, 26**2 * 9 * 30 + 11**2 * 270 * 50 + 1250 * 100 + 100 * 10),
     "rlr_cnn": (26**2 * 9 * 32, 26**2 * 9 * 32 + 24**2 * 288 * 64 + 9216 * 128 + 128 * 10),
 }
-#: The same rounds in PyTorch: one client after another, and all side by side by `torch.func.vmap`.
 #: Replicas of a run that trains so long that everything pays which makes its rounds faster.
 FOR_LONG = 10**9
+#: The same rounds in PyTorch: one client after another, and all side by side by `torch.func.vmap`.
 PEERS = ("PyTorch loop", "PyTorch vmap")
 ALIE = {"name": "alie", "z": 1.5}
 DEFENSES = {

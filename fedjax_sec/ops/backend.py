@@ -20,8 +20,8 @@ def compiler_options(level: int | None) -> dict:
     """Options of `jax.jit` and `compile` on a CPU, for code at a level of LLVM's (0 to 3).
 
     None leaves all to XLA, whose level is 3. A level is for short runs, so that the older emitters
-    of loops come with it, which compile in two thirds of the time; rounds of many clients are up to
-    a tenth slower. What `XLA_FLAGS` or `jax_disable_most_optimizations` choose stays as it is.
+    of loops come with it: they compile sooner, and rounds of many clients are somewhat slower. What
+    `XLA_FLAGS` or `jax_disable_most_optimizations` choose stays as it is.
 
     >>> compiler_options(None)
     {}

@@ -11,7 +11,6 @@ import numpy as np
 from fedjax_sec import core
 from fedjax_sec.core import Setting, check_components, registry
 from fedjax_sec.core.random import Stream, stream
-from fedjax_sec.core.space import make_space
 from fedjax_sec.core.types import BoundTask, Space, TestSet
 from fedjax_sec.data import Source
 from fedjax_sec.ops.backend import compiler_options
@@ -31,6 +30,7 @@ from fedjax_sec.runs.source import (
     Network,
     load_auxiliary,
     load_source,
+    make_network,
     network_of,
     withheld,
 )
@@ -205,11 +205,10 @@ def initial_params(model, input_shape, num_classes):
     One seed after another: on two cores XLA waits for ever in several batched QR decompositions,
     which draw orthogonal matrices (jaxlib 0.10.2).
     """
-    network = model.make(input_shape, num_classes)
-    split = make_space(network).split
+    network, space = make_network(model, input_shape, num_classes)
     # Level 3 takes several times as long and gives the same bits.
     draw = jax.jit(
-        lambda key: split(network.init(stream(key, Stream.INIT)))[0],
+        lambda key: space.split(network.init(stream(key, Stream.INIT)))[0],
         compiler_options=compiler_options(2),
     )
     return lambda keys: jnp.stack([draw(key) for key in keys])

@@ -116,11 +116,14 @@ def network_of(experiment: Experiment, source: Source, choice: Choice | None = N
         if choice is None or choice.convolution is None:
             choice = candidates("vmap", None, convolution, 1)[0]
         component = dataclasses.replace(component, convolution=choice.convolution)
-    return _network(component, source.x_train.shape[1:], source.num_classes)
+    return make_network(component, source.x_train.shape[1:], source.num_classes)
 
 
 @functools.lru_cache(maxsize=16)
-def _network(component, shape: tuple, classes: int) -> Network:
-    # Once for all seeds and groups of a sweep: the space traces the drawing of parameters.
+def make_network(component, shape: tuple, classes: int) -> Network:
+    """A model for inputs of a shape, and its space, which traces the drawing of parameters.
+
+    Made once in a process, for all seeds and groups of a sweep.
+    """
     model = component.make(shape, classes)
     return Network(model, make_space(model))
