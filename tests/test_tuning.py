@@ -115,7 +115,7 @@ def test_what_was_measured_is_remembered_by_this_process_and_the_next(measuring,
     monkeypatch.setattr(tuning, "_measurements", {})  # as in another process
     assert tune([A, B], {"work": 3}, again) == first and not calls
     (path,) = measuring.glob("tuning/*.json")
-    assert json.loads(path.read_text())["clients"] == "map"
+    assert json.loads(path.read_text())["milliseconds"] == first.milliseconds
     assert tune([A, B], {"work": 4}, again).choice == A and calls  # another shape
     with monkeypatch.context() as newer:
         newer.setattr(tuning, "GENERATION", tuning.GENERATION + 1)
@@ -130,6 +130,50 @@ def test_nothing_is_measured_when_switched_off_or_nothing_is_open(measuring, mon
     monkeypatch.setenv("FEDJAX_SEC_TUNING", "off")
     assert tune([A, B], {}, None) == Tuning(A, {})
     assert not list(measuring.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "waiting", "expected"),
+    [
+        ({A: 5, B: 10, C: 6}, {A: 3.0, B: 1.0, C: 2.0}, B),  # 15, 10, 12
+        ({A: 5, B: 10, C: 6}, {A: 3.0, B: 1.0, C: 1.1}, C),
+        ({A: 5, B: 15, C: 20}, {A: 3.2, B: 1.0, C: 1.0}, A),  # not clearly faster
+        ({A: None, B: 30, C: 10}, {A: 1.0, B: 1.0, C: 4.0}, B),
+    ],
+)
+def test_unequal_clients_wait_where_they_are_side_by_side(
+    measuring, milliseconds, waiting, expected
+):
+    result = tune([A, B, C], {"work": 5}, lasting(milliseconds), waiting=waiting.__getitem__)
+    assert result.choice == expected
+    assert result.waiting == {str(choice): factor for choice, factor in waiting.items()}
+    # What is kept are times: equal clients of the same shape take them as they are.
+    equal = tune([A, B, C], {"work": 5}, None)
+    assert equal.waiting == {} and equal.milliseconds == result.milliseconds
+    assert equal.choice == min(
+        (one for one in (A, B, C) if milliseconds[one]), key=milliseconds.__getitem__
+    )
+    assert Tuning.from_dict(json.loads(json.dumps(result.to_dict()))) == result
+
+
+def test_waiting_is_counted_in_the_clients_order(monkeypatch):
+    """12, 3, 3, 6 and 6 examples: all wait for the first, or each for its neighbour."""
+    spec = small(client={"name": "sgd", "epochs": 1, "batch_size": 3})
+    prepared = prepare(from_mapping(spec))
+    assert len(prepared.population.counts) == 5
+    population = prepared.population._replace(counts=np.array([12, 3, 3, 6, 6]))
+    prepared = prepared._replace(population=population)
+    pairs = Choice("chunked", 2)
+    assert execution.waiting(prepared, A) == pytest.approx(5 * 12 / 30)
+    assert execution.waiting(prepared, B) == 1
+    assert execution.waiting(prepared, pairs) == pytest.approx((2 * 12 + 2 * 6 + 6) / 30)
+    steps = prepare(from_mapping(small(client={"name": "sgd", "steps": 2, "batch_size": 3})))
+    assert execution.waiting(steps._replace(population=population), A) == 1
+    called = []
+    monkeypatch.setattr(execution, "tune", lambda *args: called.append(args) or Tuning(A, {}))
+    monkeypatch.setenv("FEDJAX_SEC_TUNING", "on")
+    execution.choose_layout(prepared)
+    assert called[0][-1](A) == pytest.approx(2)  # it reaches the choice
 
 
 @pytest.mark.slow
@@ -150,7 +194,7 @@ def test_an_experiment_is_measured_and_computes_the_same(measuring, client):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
     (path,) = measuring.glob("tuning/*.json")
     assert json.loads(path.read_text())["shape"]["clients"] == 5
-    assert len(fedjax_sec.run(spec | {"seed": 5, "defense": "median"}).summary["tuning"]) == 5
+    assert len(fedjax_sec.run(spec | {"seed": 5, "defense": "median"}).summary["tuning"]) == 6
     assert len(list(measuring.glob("tuning/*.json"))) == 1  # neither seed nor defence matters
 
 
@@ -188,7 +232,7 @@ def test_large_batches_are_compared_on_fewer_clients(measuring, monkeypatch):
     """Or minutes would pass before the first round."""
     shapes = []
 
-    def note(result, shape, measure, before):
+    def note(result, shape, measure, before, waiting):
         shapes.append(shape)
         return Tuning(result[0], {})
 

@@ -13,6 +13,7 @@ from fedjax_sec.core import value_of
 from fedjax_sec.core.caching import usable_cores
 from fedjax_sec.core.types import InputSpec
 from fedjax_sec.ops.backend import compiler_options, on_cpu
+from fedjax_sec.ops.client_axis import layout
 from fedjax_sec.round import init_state, make_task, train_clients
 from fedjax_sec.runs.memory import USABLE, device_memory
 from fedjax_sec.runs.prepare import Prepared, make_problem, make_replicas
@@ -40,7 +41,8 @@ def choose_layout(
 
     On a CPU, which convolutional networks keep busy for long, on no more than `TUNING_CLIENTS` of
     them and about `TUNING_IMAGES` images; other networks are quick, and measured with all clients.
-    There a deep network's shorter one is measured; elsewhere its memory decides, too.
+    There a deep network's shorter one is measured; elsewhere its memory decides, too. What is
+    measured are equal clients: `waiting` says what unequal ones add.
     """
     experiment = prepared.experiment
     execution, per_round = experiment.execution, experiment.clients_per_round
@@ -60,6 +62,24 @@ def choose_layout(
     if not measures:
         return Tuning(options[0], {}, level)
     return _measured(prepared, options, per_round, before, level)._replace(optimization=level)
+
+
+def waiting(prepared: Prepared, choice: Choice) -> float:
+    """How many times as many local steps a round computes as its clients take, 1 or more.
+
+    Clients side by side wait for the one that takes most. Over all clients in their order, who are
+    those of every round where all take part.
+    """
+    experiment = prepared.experiment
+    if experiment.client.gradients(1) == experiment.client.gradients(2):
+        return 1.0  # as many for every client, or not told
+    counts = prepared.population.counts
+    steps = [max(experiment.client.gradients(int(count)), 1) for count in counts]
+    side_by_side = layout(
+        choice.clients, choice.chunk, experiment.clients_per_round, choice.convolution is not None
+    ).at_once
+    groups = [steps[i : i + side_by_side] for i in range(0, len(steps), side_by_side)]
+    return sum(len(group) * max(group) for group in groups) / sum(steps)
 
 
 def _measured(
@@ -110,7 +130,7 @@ def _measured(
             return None
         return lambda: jax.block_until_ready(function(*args))
 
-    return tune(options, shape, measure, before)
+    return tune(options, shape, measure, before, functools.partial(waiting, prepared))
 
 
 def training_seconds(prepared: Prepared) -> float:

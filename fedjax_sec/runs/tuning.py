@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+import math
 import os
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from types import MappingProxyType
 from typing import NamedTuple
 
 import jax
@@ -60,17 +62,20 @@ class Choice(NamedTuple):
 class Tuning(NamedTuple):
     """The choice, and the milliseconds of every candidate; none where nothing was measured.
 
-    `optimization` is the level at which a CPU's compiler optimises; None is XLA's own.
+    `optimization` is the level at which a CPU's compiler optimises; None is XLA's own. `waiting` is
+    how many times as many local steps each candidate computes as the clients take, where they take
+    unequal numbers; the choice is the smallest product with the milliseconds.
     """
 
     choice: Choice
     milliseconds: dict[str, float]
     optimization: int | None = None
+    waiting: Mapping[str, float] = MappingProxyType({})
 
     def to_dict(self) -> dict:
         """The content of the summary and of `execution.json`."""
         rest = {"milliseconds": self.milliseconds, "optimization": self.optimization}
-        return self.choice._asdict() | rest
+        return self.choice._asdict() | rest | {"waiting": dict(self.waiting)}
 
     @classmethod
     def from_dict(cls, content: Mapping) -> "Tuning":
@@ -82,7 +87,8 @@ class Tuning(NamedTuple):
         """
         choice = Choice(*(content[name] for name in Choice._fields))
         level = content.get("optimization")  # a run of before 0.2 has none: XLA's own
-        return cls(choice, dict(content["milliseconds"]), level)
+        waiting = dict(content.get("waiting", {}))
+        return cls(choice, dict(content["milliseconds"]), level, waiting)
 
 
 def candidates(
@@ -126,7 +132,8 @@ def candidates(
     return sorted(options, key=lambda choice: choice != by_rule)
 
 
-_measurements: dict[str, Tuning] = {}  # a cache: for folders that cannot be written
+#: Milliseconds of the candidates for each key: a cache, for folders that cannot be written.
+_measurements: dict[str, dict[str, float]] = {}
 
 
 def switched() -> bool | None:
@@ -164,16 +171,19 @@ def tune(
     shape: Mapping,
     measure: Callable[[Choice], Callable | None],
     before: Callable[[], object] = lambda: None,
+    waiting: Callable[[Choice], float] = lambda choice: 1.0,
 ) -> Tuning:
     """The fastest candidate for this shape of work on this machine.
 
     Args:
         candidates: the rule's choice first; it stays unless another is clearly faster.
         shape: everything that the times depend on, beside the machine, jax and `GENERATION`: the
-            key under which the result is kept in the cache folder, for this and later processes.
+            key under which they are kept in the cache folder, for this and later processes.
         measure: compiles a candidate and gives a function that runs it once and waits; None for
             one that does not fit the memory.
         before: called before anything is measured, so that nothing else runs meanwhile.
+        waiting: by what a candidate's time is multiplied, since the clients that are measured take
+            equally many steps and those of the run need not.
 
     >>> tune([Choice("vmap")], {}, measure=None).choice
     Choice(clients='vmap', chunk=None, convolution=None)
@@ -187,9 +197,28 @@ def tune(
     if key not in _measurements:
         if (kept := _read(path)) is None:
             before()
-        _measurements[key] = kept or _measured(candidates, measure)
-        _write(path, described | _measurements[key].to_dict())
-    return _measurements[key]
+            kept = _measured(candidates, measure)
+        _measurements[key] = kept
+        _write(path, described | {"milliseconds": kept})
+    milliseconds = _measurements[key]
+    factors = {str(choice): waiting(choice) for choice in candidates}
+    unequal = factors if max(factors.values()) > 1 else {}
+    choice = _fastest(candidates, milliseconds, factors)
+    return Tuning(choice, milliseconds, waiting=unequal)
+
+
+def _fastest(candidates, milliseconds: Mapping, factors: Mapping) -> Choice:
+    """The first candidate, unless another takes clearly less time; the first if none fits."""
+    times = {
+        one: milliseconds[str(one)] * factors[str(one)]
+        for one in candidates
+        if str(one) in milliseconds
+    }
+    if not times:
+        return candidates[0]
+    fastest = min(times, key=times.__getitem__)
+    by_rule = times.get(candidates[0], math.inf)
+    return fastest if times[fastest] < CLEARLY * by_rule else candidates[0]
 
 
 def _machine() -> dict:
@@ -203,11 +232,12 @@ def _machine() -> dict:
     }
 
 
-def _measured(candidates, measure, budget: float = 0.3, most: int = 9) -> Tuning:
-    """The fastest of the candidates, called once to warm up and then, if there is hope, in turns.
+def _measured(candidates, measure, budget: float = 0.3, most: int = 9) -> dict[str, float]:
+    """Milliseconds of the candidates that fit, called once to warm up and then in turns.
 
-    In turns, so that a machine whose speed drifts slows all of them alike. Where another device
-    computes, all cores compile side by side, before anything is timed.
+    In turns, so that a machine whose speed drifts slows all of them alike; one without hope, by its
+    first call, is not called again. Where another device computes, all cores compile side by side,
+    before anything is timed.
     """
     first, calls = {}, {}
     for candidate, call in zip(candidates, _side_by_side(measure, candidates), strict=True):
@@ -215,22 +245,16 @@ def _measured(candidates, measure, budget: float = 0.3, most: int = 9) -> Tuning
             first[candidate], calls[candidate] = _once(call), call
             best = min(first.values())
             calls = {one: call for one, call in calls.items() if first[one] <= HOPELESS * best}
-    if not first:
-        return Tuning(candidates[0], {})
     seconds = {candidate: [] for candidate in calls}
     for _ in range(most):
         for candidate, call in calls.items():
             seconds[candidate].append(_once(call))
         if sum(map(sum, seconds.values())) > budget * len(calls):
             break
-    milliseconds = {
+    return {
         str(candidate): 1e3 * statistics.median(seconds.get(candidate, [once]))
         for candidate, once in first.items()
     }
-    by_rule = milliseconds.get(str(candidates[0]), float("inf"))
-    fastest = min(first, key=lambda candidate: milliseconds[str(candidate)])
-    clear = milliseconds[str(fastest)] < CLEARLY * by_rule
-    return Tuning(fastest if clear else candidates[0], milliseconds)
 
 
 def _side_by_side(measure, candidates):
@@ -246,10 +270,11 @@ def _once(call: Callable) -> float:
     return time.perf_counter() - begin
 
 
-def _read(path) -> Tuning | None:
+def _read(path) -> dict[str, float] | None:
     try:
-        return Tuning.from_dict(json.loads(path.read_text()))
-    except (OSError, ValueError, KeyError, TypeError):
+        kept = json.loads(path.read_text())["milliseconds"]
+        return {str(name): float(value) for name, value in kept.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
