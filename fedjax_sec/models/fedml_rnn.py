@@ -1,5 +1,6 @@
 """FedML's recurrent network for Shakespeare's next character."""
 
+import functools
 import math
 
 import jax
@@ -35,14 +36,20 @@ class _Embedding(nn.Module):
 
 
 class _Lstm(nn.Module):
-    """One direction of an LSTM layer: x [B, L, E] -> hidden states [B, L, H], gates i, f, g, o."""
+    """One direction of an LSTM layer: x [B, L, E] -> hidden states [B, L, H], gates i, f, g, o.
+
+    With `last` the state at the last place alone, [B, 1, H].
+    """
 
     width: int
     two_biases: bool
     reverse: bool
+    last: bool = False
 
     @nn.compact
     def __call__(self, x):
+        if self.last and self.reverse:  # which has seen nothing before
+            x = x[:, -1:]
         init = _uniform(self.width)
         inner = self.param("weight_ih", init, (x.shape[-1], 4 * self.width))
         outer = self.param("weight_hh", init, (self.width, 4 * self.width))
@@ -60,8 +67,8 @@ class _Lstm(nn.Module):
             return (h, c), h
 
         zeros = jnp.zeros((x.shape[0], self.width))
-        _, states = jax.lax.scan(step, (zeros, zeros), fed, reverse=self.reverse)
-        return states.swapaxes(0, 1)
+        (last, _), states = jax.lax.scan(step, (zeros, zeros), fed, reverse=self.reverse)
+        return last[:, None] if self.last else states.swapaxes(0, 1)
 
 
 class _Network(nn.Module):
@@ -76,9 +83,11 @@ class _Network(nn.Module):
     def __call__(self, x):
         h = _Embedding(self.vocabulary, self.embedding, name="embedding")(x)
         for i, width in enumerate(self.hidden):
-            directions = [_Lstm(width, self.two_biases, False, name=f"lstm_{i}")(h)]
+            last = self.predicts == "last" and i == len(self.hidden) - 1
+            layer = functools.partial(_Lstm, width, self.two_biases, last=last)
+            directions = [layer(reverse=False, name=f"lstm_{i}")(h)]
             if self.bidirectional:
-                directions.append(_Lstm(width, self.two_biases, True, name=f"lstm_{i}_back")(h))
+                directions.append(layer(reverse=True, name=f"lstm_{i}_back")(h))
             h = jnp.concatenate(directions, axis=-1)
         if self.predicts == "last":
             h = h[:, -1]
