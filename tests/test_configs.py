@@ -3,6 +3,7 @@
 One file of each kind is run.
 """
 
+import itertools
 import os
 from pathlib import Path
 
@@ -13,9 +14,11 @@ import pytest
 from programs import program_of, replicas_of
 
 import fedjax_sec
-from fedjax_sec import sweeps
+from fedjax_sec import papers, sweeps
+from fedjax_sec.core import ConfigError
 from fedjax_sec.data import MissingDataError
 from fedjax_sec.runs import config
+from fedjax_sec.runs.prepare import prepare
 from fedjax_sec.runs.source import load_source
 
 FOLDER = Path(__file__).parents[1] / "configs"
@@ -117,3 +120,37 @@ def assert_round_keeps_its_shapes(experiment):
     dim = sum(leaf.size for leaf in jax.tree.leaves(variables))
     assert before.server.params.shape == (1, dim)
     assert metrics["train_loss"].shape == (1,)
+
+
+@pytest.mark.data
+@pytest.mark.slow
+@pytest.mark.parametrize("scale", ["smoke", "small"])
+@pytest.mark.parametrize("paper", papers.names())
+def test_every_part_of_a_paper_has_its_data(paper, scale):
+    """What a scale changes leaves enough examples and users for every experiment of a paper."""
+    if not TEST_DATA:
+        pytest.skip("FEDJAX_SEC_TEST_DATA is not set: no data but the digits")
+    changes = {"data.data_dir": str(Path(TEST_DATA, "tfds")), "data.download": False}
+    one_paper = papers.find(paper)
+    options = [
+        {option.name: (value,) if option.many else value}
+        for option in one_paper.options
+        if option.name == "dataset"
+        for value in option.values
+    ]
+    prepared = set()
+    for item, option in itertools.product(one_paper.items, options or [{}]):
+        try:
+            made = papers.experiments(paper, item, scale=scale, changes=changes, **option)
+        except ConfigError as error:
+            assert "not in the paper" in str(error)  # this table with this data set
+            continue
+        for one in made.values():
+            data = str(one.to_dict()["data"])
+            if data not in prepared:
+                prepared.add(data)
+                try:
+                    assert prepare(one).population.counts.sum() > 0
+                except MissingDataError as error:
+                    print(f"{paper} {item}: {error}")
+    assert prepared

@@ -97,6 +97,25 @@ def test_windows_are_leafs(tmp_path, stride, padded):
         assert f"of {whole} train" in source.label and source.label.startswith("shakespeare (sub")
 
 
+def test_the_test_part_may_have_a_larger_stride(tmp_path):
+    """Of all its roles, while the training part stays; as LEAF's own files are read, too."""
+    write_roles(tmp_path / "roles" / "shakespeare")
+    write_leaf(tmp_path / "leaf" / "shakespeare")
+    whole = load(tmp_path / "roles", stride=2)
+    for kind in ("roles", "leaf"):
+        source = load(tmp_path / kind, stride=2, test_stride=5)
+        np.testing.assert_array_equal(source.x_train, whole.x_train)
+        expected = [
+            (number, pair)
+            for number, role in enumerate(sorted(TRAIN))
+            for pair in windows(TEST.get(role, []), LENGTH, 5, False)
+        ]
+        rows = zip(source.users_test, source.x_test, source.y_test, strict=True)
+        assert [(user, (read(a), read([b]))) for user, a, b in rows] == expected
+        assert len({user for user, _ in expected}) == 2 and source.is_subset
+    assert load(tmp_path / "roles", test_stride=3).is_subset
+
+
 def test_fewer_roles_are_a_part(tmp_path):
     write_roles(tmp_path / "shakespeare")
     source = load(tmp_path, max_users=1)
@@ -197,7 +216,7 @@ def test_leafs_files_serve_windows_of_their_length_only(tmp_path):
 
 def test_what_goes_with_the_last_place_only_is_refused_elsewhere(tmp_path):
     write_roles(tmp_path / "shakespeare")
-    for fields in ({"stride": 2}, {"padded": True}):
+    for fields in ({"stride": 2}, {"test_stride": 2}, {"padded": True}):
         with pytest.raises(ConfigError, match="stride and padded belong to targets 'last'"):
             load(tmp_path, targets="every", **fields)
     with pytest.raises(ConfigError, match="holds no example; lower length, or set padded to true"):

@@ -43,7 +43,8 @@ class Shakespeare(Dataset):
 
     With `targets="last"`, for the task `classification`, an example is a window of `length`
     characters of a role's whole text, and its class is the character that follows. Line ends and
-    runs of spaces are one space, and a window begins at every `stride`-th character. A role whose
+    runs of spaces are one space, and a window begins at every `stride`-th character, in the test
+    part at every `test_stride`-th, so that all roles stay in a smaller test part. A role whose
     text is not longer than a window has no example, unless `padded`: then each character of the
     role's whole text is a target, and windows that begin before it are filled with padding (token
     0) on the left. Padding is never a target. With a larger stride the data set is labelled a
@@ -90,16 +91,23 @@ class Shakespeare(Dataset):
     stride: int = static(
         1, "Characters from one window to the next, with `last`.", low=1, high=COUNT
     )
+    test_stride: int | None = static(
+        None,
+        "Characters from one window to the next of the test part, with `last` (null: `stride`).",
+        low=1,
+        high=COUNT,
+    )
     padded: bool = static(
         False, "Predict the first characters of a text too, from padded windows, with `last`."
     )
 
     def load(self, data_dir: str | None = None, download: bool = True) -> Source:
         """Reads both parts and cuts them."""
-        if self.targets == "every" and (self.stride > 1 or self.padded):
+        if self.targets == "every" and (self.stride > 1 or self.test_stride or self.padded):
             raise ConfigError(
-                f"data: stride and padded belong to targets 'last', got stride={self.stride}, "
-                f"padded={self.padded} with 'every'."
+                f"data: stride, test_stride and padded belong to targets 'last', got "
+                f"stride={self.stride}, test_stride={self.test_stride}, padded={self.padded} with "
+                f"'every'."
             )
         root = data_root(data_dir)
         folder = root / "shakespeare"
@@ -141,8 +149,10 @@ class Shakespeare(Dataset):
         roles, last = self._roles(train), self.targets == "last"
         arrays, full = {}, []
         for part, texts in (("train", train), ("test", test)):
-            cut = self._windows if last else self._cut
-            pieces = [cut(texts.get(role, [])) for role in roles]
+            if last:
+                pieces = [self._windows(texts.get(role, []), self._step(part)) for role in roles]
+            else:
+                pieces = [self._cut(texts.get(role, [])) for role in roles]
             tokens = np.concatenate(pieces)
             x, y = tokens[:, :-1], tokens[:, -1 if last else slice(1, None)]
             arrays[f"x_{part}"] = x
@@ -186,13 +196,17 @@ class Shakespeare(Dataset):
                 pieces.append(piece + [PAD] * (self.length + 1 - len(piece)))
         return np.array(pieces, np.int32).reshape(-1, self.length + 1)
 
-    def _windows(self, texts) -> np.ndarray:
+    def _step(self, part: str) -> int:
+        """Characters from one window to the next."""
+        return (part == "test" and self.test_stride) or self.stride
+
+    def _windows(self, texts, step: int) -> np.ndarray:
         """[windows, length + 1] tokens of a role's whole text: the last one is the target."""
         tokens = np.array([PAD] * (self.length * self.padded) + _numbers(_whole(texts)), np.uint8)
         if len(tokens) <= self.length:
             return np.zeros((0, self.length + 1), np.uint8)
         windows = np.lib.stride_tricks.sliding_window_view(tokens, self.length + 1)
-        return windows[:: self.stride]
+        return windows[::step]
 
     def _places(self, texts) -> int:
         """The windows of a role's text with a stride of one."""
@@ -213,7 +227,7 @@ class Shakespeare(Dataset):
         for part, windows in (("train", train), ("test", test)):
             rows, owners = [], []
             for number, role in enumerate(roles):
-                pairs = list(zip(*windows.get(role, none), strict=True))[:: self.stride]
+                pairs = list(zip(*windows.get(role, none), strict=True))[:: self._step(part)]
                 rows += [_numbers(x) + _numbers(y) for x, y in pairs]
                 owners += [number] * len(pairs)
             tokens = np.array(rows, np.uint8).reshape(-1, self.length + 1)
