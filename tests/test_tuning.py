@@ -149,7 +149,7 @@ def test_unequal_clients_wait_where_they_are_side_by_side(
     assert result.waiting == {str(choice): factor for choice, factor in waiting.items()}
     # What is kept are times: equal clients of the same shape take them as they are.
     equal = tune([A, B, C], {"work": 5}, None)
-    assert equal.waiting == {} and equal.milliseconds == result.milliseconds
+    assert equal.waiting is None and equal.milliseconds == result.milliseconds
     assert equal.choice == min(
         (one for one in (A, B, C) if milliseconds[one]), key=milliseconds.__getitem__
     )

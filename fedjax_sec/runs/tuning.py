@@ -8,7 +8,6 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from types import MappingProxyType
 from typing import NamedTuple
 
 import jax
@@ -64,18 +63,18 @@ class Tuning(NamedTuple):
 
     `optimization` is the level at which a CPU's compiler optimises; None is XLA's own. `waiting` is
     how many times as many local steps each candidate computes as the clients take, where they take
-    unequal numbers; the choice is the smallest product with the milliseconds.
+    unequal numbers (None: they do not); the choice is the smallest product with the milliseconds.
     """
 
     choice: Choice
     milliseconds: dict[str, float]
     optimization: int | None = None
-    waiting: Mapping[str, float] = MappingProxyType({})
+    waiting: dict[str, float] | None = None
 
     def to_dict(self) -> dict:
         """The content of the summary and of `execution.json`."""
         rest = {"milliseconds": self.milliseconds, "optimization": self.optimization}
-        return self.choice._asdict() | rest | {"waiting": dict(self.waiting)}
+        return self.choice._asdict() | rest | {"waiting": self.waiting}
 
     @classmethod
     def from_dict(cls, content: Mapping) -> "Tuning":
@@ -87,8 +86,7 @@ class Tuning(NamedTuple):
         """
         choice = Choice(*(content[name] for name in Choice._fields))
         level = content.get("optimization")  # a run of before 0.2 has none: XLA's own
-        waiting = dict(content.get("waiting", {}))
-        return cls(choice, dict(content["milliseconds"]), level, waiting)
+        return cls(choice, dict(content["milliseconds"]), level, content.get("waiting"))
 
 
 def candidates(
@@ -202,7 +200,7 @@ def tune(
         _write(path, described | {"milliseconds": kept})
     milliseconds = _measurements[key]
     factors = {str(choice): waiting(choice) for choice in candidates}
-    unequal = factors if max(factors.values()) > 1 else {}
+    unequal = factors if max(factors.values()) > 1 else None
     choice = _fastest(candidates, milliseconds, factors)
     return Tuning(choice, milliseconds, waiting=unequal)
 
