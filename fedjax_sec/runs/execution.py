@@ -67,8 +67,8 @@ def choose_layout(
 def waiting(prepared: Prepared, choice: Choice) -> float:
     """How many times as many local steps a round computes as its clients take, 1 or more.
 
-    Clients side by side wait for the one that takes most. Over all clients in their order, who are
-    those of every round where all take part.
+    Clients side by side wait for the one that takes most. Counted as `Client.gradients` counts,
+    over all clients in their order, who are those of every round where all take part.
     """
     experiment = prepared.experiment
     if experiment.client.gradients(1) == experiment.client.gradients(2):
