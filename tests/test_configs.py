@@ -138,7 +138,7 @@ def test_every_part_of_a_paper_has_its_data(paper, scale):
         if option.name == "dataset"
         for value in option.values
     ]
-    prepared = set()
+    seen, missing, prepared = set(), [], 0
     for item, option in itertools.product(one_paper.items, options or [{}]):
         try:
             made = papers.experiments(paper, item, scale=scale, changes=changes, **option)
@@ -147,10 +147,12 @@ def test_every_part_of_a_paper_has_its_data(paper, scale):
             continue
         for one in made.values():
             data = str(one.to_dict()["data"])
-            if data not in prepared:
-                prepared.add(data)
+            if data not in seen:
+                seen.add(data)
                 try:
-                    assert prepare(one).population.counts.sum() > 0
+                    prepared += bool(prepare(one).population.counts.sum() > 0)
                 except MissingDataError as error:
-                    print(f"{paper} {item}: {error}")
-    assert prepared
+                    missing.append(str(error).splitlines()[0])
+    if not prepared and missing:
+        pytest.skip(missing[0])
+    assert prepared + len(missing) == len(seen)

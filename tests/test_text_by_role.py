@@ -217,7 +217,7 @@ def test_leafs_files_serve_windows_of_their_length_only(tmp_path):
 def test_what_goes_with_the_last_place_only_is_refused_elsewhere(tmp_path):
     write_roles(tmp_path / "shakespeare")
     for fields in ({"stride": 2}, {"test_stride": 2}, {"padded": True}):
-        with pytest.raises(ConfigError, match="stride and padded belong to targets 'last'"):
+        with pytest.raises(ConfigError, match="stride, test_stride and padded belong to"):
             load(tmp_path, targets="every", **fields)
     with pytest.raises(ConfigError, match="holds no example; lower length, or set padded to true"):
         load(tmp_path, length=200)
