@@ -69,15 +69,19 @@ def test_a_runs_states():
 def test_a_sweeps_states():
     cells = sweeps.make_cells(BASE, {"client.l2": [0.0, 0.1]}, seeds=(0, 1))
     display = Recorded()
-    watch = progress.OfSweep(display, cells, cells[1:], clock_of(0.0, 2.0, 2.0, 4.0, 4.0))
+    times = (0.0, 5.0, 9.0, 9.0, 11.0, 11.0)  # 5 to prepare, 2 to compile, 1 for each round of two
+    watch = progress.OfSweep(display, cells, cells[1:], clock_of(*times))
     assert watch.done == 3  # of the run that was finished before
     look = watch.on_group(0, 2, cells[2:])
+    look(0, [{"round": 0, "accuracy": 0.0}] * 2)
     look(1, [{"round": 1, "accuracy": 0.5}, {"round": 1, "accuracy": 1.0}])
     look(3, [{"round": 3, "accuracy": 1.0}] * 2)
-    first, second, third = display.states
+    first, begun, second, third = display.states
     assert first.title == "group 1/2 (2 runs): l2 = 0.1" and first.note == "compiling"
     assert (second.done, second.total, second.note) == (5, 12, "accuracy 75.0%")
-    assert second.left == pytest.approx(7 * 2.0 / 2) and third.left == pytest.approx(3 * 4.0 / 6)
+    assert begun.left is None
+    assert second.left == pytest.approx(7 * 4.0 / 2 + 5.0)  # compiling is taken for a round yet
+    assert third.left == pytest.approx(3 * 2.0 / 4 + 5.0 + 4.0 - 1 * 2.0 / 2)
 
 
 # --- Displays -----------------------------------------------------------------------------------

@@ -39,8 +39,9 @@ class OfRun:
 class OfSweep:
     """`on_group`, `on_wait` and `on_status` of a sweep, in rounds of all its runs.
 
-    The speed is that of the group that runs here, with the rounds of all its runs; the time that is
-    left is estimated by what all groups here have taken, with what it took to compile them.
+    The speed is that of the group that runs here, with the rounds of all its runs. The time that is
+    left is that of all rounds at this speed, and for each group to come the mean of what the groups
+    here took beside their rounds: preparing and compiling.
     """
 
     def __init__(
@@ -54,8 +55,8 @@ class OfSweep:
         self._total = sum(cell.experiment.rounds for cell in cells)
         left = sum(cell.experiment.rounds for cell in unfinished)
         self._earlier, self._done = self._total - left, {}
-        self._begin, self._title = clock(), ""
-        self._clock = clock
+        self._beside: dict[int, float] = {}  # of each group, the seconds beside its rounds
+        self._clock, self._title = clock, ""
         self._failed: set[str] = set()
 
     @property
@@ -68,13 +69,18 @@ class OfSweep:
         names = ", ".join(dict.fromkeys(cell.title for cell in members))
         runs = f"{len(members)} run{'s' * (len(members) != 1)}"
         self._title, rate = f"group {number + 1}/{total} ({runs}): {names}", Rate(self._clock)
+        begin, seen = self._clock(), []
         self._display.show(State(self._title, self.done, self._total, note="compiling"))
 
         def look(done: int, rows: Sequence[Mapping]) -> None:
             self._done[number] = done * len(members)
-            speed, here = rate.at(done * len(members)), self.done - self._earlier
-            spent = self._clock() - self._begin
-            left = (self._total - self.done) * spent / here if here else None
+            speed, left = rate.at(done * len(members)), None
+            seen.append(done * len(members))
+            if speed:
+                computing = (seen[-1] - seen[0]) / speed
+                self._beside[number] = max(self._clock() - begin - computing, 0.0)
+                mean = sum(self._beside.values()) / len(self._beside)
+                left = (self._total - self.done) / speed + (total - number - 1) * mean
             self._display.show(
                 State(self._title, self.done, self._total, speed, left, newest(rows))
             )
