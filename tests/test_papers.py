@@ -612,7 +612,8 @@ def fake_run(diverged=()):
                 metrics["loss"] = np.array([1.0, np.nan, np.nan])
             for whose in ("honest", "malicious"):
                 metrics[f"kept_{whose}"] = values
-            summary = {"data": {"label": "digits (subset)"}, "diverged": failed}
+            data = {"label": "digits (subset)", "train": 90, "unused_train": 60}
+            summary = {"data": data, "diverged": failed}
             got.append(Result(cell.experiment, metrics, summary, None))
         return got
 
@@ -834,3 +835,6 @@ def test_orderings_are_written_with_the_mean_of_the_last_evaluations(tmp_path):
         "spread",
         "here",
     ]
+    for name in ("exp7.md", "exp7_orderings.md"):
+        said = "digits (subset), 30 training examples with the clients, "
+        assert said in (tmp_path / name).read_text()

@@ -116,6 +116,19 @@ def test_natural_sizes_give_steps_and_weights(monkeypatch):
     np.testing.assert_allclose(actual, params, rtol=1e-3, atol=1e-5)
 
 
+def test_users_who_are_no_client_are_warned_of(monkeypatch):
+    by_user(monkeypatch, many(27), (3, 8, 16))
+    warned = {
+        number: fedjax_sec.run(natural(number, rounds=1)).summary.get("warnings", [])
+        for number in (3, 2)
+    }
+    said = "training examples belong to no client, since data.num_clients is 2"
+    assert not any("no client" in warning for warning in warned[3])
+    assert [w for w in warned[2] if "no client" in w] in [
+        [f"data: {left} of 27 {said}"] for left in (3, 8, 16)
+    ]
+
+
 @pytest.mark.parametrize(
     ("knowledge", "total"), [("omniscient", 27), ("corrupted", 9)], ids=["omniscient", "corrupted"]
 )

@@ -280,8 +280,11 @@ def accuracy_of(results: Sequence[Result]) -> np.ndarray:
 
 def _describe(report: Report) -> str:
     experiment, plan = report.last.experiment, report.plan
+    data = report.last.summary["data"]
+    held = data["train"] - data["unused_train"]
+    holding = f", {held} training examples with the clients" if data["unused_train"] else ""
     return (
-        f"{report.last.summary['data']['label']}, `{experiment.model.registered_name}`, "
+        f"{data['label']}{holding}, `{experiment.model.registered_name}`, "
         f"{experiment.clients_per_round} of {experiment.data.num_clients} clients a round, "
         f"{experiment.rounds} rounds, scale `{plan.scale}`, statement `{plan['statement']}`"
     )

@@ -358,6 +358,11 @@ def _warnings(prepared: Prepared, metrics) -> list[str]:
     warnings, counts, rounds = [], prepared.source.describe(), experiment.rounds
     if counts["subset"]:
         warnings.append(f"data: {counts['label']}, not the whole data set")
+    if prepared.unused and experiment.data.partition.registered_name == "natural":
+        warnings.append(
+            f"data: {prepared.unused} of {counts['train']} training examples belong to no client, "
+            f"since data.num_clients is {experiment.data.num_clients}"
+        )
     if len(bad := np.flatnonzero(~np.isfinite(metrics["loss"]))):
         first, number = int(metrics["round"][bad[0]]), len(metrics["loss"])
         warnings.append(
