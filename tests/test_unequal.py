@@ -118,15 +118,20 @@ def test_natural_sizes_give_steps_and_weights(monkeypatch):
 
 def test_users_who_are_no_client_are_warned_of(monkeypatch):
     by_user(monkeypatch, many(27), (3, 8, 16))
-    warned = {
-        number: fedjax_sec.run(natural(number, rounds=1)).summary.get("warnings", [])
-        for number in (3, 2)
-    }
-    said = "training examples belong to no client, since data.num_clients is 2"
-    assert not any("no client" in warning for warning in warned[3])
-    assert [w for w in warned[2] if "no client" in w] in [
-        [f"data: {left} of 27 {said}"] for left in (3, 8, 16)
+    rest = {"name": "iid", "equal": True}  # a remainder is nobody's either, and needs no warning
+    warned = {}
+    for number, partition in ((3, "natural"), (2, "natural"), (2, rest)):
+        spec = natural(number, rounds=1)
+        spec["data"]["partition"] = partition
+        summary = fedjax_sec.run(spec).summary
+        said = [one for one in summary.get("warnings", []) if "no client" in one]
+        warned[number, str(partition)] = said, summary["data"]["unused_train"]
+    assert warned.pop((2, str(rest))) == ([], 1) and warned.pop((3, "natural")) == ([], 0)
+    ((said, left),) = warned.values()
+    assert said == [
+        f"data: {left} of 27 training examples belong to no client, since data.num_clients is 2"
     ]
+    assert left in (3, 8, 16)
 
 
 @pytest.mark.parametrize(
