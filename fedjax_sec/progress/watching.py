@@ -69,16 +69,16 @@ class OfSweep:
         names = ", ".join(dict.fromkeys(cell.title for cell in members))
         runs = f"{len(members)} run{'s' * (len(members) != 1)}"
         self._title, rate = f"group {number + 1}/{total} ({runs}): {names}", Rate(self._clock)
-        begin, seen = self._clock(), []
+        begin, first = self._clock(), None
         self._display.show(State(self._title, self.done, self._total, note="compiling"))
 
         def look(done: int, rows: Sequence[Mapping]) -> None:
-            self._done[number] = done * len(members)
-            speed, left = rate.at(done * len(members)), None
-            seen.append(done * len(members))
+            nonlocal first
+            here = self._done[number] = done * len(members)
+            first = here if first is None else first
+            speed, left = rate.at(here), None
             if speed:
-                computing = (seen[-1] - seen[0]) / speed
-                self._beside[number] = max(self._clock() - begin - computing, 0.0)
+                self._beside[number] = max(self._clock() - begin - (here - first) / speed, 0.0)
                 mean = sum(self._beside.values()) / len(self._beside)
                 left = (self._total - self.done) / speed + (total - number - 1) * mean
             self._display.show(
