@@ -838,3 +838,12 @@ def test_orderings_are_written_with_the_mean_of_the_last_evaluations(tmp_path):
     for name in ("exp7.md", "exp7_orderings.md"):
         said = "digits (subset), 30 training examples with the clients, "
         assert said in (tmp_path / name).read_text()
+
+
+def test_each_data_set_of_experiment_6_is_headed_by_its_figure(tmp_path):
+    """A file's heading names its figure, not all figures of the experiment."""
+    engine.regenerate(FEDSECURITY, FEDSECURITY.plan("smoke", 1), ["exp6"], tmp_path, run=fake_run())
+    for file, figure in (("cifar100", 9), ("shakespeare", 10), ("femnist", 11)):
+        for name in (f"exp6_{file}.md", f"exp6_{file}_orderings.md"):
+            head = f"# FedSecurity, Exp 6, Figure {figure}: digits (subset)"
+            assert (tmp_path / name).read_text().startswith(head)

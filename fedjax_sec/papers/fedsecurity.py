@@ -349,7 +349,9 @@ def _write(report: Report) -> list:
     return [*_FIGURE(report), *table(report), *write_orderings(report)]
 
 
-def _item(title: str, rows, files: Sequence[str] = ("cifar10",)) -> Item:
+def _item(title: str, rows, files: Sequence[str] = ("cifar10",), titles: Mapping = {}) -> Item:
+    """`titles` maps files to their names in the paper, where it shows each apart."""
+
     def parts(plan):
         several = len(files) > 1
         return [
@@ -358,6 +360,7 @@ def _item(title: str, rows, files: Sequence[str] = ("cifar10",)) -> Item:
                 (file,),
                 axes={"data": file} if several else {},
                 suffix=f"_{file}" if several else "",
+                title=titles.get(file, ""),
             )
             for file in files
             if plan["dataset"] in ("all", file)
@@ -365,6 +368,12 @@ def _item(title: str, rows, files: Sequence[str] = ("cifar10",)) -> Item:
 
     return Item(title, rows, _write, parts)
 
+
+_FIGURES6 = {
+    "cifar100": "Exp 6, Figure 9",
+    "shakespeare": "Exp 6, Figure 10",
+    "femnist": "Exp 6, Figure 11",
+}
 
 PAPER = Paper(
     __name__,
@@ -375,7 +384,7 @@ PAPER = Paper(
         "exp3": _item("Exp 3, Figures 5 and 6", _exp3),
         "exp4": _item("Exp 4, Figure 7", _exp4),
         "exp5": _item("Exp 5, Figure 8", _exp5),
-        "exp6": _item("Exp 6, Figures 9 to 11", _exp6, ("cifar100", "shakespeare", "femnist")),
+        "exp6": _item("Exp 6, Figures 9 to 11", _exp6, tuple(_FIGURES6), _FIGURES6),
         "exp7": _item("Exp 7, Figure 12", _exp7),
         "exp10": _item("Exp 10, Figure 15", _exp10, ("mnist",)),
     },

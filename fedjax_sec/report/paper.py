@@ -70,7 +70,7 @@ class Part(NamedTuple):
 
     `scales` name entries of the paper's scales, the later winning; `dataset` is where published
     numbers are looked up (empty: `file`); `axes` are further labels of its cells; `suffix` ends the
-    names of its output files.
+    names of its output files; `title` is its name in the paper (empty: the item's).
     """
 
     file: str
@@ -78,6 +78,7 @@ class Part(NamedTuple):
     dataset: str = ""
     axes: Mapping[str, str] = {}
     suffix: str = ""
+    title: str = ""
 
 
 class Case(NamedTuple):
@@ -509,7 +510,7 @@ def regenerate(
             for row, cells in rows
         ]
         item = paper.items[name]
-        heading = f"{paper.title}, {item.title}"
+        heading = f"{paper.title}, {part.title or item.title}"
         if paper.labelled:
             heading += f": {entries[0].results[0].summary['data']['label']}"
         report = Report(
