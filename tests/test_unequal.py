@@ -9,10 +9,11 @@ from jax.flatten_util import ravel_pytree
 from programs import program_of, replicas_of
 
 import fedjax_sec
-from fedjax_sec.core import ConfigError, registry
+from fedjax_sec.core import ConfigError, Partitioner, registry
 from fedjax_sec.core.random import Stream, stream
 from fedjax_sec.core.types import AttackerView, BoundTask, LocalData, Message
 from fedjax_sec.data import Source, take
+from fedjax_sec.data.packing import pack_lists
 from fedjax_sec.data.sources.digits import Digits
 from fedjax_sec.round import make_task, run_round
 from fedjax_sec.round.pipeline import Attack
@@ -116,22 +117,35 @@ def test_natural_sizes_give_steps_and_weights(monkeypatch):
     np.testing.assert_allclose(actual, params, rtol=1e-3, atol=1e-5)
 
 
-def test_users_who_are_no_client_are_warned_of(monkeypatch):
+class EverySecond(Partitioner):
+    """Deals every second example to the clients, the others to nobody."""
+
+    def split(self, rng, labels, num_clients, users=None):
+        dealt = np.arange(0, len(labels), 2)
+        return pack_lists(np.array_split(dealt, num_clients), len(labels))
+
+
+def test_examples_that_a_partition_deals_to_nobody_are_warned_of(monkeypatch):
     by_user(monkeypatch, many(27), (3, 8, 16))
     rest = {"name": "iid", "equal": True}  # a remainder is nobody's either, and needs no warning
-    warned = {}
-    for number, partition in ((3, "natural"), (2, "natural"), (2, rest)):
+
+    def left_out(number, partition, name):
         spec = natural(number, rounds=1)
         spec["data"]["partition"] = partition
+        spec["client"]["batch_size"] = 4
         summary = fedjax_sec.run(spec).summary
+        left = summary["data"]["unused_train"]
         said = [one for one in summary.get("warnings", []) if "no client" in one]
-        warned[number, str(partition)] = said, summary["data"]["unused_train"]
-    assert warned.pop((2, str(rest))) == ([], 1) and warned.pop((3, "natural")) == ([], 0)
-    ((said, left),) = warned.values()
-    assert said == [
-        f"data: {left} of 27 training examples belong to no client, since data.num_clients is 2"
-    ]
-    assert left in (3, 8, 16)
+        warning = (
+            f"data: {left} of 27 training examples belong to no client: data.partition {name!r} "
+            f"deals them to none of {number}"
+        )
+        assert said == ([warning] if name else [])
+        return left
+
+    assert left_out(3, "natural", "") == 0 and left_out(2, rest, "") == 1
+    assert left_out(2, "natural", "natural") in (3, 8, 16)
+    assert left_out(2, EverySecond(), f"{__name__}.EverySecond") == 13
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,16 @@ class Partition(NamedTuple):
         """bool [N, M]: true where an entry is an example, false where it is padding."""
         return np.arange(self.index.shape[1]) < self.counts[:, None]
 
+    @property
+    def left_out(self) -> int:
+        """`unused`, or 0 where that is only the remainder of equal shares.
+
+        >>> [Partition(np.eye(2), np.array([2, 2]), unused).left_out for unused in (1, 2)]
+        [0, 2]
+        """
+        remainder = self.unused < len(self.counts) and np.ptp(self.counts) == 0
+        return 0 if remainder else self.unused
+
 
 def pack_lists(lists: Sequence[np.ndarray], num_examples: int) -> Partition:
     """Packs a list of positions for each client into a checked `Partition`.

@@ -321,7 +321,7 @@ def _summarize(prepared: Prepared, program, metrics, timing) -> dict:
     summary = {
         "data": {
             **counts,
-            "unused_train": int(prepared.unused),
+            "unused_train": int(prepared.unused.total),
             "clients": experiment.data.num_clients,
         },
         "parameters": prepared.space.dim,
@@ -358,10 +358,11 @@ def _warnings(prepared: Prepared, metrics) -> list[str]:
     warnings, counts, rounds = [], prepared.source.describe(), experiment.rounds
     if counts["subset"]:
         warnings.append(f"data: {counts['label']}, not the whole data set")
-    if prepared.unused and experiment.data.partition.registered_name == "natural":
+    if left_out := prepared.unused.left_out:
         warnings.append(
-            f"data: {prepared.unused} of {counts['train']} training examples belong to no client, "
-            f"since data.num_clients is {experiment.data.num_clients}"
+            f"data: {left_out} of {counts['train']} training examples belong to no client: "
+            f"data.partition {experiment.data.partition.registered_name!r} deals them to none of "
+            f"{experiment.data.num_clients}"
         )
     if len(bad := np.flatnonzero(~np.isfinite(metrics["loss"]))):
         first, number = int(metrics["round"][bad[0]]), len(metrics["loss"])

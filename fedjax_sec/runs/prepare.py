@@ -37,6 +37,17 @@ from fedjax_sec.runs.source import (
 from fedjax_sec.runs.tuning import Choice
 
 
+class Unused(NamedTuple):
+    """How many training examples belong to no client, and how many of them by the partition.
+
+    `left_out` are those that the partition could have dealt; the others are withheld from everybody
+    or the remainder of equal shares.
+    """
+
+    total: int
+    left_out: int
+
+
 class Prepared(NamedTuple):
     """An experiment with its data, its clients and its network, all checks passed.
 
@@ -53,7 +64,7 @@ class Prepared(NamedTuple):
     network: Network
     setting: Setting
     population: Population
-    unused: int
+    unused: Unused
     probes: tuple
     start: np.ndarray | None
     surrogates: dict
@@ -146,7 +157,7 @@ def _probes(experiment: Experiment, source: Source, task: BoundTask, setting) ->
     return tuple(probes)
 
 
-def make_population(experiment: Experiment, source) -> tuple[Population, int]:
+def make_population(experiment: Experiment, source) -> tuple[Population, Unused]:
     """Partition and malicious clients by the experiment's seed, and the examples left unused."""
     data, threat, root = experiment.data, experiment.threat, None
     labels, users = np.asarray(source.y_train), source.users_train
@@ -183,7 +194,7 @@ def make_population(experiment: Experiment, source) -> tuple[Population, int]:
     if experiment.server.dropout:
         dropout = np.float32(experiment.server.dropout)
     population = Population(index, counts, malicious, root, local, start, every, dropout)
-    return population, parts.unused + len(unseen)
+    return population, Unused(parts.unused + len(unseen), parts.left_out)
 
 
 def malicious_clients(population: Population) -> list[int]:
