@@ -847,3 +847,23 @@ def test_each_data_set_of_experiment_6_is_headed_by_its_figure(tmp_path):
         for name in (f"exp6_{file}.md", f"exp6_{file}_orderings.md"):
             head = f"# FedSecurity, Exp 6, Figure {figure}: digits (subset)"
             assert (tmp_path / name).read_text().startswith(head)
+
+
+@pytest.mark.parametrize(("scale", "top"), [(1, 101), (0.1, 1.01 * 1.1 * 3.03)])
+def test_low_curves_fill_their_axis(tmp_path, monkeypatch, scale, top):
+    limits = []
+    legend = plotting.legend_below
+    monkeypatch.setattr(
+        plotting,
+        "legend_below",
+        lambda figure: limits.append(figure.axes[0].get_ylim()) or legend(figure),
+    )
+
+    def low(cells, folder):
+        results = fake_run()(cells, folder)
+        for one in results:
+            one.metrics["accuracy"] = scale * np.array([0.1, 0.2, 0.303])
+        return results
+
+    engine.regenerate(FEDSECURITY, FEDSECURITY.plan("smoke", 1), ["exp7"], tmp_path, run=low)
+    assert limits == [pytest.approx((-top / 101, top), rel=1e-3)]

@@ -196,6 +196,10 @@ class Figure:
         return plotting.save(figure, report.path)
 
 
+#: Up to this many percent the axis ends above the highest curve: up to 100 they would be one line.
+LOW = 25
+
+
 @dataclasses.dataclass(frozen=True)
 class Curves:
     """Draws metrics over rounds, in percent, panels side by side.
@@ -232,10 +236,12 @@ class Curves:
         for panel, (title, lines) in zip(axes[0], panels.items(), strict=True):
             for label, (results, metric) in lines.items():
                 plotting.curves(panel, {label: results}, metric)
-            panel.set(title=title.replace(", ", ",\n"), xlabel="round", ylim=(-1, 101))
+            panel.set(title=title.replace(", ", ",\n"), xlabel="round")
             panel.title.set_size(self.title_size)
             panel.grid(alpha=0.3)
-        axes[0, 0].set_ylabel(self.ylabel)
+        highest = max(panel.dataLim.ymax for panel in axes[0])
+        top = 100 if highest > LOW else max(1.1 * highest, 1)
+        axes[0, 0].set(ylabel=self.ylabel, ylim=(-top / 100, 1.01 * top))  # shared by all panels
         plotting.legend_below(figure)
         return figure, f"{self.caption(report)}; {plotting.band_of(report.plan.seeds)}"
 
