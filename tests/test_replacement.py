@@ -371,6 +371,15 @@ def test_statistics_are_scaled_or_not(statistics):
     assert np.abs(one).min() > 1e-6
     np.testing.assert_allclose(ten[4:], 10 * one[4:], rtol=1e-5)
     np.testing.assert_allclose(ten[:4], one[:4] * (10 if statistics == "scaled" else 1), rtol=1e-5)
+    bounded = attack(
+        backdoor=backdoor,
+        statistics=statistics,
+        mode="train_and_scale",
+        max_norm=0.5,
+        known_above=1.0,
+    )
+    sent = bounded.apply(jax.random.key(0), jnp.zeros((4, 16)), bounded.init(4, 16), view)[0][1]
+    assert np.linalg.norm(sent[4:]) == pytest.approx(0.5, rel=1e-5)
 
 
 def test_measures_in_batches():
@@ -422,6 +431,7 @@ def test_a_batch_holds_the_backdoor_s_images_first_with_noise_in_normalised_unit
             "anomaly is not read by mode 'train_and_scale'",
         ),
         ({"anomaly": "l2", "cosine_weight": 2.0}, "cosine_weight is not read with anomaly 'l2'"),
+        ({"alpha": 1.0, "anomaly": "cosine"}, "anomaly is not read with alpha 1"),
     ],
 )
 def test_refused_fields(fields, message):

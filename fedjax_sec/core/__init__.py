@@ -66,7 +66,14 @@ from fedjax_sec.core.schedule import (
     has_schedules,
     resolve,
 )
-from fedjax_sec.core.space import last_layer, make_space, tensors, tree_space
+from fedjax_sec.core.space import (
+    last_layer,
+    make_space,
+    tensors,
+    trained_part,
+    tree_space,
+    with_statistics,
+)
 from fedjax_sec.core.types import (
     AttackerView,
     Auxiliary,
@@ -176,8 +183,10 @@ __all__ = [
     "static",
     "suggestion",
     "tensors",
+    "trained_part",
     "tree_space",
     "uniform_by_position",
     "value_of",
     "walk",
+    "with_statistics",
 ]

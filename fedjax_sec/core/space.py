@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 from jax.tree_util import DictKey, SequenceKey
+from jaxtyping import Array
 
 from fedjax_sec.core.types import Model, Space
 
@@ -188,6 +189,31 @@ def tensors(space: Space | None, dim: int) -> list[slice]:
     places = [] if space is None else list(space.slices.values())
     done = places[-1].stop if places else 0
     return [*places, slice(done, dim)] if done < dim else places
+
+
+def trained_part(space: Space | None, dim: int) -> slice:
+    """The place of all but running statistics in a vector [D]; all of it without a space.
+
+    Norms, distances and cosines of updates are taken over it: statistics move by the scale of the
+    data, not of what is learned, and would drown it.
+
+    >>> trained_part(tree_space({"batch_stats": np.ones(2), "params": np.ones(3)}), 5)
+    slice(2, 5, None)
+    >>> trained_part(None, 5)
+    slice(0, 5, None)
+    """
+    return slice(0 if space is None else space.observed.stop, dim)
+
+
+def with_statistics(space: Space | None, changed: Array, given: Array) -> Array:
+    """`changed` [..., D], but with the running statistics of `given`.
+
+    >>> space = tree_space({"batch_stats": np.ones(2), "params": np.ones(3)})
+    >>> with_statistics(space, jnp.zeros(5), jnp.ones(5)).tolist()
+    [1.0, 1.0, 0.0, 0.0, 0.0]
+    """
+    start = trained_part(space, changed.shape[-1]).start
+    return jnp.where(jnp.arange(changed.shape[-1]) < start, given, changed) if start else changed
 
 
 def last_layer(space: Space | None, dim: int) -> slice:

@@ -1,9 +1,14 @@
-"""Clients' models, and their last layers, for rules that do not act on updates."""
+"""The parts of updates and models that rules look at."""
 
 import jax.numpy as jnp
 
-from fedjax_sec.core import last_layer
+from fedjax_sec.core import last_layer, trained_part
 from fedjax_sec.ops.precision import wide
+
+
+def trained_columns(updates, view):
+    """The updates without running statistics [K, T], of which norms and distances are taken."""
+    return updates[:, trained_part(view.space, updates.shape[1])]
 
 
 def last_layers(updates, view):

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from fedjax_sec.core import COUNT, ConfigError, Stage, component, init_stage, registry, static
 from fedjax_sec.defenses._bounds import check_num_byzantine
+from fedjax_sec.defenses._layers import trained_columns
 from fedjax_sec.ops import coordinatewise
 
 
@@ -85,7 +86,8 @@ class Bulyan(Stage):
                 state,
                 view._replace(valid=left),
             )
-            distance = jnp.linalg.norm(safe - aggregate[None], axis=1)
+            apart = trained_columns(safe - aggregate[None], view)
+            distance = jnp.linalg.norm(apart, axis=1)
             # A huge finite row is infinitely far in float32: still nearer than one already taken.
             distance = jnp.minimum(
                 jnp.nan_to_num(distance, nan=jnp.inf), jnp.finfo(jnp.float32).max

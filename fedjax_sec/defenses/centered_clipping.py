@@ -11,8 +11,10 @@ from fedjax_sec.core import (
     refuse_unread,
     registry,
     static,
+    trained_part,
 )
 from fedjax_sec.defenses import _fedsecurity
+from fedjax_sec.defenses._layers import trained_columns
 from fedjax_sec.ops import iterative
 from fedjax_sec.ops.moments import weighted_mean
 from fedjax_sec.ops.precision import wide
@@ -26,7 +28,8 @@ class CenteredClipping(Stage):
 
     `updates [K, D] -> [D]`, unweighted. The centre v is the previous round's aggregate, zero in
     the first round. `kept` is each client's last factor. Clients whose update is not finite are
-    left out. With `bucketing` before it, rows are buckets.
+    left out. With `bucketing` before it, rows are buckets. Running statistics do not count towards
+    the norm, and follow the factors, as in FedML.
 
     `convention="fedsecurity"` is FedML's (`cclip_defense.py`): buckets of `bucket_size` clients in
     the round's order, without a shuffle, each the mean by numbers of examples; the centre v is a
@@ -35,8 +38,8 @@ class CenteredClipping(Stage):
     .. math:: agg = v + \sum_b \frac{n_b}{\sum_c n_c} (y_b - v)
               \min(1, \tau / (\|y_b - v\| + 10^{-8}))
 
-    where running statistics do not count towards the norm. It reads neither `num_iterations` nor
-    `start`, and draws the centre from the key, where FedML takes NumPy's unseeded generator.
+    It reads neither `num_iterations` nor `start`, and draws the centre from the key, where FedML
+    takes NumPy's unseeded generator.
 
     Raises: `ConfigError` for fields that the convention does not read.
 
@@ -80,8 +83,9 @@ class CenteredClipping(Stage):
         if self.convention == "fedsecurity":
             return self._of_buckets(key, updates, state, view)
         begin = jnp.zeros(updates.shape[1], updates.dtype) if self.start == "zero" else state
+        measured = trained_part(view.space, updates.shape[1])
         aggregate, factor = iterative.centered_clip(
-            updates, view.valid, begin, self.num_iterations, self.radius
+            updates, view.valid, begin, self.num_iterations, self.radius, measured
         )
         # Without a single valid row there is nothing to move the centre: the aggregate is zero.
         aggregate = jnp.where(view.valid.any(), aggregate, 0.0)
@@ -98,9 +102,9 @@ class CenteredClipping(Stage):
         chosen = jnp.floor(jax.random.uniform(key) * used.sum()).astype(jnp.int32)
         center = rows[jnp.minimum(chosen, count - 1)]
         moves = jnp.where(used[:, None], rows - center[None], 0.0)
-        observed = 0 if view.space is None else view.space.observed.stop
-        zero = jnp.zeros(updates.shape[1] - observed, moves.dtype)
-        distance = iterative.distances_from(moves[:, observed:], zero).astype(wide(rows.dtype))
+        learned = trained_columns(moves, view)
+        zero = jnp.zeros(learned.shape[1], moves.dtype)
+        distance = iterative.distances_from(learned, zero).astype(wide(rows.dtype))
         factor = jnp.minimum(1.0, self.radius / (distance + 1e-8)).astype(rows.dtype)
         moved = weighted_mean(moves * factor[:, None], jnp.where(used, weights, 0.0))
         return center + moved, state, {"kept": jnp.where(used, factor, 0.0) @ members}

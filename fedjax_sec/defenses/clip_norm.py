@@ -2,7 +2,8 @@
 
 import jax.numpy as jnp
 
-from fedjax_sec.core import ANY_SCALE, Stage, numeric, registry
+from fedjax_sec.core import ANY_SCALE, Stage, numeric, registry, with_statistics
+from fedjax_sec.defenses._layers import trained_columns
 from fedjax_sec.ops.moments import row_norms
 from fedjax_sec.ops.precision import wide
 
@@ -13,7 +14,8 @@ class ClipNorm(Stage):
 
     .. math:: u_i \leftarrow u_i \min(1, M / \|u_i\|_2)
 
-    `updates [K, D] -> [K, D]`.
+    `updates [K, D] -> [K, D]`. Running statistics neither count towards the norm nor are scaled, as
+    in FedML (`norm_diff_clipping_defense.py`): their moves follow the data's scale.
 
     Source: Sun et al. 2019, "Can You Really Backdoor Federated Learning?", Section 3, "norm
     thresholding"; the paper tunes M for each task, so the default is a choice.
@@ -32,7 +34,9 @@ class ClipNorm(Stage):
 
     def apply(self, key, updates, state, view):
         # In float16 a norm, or `max_norm`, may be infinite.
-        norms = row_norms(updates.astype(wide(updates.dtype)))
+        norms = row_norms(trained_columns(updates, view).astype(wide(updates.dtype)))
         scale = jnp.minimum(1.0, self.max_norm / jnp.maximum(norms, self.max_norm * 1e-6))
         clipped = jnp.mean((scale < 1.0) & view.valid)
-        return updates * scale[:, None].astype(updates.dtype), view, state, {"clipped": clipped}
+        shortened = updates * scale[:, None].astype(updates.dtype)
+        shortened = with_statistics(view.space, shortened, updates)
+        return shortened, view, state, {"clipped": clipped}

@@ -3,7 +3,17 @@
 import jax
 import jax.numpy as jnp
 
-from fedjax_sec.core import ANY_SCALE, COUNT, ConfigError, Stage, numeric, registry, static
+from fedjax_sec.core import (
+    ANY_SCALE,
+    COUNT,
+    ConfigError,
+    Stage,
+    numeric,
+    registry,
+    static,
+    trained_part,
+    with_statistics,
+)
 from fedjax_sec.ops.moments import row_norms
 from fedjax_sec.ops.precision import wide
 
@@ -18,8 +28,8 @@ class Crfl(Stage):
               w_t \leftarrow w_t + \mathcal{N}(0, \sigma^2 I) \text{ for } t < T,
               \qquad \rho_t = \min(cap, slope \cdot t + offset)
 
-    The norm is that of the whole vector of parameters, of all layers together and with running
-    statistics where the network has any. `[D] -> [D]`: the aggregate becomes what takes the server
+    The norm is that of all trained parameters together. Running statistics do not count, and get
+    neither the factor nor noise. `[D] -> [D]`: the aggregate becomes what takes the server
     to the new model, whatever its learning rate. The last round adds no noise: its model, clipped
     only, is what `fedjax-sec certify RUN` smooths with many draws of noise to say how large a
     backdoor may be that does not change a prediction. T is `rounds`, which an experiment fills with
@@ -82,12 +92,14 @@ class Crfl(Stage):
         rate = jnp.ones((), kind) if view.rate is None else view.rate
         params = view.params.astype(kind)
         model = params + rate * aggregate.astype(kind)
-        norm, radius = row_norms(model[None])[0], self.radius(view.round)
+        learned = model[trained_part(view.space, model.shape[0])]
+        norm, radius = row_norms(learned[None])[0], self.radius(view.round)
         clipped = norm > radius
-        model = model * jnp.where(clipped, radius / jnp.where(clipped, norm, 1.0), 1.0)
+        short = model * jnp.where(clipped, radius / jnp.where(clipped, norm, 1.0), 1.0)
         noise = self.std * jax.random.normal(key, model.shape, kind)
         if self.rounds is not None:
             noise = jnp.where(view.round + 1 == self.rounds, 0.0, noise)
-        step = (model + noise - params) / jnp.where(rate == 0, 1.0, rate)
+        model = with_statistics(view.space, short + noise, model)
+        step = (model - params) / jnp.where(rate == 0, 1.0, rate)
         metrics = {"model_norm": norm, "clipped": clipped.astype(kind)}
         return step.astype(aggregate.dtype), state, metrics

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_sec.core import Stage, registry
+from fedjax_sec.defenses._layers import trained_columns
 from fedjax_sec.ops.distances import cosines_to
 from fedjax_sec.ops.moments import row_norms, weighted_mean
 
@@ -19,7 +20,8 @@ class FLTrust(Stage):
 
     `updates [K, D] -> [D]`. `kept` is the trust score. Where all scores are zero the global model
     stays as it is; the metric `fltrust/no_trust` is 1 in such a round. An update of length zero has
-    no direction and no trust. Clients' numbers of examples are not used.
+    no direction and no trust. Clients' numbers of examples are not used. Running statistics count
+    neither towards cosines nor lengths, and follow the weights.
 
     Raises: `ConfigError` without `server.root`, or in `fedjax_sec.aggregate` without
     `server_update`.
@@ -39,11 +41,13 @@ class FLTrust(Stage):
 
     def apply(self, key, updates, state, view):
         server = view.root.update()
-        norms = row_norms(updates).astype(server.dtype)
+        rows = trained_columns(updates, view)
+        learned = trained_columns(server[None], view)[0]
+        norms = row_norms(rows).astype(server.dtype)
         trusted = view.valid & (norms > 0)
-        score = jax.nn.relu(cosines_to(updates, server, trusted))
+        score = jax.nn.relu(cosines_to(rows, learned, trusted))
         total = score.sum()
-        weight = score * jnp.linalg.norm(server) / jnp.where(trusted, norms, 1.0)
+        weight = score * jnp.linalg.norm(learned) / jnp.where(trusted, norms, 1.0)
         mean = weighted_mean(updates, weight)
         aggregate = mean * (weight.sum() / jnp.where(total > 0, total, 1.0)).astype(mean.dtype)
         return aggregate, state, {"kept": score, "no_trust": (total == 0).astype(jnp.float32)}

@@ -2,7 +2,16 @@
 
 import jax.numpy as jnp
 
-from fedjax_sec.core import COUNT, ConfigError, Stage, last_layer, numeric, registry, static
+from fedjax_sec.core import (
+    COUNT,
+    ConfigError,
+    Stage,
+    last_layer,
+    numeric,
+    registry,
+    static,
+    trained_part,
+)
 from fedjax_sec.defenses import _foolsgold
 from fedjax_sec.defenses._layers import models
 from fedjax_sec.ops.distances import cosine_similarities
@@ -31,7 +40,8 @@ class FoolsGold(Stage):
     - `auto`: the last under `convention="fedsecurity"`, else the first.
 
     `kept` is alpha. Where all clients are alike, all alpha are zero and the division by their
-    maximum is not defined: then everybody gets 1, a choice (the author code gives NaN). Clients
+    maximum is not defined: then everybody gets 1, a choice (the author code gives NaN). An alpha
+    below 1e-5 counts as zero under every convention, a choice: in float32 it is rounding. Clients
     whose update is not finite are left out, and their history stays as it is.
 
     The history has one row for each of the N registered clients, whoever takes part: N D numbers of
@@ -131,7 +141,9 @@ class FoolsGold(Stage):
     def _place(self, space, dim: int) -> slice:
         if self._chosen[1] == "last_layer":
             return last_layer(space, dim)
-        return slice(dim - (self.num_features or dim), dim)
+        if self.num_features is None:
+            return trained_part(space, dim)
+        return slice(dim - self.num_features, dim)
 
     def init(self, num_clients, dim, space=None):
         if self.num_features is not None and self.num_features > dim:

@@ -2,7 +2,7 @@
 
 import jax
 
-from fedjax_sec.core import ANY_SCALE, Stage, numeric, registry
+from fedjax_sec.core import ANY_SCALE, Stage, numeric, registry, with_statistics
 
 
 @registry.defenses.register("gaussian_noise")
@@ -13,7 +13,8 @@ class GaussianNoise(Stage):
 
     `[D] -> [D]`, drawn once a round. With `clip_norm` before it, this is "weak differential
     privacy"; `max_norm` is then the M to which updates are clipped, and sigma is relative to it.
-    With the default of 1, sigma is in units of the update.
+    With the default of 1, sigma is in units of the update. Running statistics get no noise: a
+    variance that it makes negative would be taken for zero.
 
     Source: Sun et al. 2019, Section 3, "(weak) differential privacy"; sigma is tuned there for
     each task, so the default is a choice. With M: Ozdayi et al. 2021, Equation 2.
@@ -34,4 +35,5 @@ class GaussianNoise(Stage):
 
     def apply(self, key, aggregate, updates, state, view):
         noise = jax.random.normal(key, aggregate.shape, aggregate.dtype)
-        return aggregate + self.std * self.max_norm * noise, state, {}
+        noisy = aggregate + self.std * self.max_norm * noise
+        return with_statistics(view.space, noisy, aggregate), state, {}

@@ -10,6 +10,7 @@ from fedjax_sec.core import (
     registry,
     static,
     tensors,
+    trained_part,
 )
 from fedjax_sec.defenses import _fedsecurity
 from fedjax_sec.ops import coordinatewise, iterative
@@ -27,6 +28,7 @@ class GeometricMedian(Stage):
     approximated by `num_iterations` smoothed Weiszfeld steps over the whole vector (not layer by
     layer). `updates [K, D] -> [D]`; alpha are the example counts, or equal. `kept` is each client's
     share of the result relative to the largest. Clients whose update is not finite are left out.
+    Running statistics do not count towards distances, and follow the weights.
 
     `convention="fedsecurity"` is what FedML computes in its place (`RFA_defense.py`, and
     `compute_geometric_median` of `common/utils.py`), in three ways another thing. Every tensor of
@@ -85,7 +87,8 @@ class GeometricMedian(Stage):
             begin, _ = coordinatewise.median(updates, view.valid, with_kept=False)
         else:
             begin = jnp.zeros(updates.shape[1], updates.dtype)
+        measured = trained_part(view.space, updates.shape[1])
         aggregate, share = iterative.geometric_median(
-            updates, weights, begin, self.num_iterations, self.smoothing
+            updates, weights, begin, self.num_iterations, self.smoothing, measured
         )
         return aggregate, state, {"kept": share / jnp.maximum(share.max(), 1e-30)}

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from fedjax_sec.core import COUNT, Stage, registry, static
 from fedjax_sec.defenses._bounds import check_num_byzantine
+from fedjax_sec.defenses._layers import trained_columns
 from fedjax_sec.ops import distances
 
 
@@ -16,7 +17,7 @@ class Krum(Stage):
 
     where `i -> j` are the n - f - 2 nearest others of i. `updates [K, D] -> [D]`, unweighted. On a
     tie the lower row wins. Clients whose update is not finite are left out, and n is the number of
-    the others.
+    the others. Running statistics do not count towards distances.
 
     Raises: `ConfigError` unless 2 f + 2 < K.
 
@@ -56,7 +57,7 @@ class Krum(Stage):
         return n - self.num_byzantine - (0 if self.convention == "author" else 2)
 
     def apply(self, key, updates, state, view):
-        sqdist, _ = distances.squared_distances(updates, view.valid)
+        sqdist, _ = distances.squared_distances(trained_columns(updates, view), view.valid)
         scores = distances.krum_scores(
             sqdist, view.valid, self._neighbours(view.valid.sum()), self.convention == "paper"
         )
@@ -67,7 +68,7 @@ class Krum(Stage):
 
     def select_sequence(self, updates, view, at_most: int, count):
         # Distances are computed once.
-        sqdist, _ = distances.squared_distances(updates, view.valid)
+        sqdist, _ = distances.squared_distances(trained_columns(updates, view), view.valid)
         selected, _ = distances.krum_sequence(
             sqdist, view.valid, at_most, count, self._neighbours, self.convention == "paper"
         )

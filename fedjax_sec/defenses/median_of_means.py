@@ -13,6 +13,7 @@ from fedjax_sec.core import (
     registry,
     static,
     tensors,
+    trained_part,
 )
 from fedjax_sec.defenses import _fedsecurity
 from fedjax_sec.ops import coordinatewise, iterative
@@ -34,6 +35,7 @@ class MedianOfMeans(Stage):
     is approximated by `num_iterations` smoothed Weiszfeld steps from the coordinate-wise median of
     the means, over the whole vector. `kept` is the share of a client's batch in the result relative
     to the largest. Clients whose update is not finite are left out, and batches made of the others.
+    Running statistics do not count towards distances, and follow the weights.
 
     `convention="fedsecurity"` is FedML's (`geometric_median_defense.py`, `common/bucket.py`):
     batches of ceil(n / k) clients, so there may be fewer than k of them; means by numbers of
@@ -134,12 +136,20 @@ class MedianOfMeans(Stage):
             sizes = members.sum(axis=1)
             used = sizes > 0
             # Divided first: in float16 a sum of huge updates would be infinite.
-            rows = (members / jnp.maximum(sizes, 1)[:, None]) @ jnp.where(
-                view.valid[:, None], updates, 0.0
+            shares = members / jnp.maximum(sizes, 1)[:, None]
+            rows = jnp.matmul(
+                shares,
+                jnp.where(view.valid[:, None], updates, 0.0),
+                precision=jax.lax.Precision.HIGHEST,
             )
             begin, _ = coordinatewise.median(rows, used, with_kept=False)
             aggregate, share = iterative.geometric_median(
-                rows, used.astype(updates.dtype), begin, self.num_iterations, self.smoothing
+                rows,
+                used.astype(updates.dtype),
+                begin,
+                self.num_iterations,
+                self.smoothing,
+                trained_part(view.space, updates.shape[1]),
             )
         share = (share / jnp.maximum(share.max(), 1e-6)).astype(updates.dtype)
         return aggregate, state, {"kept": share @ members}

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 
 from fedjax_sec.core import COUNT, ConfigError, Stage, registry, static
 from fedjax_sec.defenses._bounds import check_num_byzantine
+from fedjax_sec.defenses._layers import trained_columns
 from fedjax_sec.ops import distances
 from fedjax_sec.ops.moments import weighted_mean
 
@@ -17,6 +18,8 @@ class MultiKrum(Stage):
 
     over each client's n - f - 2 nearest others. `updates [K, D] -> [D]`, unweighted; on ties lower
     rows win. Clients whose update is not finite are left out; when fewer than m remain, all do.
+    Running statistics do not count towards distances. `weighted` is FedML's m-Krum: its defence
+    (`krum_defense.py`) hands on the m chosen models, and its server weights them by examples.
 
     Raises: `ConfigError` unless 2 f + 2 < K and `num_selected` <= K.
 
@@ -40,6 +43,7 @@ class MultiKrum(Stage):
     num_selected: int | None = static(
         None, "m, the updates averaged (null: K - f).", low=1, high=COUNT
     )
+    weighted: bool = static(False, "Weight the selected clients by their example counts.")
 
     def check(self, path, setting):
         clients = setting.num_clients
@@ -52,10 +56,11 @@ class MultiKrum(Stage):
 
     def apply(self, key, updates, state, view):
         f, clients = self.num_byzantine, updates.shape[0]
-        sqdist, _ = distances.squared_distances(updates, view.valid)
+        sqdist, _ = distances.squared_distances(trained_columns(updates, view), view.valid)
         neighbours = view.valid.sum() - f - 2
         scores = distances.krum_scores(sqdist, view.valid, neighbours)
         order = jnp.argsort(scores, stable=True)
         kept = jnp.zeros(clients, bool).at[order[: self.num_selected or clients - f]].set(True)
         kept = (kept & view.valid).astype(updates.dtype)
-        return weighted_mean(updates, kept), state, {"kept": kept, "krum_scores": scores}
+        weights = kept * view.weights if self.weighted else kept
+        return weighted_mean(updates, weights), state, {"kept": kept, "krum_scores": scores}

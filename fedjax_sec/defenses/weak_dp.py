@@ -3,7 +3,16 @@
 import jax
 import jax.numpy as jnp
 
-from fedjax_sec.core import ANY_SCALE, Stage, numeric, refuse_unread, registry, static
+from fedjax_sec.core import (
+    ANY_SCALE,
+    Stage,
+    numeric,
+    refuse_unread,
+    registry,
+    static,
+    with_statistics,
+)
+from fedjax_sec.defenses._layers import trained_columns
 from fedjax_sec.ops.moments import row_norms, weighted_mean
 from fedjax_sec.ops.precision import wide
 
@@ -17,13 +26,15 @@ class WeakDp(Stage):
 
     `updates [K, D] -> [D]`. Noise is drawn once a round, and sigma is absolute, in units of a
     parameter: `[clip_norm, mean, gaussian_noise]` is the same with sigma in units of M. `kept` is
-    each client's factor. Clients whose update is not finite are left out.
+    each client's factor. Clients whose update is not finite are left out. Running statistics do not
+    count towards the norm, and get neither factor nor noise: Wang et al.'s code (`defense.py`)
+    works on parameters alone.
 
     `convention="fedsecurity"` is FedML's class of that name (`weak_dp_defense.py`): nothing is
-    clipped, and every client's model gets noise of its own, so that of the mean has the standard
-    deviation :math:`\sigma \sqrt{\sum_i p_i^2}`, with :math:`p_i = n_i / \sum_j n_j`; it is drawn
-    at once, which is equal in distribution. In FedML it never acts: no hook calls it
-    (`fedml_defender.py`).
+    clipped, and every client's model gets noise of its own, statistics too, so that of the mean has
+    the standard deviation :math:`\sigma \sqrt{\sum_i p_i^2}`, with
+    :math:`p_i = n_i / \sum_j n_j`; it is drawn at once, which is equal in distribution. In FedML it
+    never acts: no hook calls it (`fedml_defender.py`).
 
     Raises: `ConfigError` for a `max_norm` that the convention does not read.
 
@@ -62,14 +73,18 @@ class WeakDp(Stage):
         weights = jnp.where(view.valid, view.weights if self.weighted else 1.0, 0.0).astype(dtype)
         factor, std = view.valid.astype(dtype), self.std
         if self.convention == "paper":
-            norms = row_norms(updates.astype(dtype))
+            norms = row_norms(trained_columns(updates, view).astype(dtype))
             factor = jnp.minimum(1.0, self.max_norm / jnp.maximum(norms, self.max_norm * 1e-6))
             factor = jnp.where(view.valid, factor, 0.0)
-            updates = updates * factor[:, None].astype(updates.dtype)
+            shortened = updates * factor[:, None].astype(updates.dtype)
+            updates = with_statistics(view.space, shortened, updates)
         else:
             shares = weights / jnp.maximum(weights.sum(), 1e-30)
             std = std * jnp.linalg.norm(shares)
         noise = jax.random.normal(key, updates.shape[1:], updates.dtype)
-        aggregate = weighted_mean(updates, weights) + (std * noise).astype(updates.dtype)
+        mean = weighted_mean(updates, weights)
+        aggregate = mean + (std * noise).astype(updates.dtype)
+        if self.convention == "paper":
+            aggregate = with_statistics(view.space, aggregate, mean)
         aggregate = jnp.where(view.valid.any(), aggregate, 0.0)
         return aggregate, state, {"kept": factor.astype(updates.dtype)}

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_sec.core import COUNT, ConfigError, Stage, numeric, registry, static
+from fedjax_sec.defenses._layers import trained_columns
 from fedjax_sec.ops.moments import row_norms, weighted_mean
 
 
@@ -19,7 +20,8 @@ class Zeno(Stage):
 
     `updates [K, D] -> [D]`, unweighted; on a tie the lower row wins. Clients whose update is not
     finite are left out, and n is the number of the others. `kept` marks the rows that are averaged.
-    The loss is evaluated K times, one client after another.
+    The loss is evaluated K times, one client after another. Running statistics do not count towards
+    the length.
 
     Raises: `ConfigError` unless b < K; without `server.root`, or in `fedjax_sec.aggregate` without
     `server_loss`.
@@ -68,7 +70,7 @@ class Zeno(Stage):
         safe = jnp.where(view.valid[:, None], updates, 0.0)
         # One at a time: side by side, all clients' activations would lie in memory.
         after = jax.lax.map(lambda update: loss(params + update.astype(params.dtype)), safe)
-        lengths = row_norms(safe).astype(after.dtype)
+        lengths = row_norms(trained_columns(safe, view)).astype(after.dtype)
         scores = before - after - self.rho * lengths**2
         # A loss that overflows is the worst there is.
         scores = jnp.where(jnp.isnan(scores), -jnp.inf, scores)

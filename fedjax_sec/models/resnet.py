@@ -21,7 +21,7 @@ class ResNet(Network):
 
     - `aggregated`: running means and variances, 1,376 more entries of the parameters at depth 20.
       Clients move them, send the difference and the server aggregates it as it does weights; weight
-      decay leaves them alone. Attacks and distances between updates see them too.
+      decay leaves them alone. Attacks see them too; norms, distances and cosines do not count them.
     - `local`: nothing leaves the client, and the global model has none; whatever is evaluated is
       normalised over its own batch (`evaluation.batch_size` examples), so its logits depend on it.
 

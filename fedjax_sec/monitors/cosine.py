@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from fedjax_sec.core import Monitor, registry, static
+from fedjax_sec.core import Monitor, registry, static, trained_part
 from fedjax_sec.ops.distances import cosines_to
 from fedjax_sec.ops.moments import finite_rows, weighted_mean
 
@@ -17,7 +17,7 @@ class Cosine(Monitor):
     with H the honest clients that took part and whose update is finite. Metrics: `cosine/client`
     [K], 0 for a client that sent nothing, zeros or NaN, and the means over the honest and the
     malicious clients, `cosine/honest` and `cosine/malicious` (NaN where there are none). An honest
-    client's own update is a part of h.
+    client's own update is a part of h. Running statistics are left out.
 
     Source: none, a choice; FoolsGold and FLTrust judge clients by such cosines.
 
@@ -36,7 +36,8 @@ class Cosine(Monitor):
     )
 
     def observe(self, key, state, trace, task):
-        updates = trace.sent.vector
+        sent = trace.sent.vector
+        updates = sent[:, trained_part(task.space, sent.shape[1])]
         there = trace.present & finite_rows(updates)
         honest, malicious = there & ~trace.malicious, there & trace.malicious
         safe = jnp.where(there[:, None], updates, 0.0)

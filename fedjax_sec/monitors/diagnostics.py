@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from fedjax_sec.core import ConfigError, Monitor, registry, static
+from fedjax_sec.core import ConfigError, Monitor, registry, static, trained_part
 from fedjax_sec.ops.moments import row_norms
 
 
@@ -15,6 +15,8 @@ class Diagnostics(Monitor):
     honest clients that took part, the share of which nothing was kept; `attack_shift`, how far the
     attack moved its rows; the scalars that attack and defence report. `clients [K]` says whose
     entries they are where clients are sampled, `malicious [K]` who is where that is redrawn.
+
+    Norms are without running statistics, as the rules measure.
 
     They cost several passes over the stack, so they are computed in the last round before an
     evaluation; `evaluation.diagnostics: false` leaves them out.
@@ -44,7 +46,9 @@ class Diagnostics(Monitor):
                 "view.valid.astype(updates.dtype) where all rows count, or set "
                 "evaluation.diagnostics=false."
             )
-        kept, norms = metrics["kept"], row_norms(trace.sent.vector)
+        sent, honestly = trace.sent.vector, trace.honest.vector
+        learned = trained_part(task.space, sent.shape[1])
+        kept, norms = metrics["kept"], row_norms(sent[:, learned])
         malicious, honest = trace.malicious, trace.present & ~trace.malicious
         removed = (kept == 0).astype(norms.dtype)
         shown = {
@@ -57,8 +61,8 @@ class Diagnostics(Monitor):
             "detection/true_positive_rate": _mean_over(removed, malicious),
             "detection/false_positive_rate": _mean_over(removed, honest),
         }
-        if trace.sent.vector is not trace.honest.vector:
-            shift = row_norms(trace.sent.vector - trace.honest.vector)
+        if sent is not honestly:
+            shift = row_norms((sent - honestly)[:, learned])
             shown["attack_shift"] = _mean_over(shift, malicious)
         for extra in (trace.attack, metrics):
             shown |= {name: v for name, v in extra.items() if "/" in name and jnp.ndim(v) == 0}

@@ -61,6 +61,7 @@ def geometric_median(
     start: Float[Array, " D"],
     num_iterations: int,
     smoothing: float | Float[Array, ""] = 1e-6,
+    measured: slice = slice(None),
 ) -> tuple[Float[Array, " D"], Float[Array, " K"]]:
     r"""The smoothed Weiszfeld iteration towards the geometric median.
 
@@ -75,6 +76,7 @@ def geometric_median(
         start: z before the first iteration.
         num_iterations: passes; each reads the stack twice.
         smoothing: nu, the distance below which a client's influence grows no further.
+        measured: the columns over which distances are taken; the others follow their weights.
 
     Returns:
         z, and each client's share of it, ``beta_i / sum beta`` (zeros without any iteration).
@@ -92,7 +94,8 @@ def geometric_median(
 
     def step(_, state):
         center, _ = state
-        distance = jnp.where(used, distances_from(updates, center), 1.0)
+        distance = distances_from(updates[:, measured], center[measured])
+        distance = jnp.where(used, distance, 1.0)
         influence = jnp.where(used, alpha / jnp.maximum(distance, smoothing), 0.0)
         influence = influence * inverse_power(jnp.max(influence))
         share = influence / jnp.maximum(influence.sum(), jnp.finfo(influence.dtype).tiny)
@@ -109,6 +112,7 @@ def centered_clip(
     start: Float[Array, " D"],
     num_iterations: int,
     radius: float | Float[Array, ""],
+    measured: slice = slice(None),
 ) -> tuple[Float[Array, " D"], Float[Array, " K"]]:
     r"""Moves a centre by the mean of the differences from it, each clipped to `radius`.
 
@@ -120,6 +124,7 @@ def centered_clip(
         start: v before the first iteration.
         num_iterations: passes; each reads the stack twice.
         radius: tau.
+        measured: the columns over which distances are taken; the others follow their factors.
 
     Returns:
         v, and each client's last factor ``min(1, tau / |u_i - v|)`` (zeros for invalid rows).
@@ -136,7 +141,8 @@ def centered_clip(
 
     def step(_, state):
         center, _ = state
-        distance = jnp.where(valid, distances_from(updates, center), 1.0)
+        distance = distances_from(updates[:, measured], center[measured])
+        distance = jnp.where(valid, distance, 1.0)
         # Not tau / distance: XLA divides by a huge number as a product with its reciprocal, zero.
         # A factor below 1e-38 is zero all the same; such a row then has no influence.
         scale = inverse_power(distance)

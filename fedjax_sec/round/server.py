@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from fedjax_sec.core.random import Stream, stream
+from fedjax_sec.core.space import trained_part
 from fedjax_sec.core.types import (
     BoundTask,
     LocalData,
@@ -98,6 +99,7 @@ def serve(
     `view` is the one of `receive`, `key` the round's.
     """
     algorithm, excluded = replica.components.algorithm, defended.metrics["excluded"]
+    learned = trained_part(task.space, defended.aggregate.shape[0])
     new, metrics = algorithm.step(
         stream(key, Stream.ALGORITHM),
         server,
@@ -108,7 +110,7 @@ def serve(
     )
     metrics = {f"{algorithm.registered_name}/{name}": value for name, value in metrics.items()}
     return new, metrics | {
-        "aggregate_norm": jnp.linalg.norm(defended.aggregate),
+        "aggregate_norm": jnp.linalg.norm(defended.aggregate[learned]),
         "excluded": excluded.sum(),
         "excluded_honest": (excluded & who.honest).sum(),
         "absent": (~who.present).sum(),

@@ -54,7 +54,8 @@ class LocalSgd(Client):
     )
     max_norm: float | None = numeric(
         None,
-        "M: after each step the update is scaled back to this L2 norm (null: never).",
+        "M: after each step the update, without running statistics, is scaled back to this L2 "
+        "norm (null: never).",
         above=0,
         unbounded=ANY_SCALE,
     )
@@ -204,7 +205,8 @@ class LocalSgd(Client):
                 )
                 moved = _put(moved, space.trained, trained)
             if self.max_norm is not None:
-                moved = _within(moved, self.max_norm)
+                short = _within(moved[space.trained], self.max_norm)
+                moved = _put(moved, space.trained, short)
             delta = jnp.where(active, moved, delta)
             new_state = jax.tree.map(lambda a, b: jnp.where(active, a, b), new_state, opt_state)
             return (delta, new_state, memory, summed), jnp.where(active, loss, 0.0), active

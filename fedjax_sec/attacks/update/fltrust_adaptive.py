@@ -11,7 +11,7 @@ from fedjax_sec.attacks.update._directed import (
     sees_all,
     stand_ins,
 )
-from fedjax_sec.core import ANY_SCALE, UpdateAttack, numeric, registry, static
+from fedjax_sec.core import ANY_SCALE, UpdateAttack, numeric, registry, static, trained_part
 from fedjax_sec.ops.distances import cosines_to
 from fedjax_sec.ops.moments import row_norms, unit_rows
 
@@ -33,7 +33,8 @@ class FLTrustAdaptive(UpdateAttack):
               v \sim N(0, \sigma^2 I),
 
     each brought back to length one, and sends :math:`\|g_0\| e'_i`.
-    `updates [K, D] -> [K, D]`. Metrics: h before and after.
+    `updates [K, D] -> [K, D]`. Metrics: h before and after. Running statistics, which FLTrust does
+    not measure, stay those of the first directions.
 
     The Trim attack's directions often point away from g_0. Nobody trusts them then, nor anything
     near them, so no difference is found and nothing moves; `begin: own` starts where there is
@@ -100,14 +101,16 @@ class FLTrustAdaptive(UpdateAttack):
         server = _mean(updates, view.corrupted)
         if view.server_update is not None:
             server = view.server_update().astype(updates.dtype)
+        place = trained_part(view.space, updates.shape[1])  # over which FLTrust measures
+        rows, server, whole, begin = updates[:, place], server[place], begin, begin[:, place]
         length = jnp.linalg.norm(server)
-        unit = unit_rows(updates, row_norms(updates))
+        unit = unit_rows(rows, row_norms(rows))
         goal = unit_rows(server[None], length[None])[0]
 
         # The rule's sum over clients that are not the adversary's: with partial knowledge
         # the stand-ins are counted as if they were there beside it.
-        trust = jax.nn.relu(cosines_to(updates, server, known))
-        everyone = jax.nn.relu(cosines_to(updates, server, known | view.corrupted))
+        trust = jax.nn.relu(cosines_to(rows, server, known))
+        everyone = jax.nn.relu(cosines_to(rows, server, known | view.corrupted))
         clean = _share(everyone @ unit, everyone.sum())
         target = jnp.where(clean < 0, -1.0, 1.0).astype(updates.dtype)
 
@@ -163,7 +166,8 @@ class FLTrustAdaptive(UpdateAttack):
         before = worth(*totals(crafted))
         crafted = jax.lax.fori_loop(0, self.rounds, one_sweep, crafted)
         metrics = {"objective_before": before, "objective": worth(*totals(crafted))}
-        return (length * crafted).astype(updates.dtype), state, metrics
+        sent = whole.at[:, place].set(length * crafted)
+        return sent.astype(updates.dtype), state, metrics
 
 
 def _mean(rows, mask):

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from fedjax_sec.attacks.update._directed import direction, sees_all, sees_one_row, stand_ins
-from fedjax_sec.core import ANY_SCALE, UpdateAttack, numeric, registry, static
+from fedjax_sec.core import ANY_SCALE, UpdateAttack, numeric, registry, static, trained_part
 from fedjax_sec.ops.distances import krum_scores, squared_distances
 
 
@@ -28,7 +28,7 @@ class KrumAttack(UpdateAttack):
     With full knowledge (`threat.knowledge: omniscient`) c malicious clients send this one vector
     among the honest updates. With partial knowledge the malicious clients' own updates stand in for
     the honest ones, and as few copies of the vector as necessary, from 1 to c, are among them.
-    `updates [K, D] -> [K, D]`.
+    `updates [K, D] -> [K, D]`; D in lambda_0 counts no running statistics, as Krum's distances.
 
     Raises: `ConfigError` when the adversary sees a single update: Krum would never select the
     vector.
@@ -74,24 +74,26 @@ class KrumAttack(UpdateAttack):
         return None
 
     def apply(self, key, updates, state, view):
-        clients, dim = updates.shape
+        clients = updates.shape[0]
+        place = trained_part(view.space, updates.shape[1])  # over which Krum measures
+        rows, dim = updates[:, place], place.stop - place.start
         honest, full = stand_ins(view), sees_all(view)
         bad = view.malicious.sum()
         neighbours = jnp.where(full, clients - bad - 2, honest.sum() - 2)
         neighbours = jnp.maximum(neighbours, 1)
-        honest_rows = jnp.where(honest[:, None], updates, 0.0)
+        honest_rows = jnp.where(honest[:, None], rows, 0.0)
         squares, scale = squared_distances(honest_rows, honest)
         pairs = honest[:, None] & honest[None, :] & ~jnp.eye(clients, dtype=bool)
         squares = jnp.where(pairs, squares / scale**2, jnp.inf)
         sign = direction(updates, view)
         if self.toward == "krum":
-            everyone, unit = squared_distances(updates, view.visible)
+            everyone, unit = squared_distances(rows, view.visible)
             scores = krum_scores(everyone / unit**2, view.visible, neighbours)
             chosen = updates[jnp.argmin(scores)]
             sign = jnp.where(chosen < 0, -1.0, 1.0).astype(updates.dtype)
 
         # |-lambda s - u|^2 = lambda^2 D + 2 lambda <s, u> + |u|^2: no further pass over the stack.
-        norms, along = jnp.sum(honest_rows * honest_rows, axis=1), honest_rows @ sign
+        norms, along = jnp.sum(honest_rows * honest_rows, axis=1), honest_rows @ sign[place]
         nearest = _smallest(squares, neighbours)
         spread = jnp.min(jnp.where(honest, nearest, jnp.inf))
         spread = jnp.where(jnp.any(honest), spread, 0.0)

@@ -45,10 +45,11 @@ class ModelReplacement(UpdateAttack):
     with w the numbers of examples, :math:`\eta` the server's rate, M the m malicious clients of the
     round. `participants` is exact in a weighted mean over the K clients of a round. `registered` is
     the author code's, whose server divides the sum of the updates by all N clients and not by the K
-    that are there: set the server's rate to K / N, with which both are equal for equal weights. A
-    `factor` that is given is divided by m too. With `mode: train_and_scale` there is no
-    :math:`\ell_{ano}`, and :math:`\gamma = S / \|X - w\|_2` with S the bound `max_norm` that a
-    detector tolerates.
+    that are there: set the server's rate to K / N, with which both are equal for equal weights and
+    the paper's :math:`\eta` is 1. A `factor` that is given is divided by m too. With
+    `mode: train_and_scale` there is no :math:`\ell_{ano}`, and :math:`\gamma = S / \|X - w\|_2`
+    with S the bound `max_norm` that a detector tolerates; the length is that of the trained
+    parameters.
 
     Training ends early, after an epoch or before the first, when the mean loss of the backdoor's
     examples is at most `stop_loss`. In rounds without a malicious client nothing is trained. With
@@ -65,8 +66,9 @@ class ModelReplacement(UpdateAttack):
     with momentum 0.9 and the weight decay 5e-4 that its optimizer is given (`poison_decay` is not
     read), 15 epochs of 200 batches of 64, the rate times 0.1 from 20% and from 80% of the epochs
     on, divided by 50 where the backdoor's accuracy is above 20% before training and by 100 more
-    where it is above 60%, N(0, 0.01^2) noise on poisoned images in normalised units. It poisons 20
-    images a batch, for the semantic backdoor the 7 that there are. Scaling multiplies running
+    where it is above 60%, N(0, 0.01^2) noise on poisoned images in normalised units. It has each
+    of its backdoor's images once in a batch, 7 of the wall, which is `poisoned: 7`; 20 is a choice.
+    Scaling multiplies running
     statistics too; `statistics: trained` sends those of X unscaled. The text gives no alpha: 0.9 is
     a choice. The author code stops only where the accuracy on the test set is no lower either,
     which an adversary cannot see; here the backdoor's accuracy is on its examples. Its clean
@@ -98,7 +100,10 @@ class ModelReplacement(UpdateAttack):
         None, "gamma before it is divided by m (null: by `average`).", above=0, unbounded=ANY_SCALE
     )
     max_norm: float | None = numeric(
-        None, "S, the length of what train_and_scale sends.", above=0, unbounded=ANY_SCALE
+        None,
+        "S, the length of what train_and_scale sends, without running statistics.",
+        above=0,
+        unbounded=ANY_SCALE,
     )
     alpha: float = numeric(0.9, "Weight of the classification loss.", above=0, high=1)
     anomaly: str = static(
@@ -168,6 +173,8 @@ class ModelReplacement(UpdateAttack):
         if bounded:
             unread = ("factor", "average", "alpha", "anomaly", "cosine_weight")
             refuse_unread(self, path, unread, "by mode 'train_and_scale'")
+        elif self.alpha == 1:
+            refuse_unread(self, path, ("anomaly", "cosine_weight"), "with alpha 1")
         elif self.anomaly == "l2":
             refuse_unread(self, path, ("cosine_weight",), "with anomaly 'l2'")
 
@@ -180,7 +187,7 @@ class ModelReplacement(UpdateAttack):
         def craft():
             trained, loss = self._train(key, gamma, view)
             moved = trained - view.params
-            length = jnp.linalg.norm(moved)
+            length = jnp.linalg.norm(moved[view.task.space.trained])
             scale = gamma
             if self.mode == "train_and_scale":
                 scale = self.max_norm / jnp.where(length > 0, length, 1.0)

@@ -1,0 +1,140 @@
+"""Running statistics judge nobody: norms and distances are of what is trained."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fedjax_sec.core import ServerData, ServerView, Setting, registry, tree_space
+from fedjax_sec.testing import defenses, fields
+
+K, STATISTICS = defenses.CLIENTS, 3
+SETTING, COUNTS = Setting(K, fields.BYZANTINE), np.arange(K) % 4 + 1.0
+#: Three statistics, a bias and a kernel, the last layer's.
+SPACE = tree_space(
+    {"batch_stats": np.zeros(3), "params": {"bias": np.zeros(2), "kernel": np.zeros((3, 2))}}
+)
+RULES = [
+    pytest.param(variant, id=f"{name}-{number}", marks=[pytest.mark.slow] if number else [])
+    for name in registry.defenses.names()
+    if registry.defenses.get(name).stands_alone and registry.defenses.get(name).stage != "client"
+    for number, variant in enumerate(
+        fields.variants(registry.defenses.build(name), SETTING, every_pair=False)
+    )
+]
+
+
+def updates():
+    rows = np.random.default_rng(0).normal(size=(K, SPACE.dim)).astype(np.float32)
+    rows[: K // 4] += 2.0
+    return rows
+
+
+@functools.partial(jax.jit, static_argnames="space")
+def _defend(part, rows, server, space=SPACE):
+    defense, (clients, dim) = defenses.as_pipeline(part), rows.shape
+    learned = slice(dim) if space is None else space.trained
+    view = ServerView(
+        params=jnp.zeros(dim),
+        weights=jnp.asarray(COUNTS),
+        client_ids=jnp.arange(clients),
+        valid=jnp.ones(clients, bool),
+        round=jnp.array(0),
+        root=ServerData(lambda: server, lambda params: jnp.sum(params[learned] ** 2)),
+        space=space,
+    )
+    done = defense.apply(jax.random.key(0), rows, defense.init(clients, dim, space), view)
+    return done.aggregate, done.metrics
+
+
+def defended(part, rows, server=None, space=SPACE):
+    """(aggregate [D], metrics) of a rule, whose examples' loss knows of no statistics."""
+    server = rows[0] if server is None else server
+    return jax.tree.map(np.asarray, _defend(part, jnp.asarray(rows), jnp.asarray(server), space))
+
+
+@pytest.mark.parametrize("part", RULES)
+def test_statistics_judge_nobody(part):
+    rows, server = updates(), np.linspace(1.0, -0.5, SPACE.dim, dtype=np.float32)
+    large, larger = rows.copy(), server.copy()
+    large[:, :STATISTICS] *= 1000.0  # as of a network whose data are that much wider
+    larger[:STATISTICS] *= 1000.0
+    plain, _ = defended(part, rows, server)
+    shifted, _ = defended(part, large, larger)
+    np.testing.assert_allclose(shifted[STATISTICS:], plain[STATISTICS:], rtol=1e-4, atol=1e-5)
+    if part.registered_name != "sign":
+        assert np.abs(shifted[:STATISTICS]).max() > 0
+
+
+def rule(name, **changes):
+    return registry.defenses.build({"name": name, **changes})
+
+
+@pytest.mark.parametrize(
+    "part", [rule("clip_norm", max_norm=1.0), rule("weak_dp", max_norm=1.0, std=0.0)]
+)
+def test_clipping_leaves_statistics(part):
+    rows = updates()
+    aggregate, _ = defended(part, rows)
+    lengths = np.linalg.norm(rows[:, STATISTICS:], axis=1)
+    short = rows.copy()
+    short[:, STATISTICS:] *= np.minimum(1.0, 1.0 / lengths)[:, None]
+    counts = COUNTS if part.registered_name == "weak_dp" else np.ones(K)
+    np.testing.assert_allclose(aggregate, counts @ short / counts.sum(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        rule("gaussian_noise", std=1.0),
+        rule("crfl", slope=0.0, offset=1e6, cap=None, std=1.0),
+        rule("weak_dp", max_norm=1e6, std=1.0, weighted=False),
+    ],
+)
+def test_statistics_get_no_noise(part):
+    rows = updates()
+    aggregate, _ = defended(part, rows)
+    apart = np.abs(aggregate - rows.mean(axis=0))
+    assert apart[:STATISTICS].max() < 1e-5 and apart[STATISTICS:].min() > 1e-4
+
+
+def test_a_clipped_model_keeps_its_statistics():
+    rows = updates()
+    aggregate, metrics = defended(rule("crfl", slope=0.0, offset=0.5, std=0.0), rows)
+    mean = rows.mean(axis=0)
+    length = np.linalg.norm(mean[STATISTICS:])
+    np.testing.assert_allclose(metrics["crfl/model_norm"], length, rtol=1e-5)
+    np.testing.assert_allclose(aggregate[:STATISTICS], mean[:STATISTICS], rtol=1e-5)
+    np.testing.assert_allclose(
+        aggregate[STATISTICS:], 0.5 / length * mean[STATISTICS:], rtol=1e-4, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        rule("krum", num_byzantine=3),
+        rule("bulyan", num_byzantine=3, selection="geometric_median"),
+        *map(rule, ("geometric_median", "fltrust", "foolsgold")),
+    ],
+)
+def test_statistics_follow_the_weights(part):
+    """The rule on the trained columns alone gives the weights of all."""
+    rows = updates()
+    rows[:, :STATISTICS] *= 1000.0
+    aggregate, metrics = defended(part, rows)
+    alone, other = defended(part, rows[:, STATISTICS:], space=None)
+    np.testing.assert_allclose(aggregate[STATISTICS:], alone, rtol=1e-4, atol=1e-5)
+    if part.registered_name != "bulyan":  # whose `kept` is a share of the coordinates
+        np.testing.assert_allclose(metrics["kept"], other["kept"], rtol=1e-4, atol=1e-5)
+
+
+def test_m_krum_of_fedml_weights_the_chosen_by_examples():
+    rows = updates()
+    part = rule("multi_krum", num_byzantine=4, num_selected=5, weighted=True)
+    aggregate, metrics = defended(part, rows)
+    counts = np.where(np.asarray(metrics["kept"]) > 0, COUNTS, 0.0)
+    assert (counts > 0).sum() == 5 and len(set(counts[counts > 0])) > 1
+    np.testing.assert_allclose(aggregate, counts @ rows / counts.sum(), rtol=1e-4, atol=1e-5)
