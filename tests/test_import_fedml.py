@@ -13,6 +13,8 @@ from fedjax_sec.core import ConfigError, registry
 from fedjax_sec.fedml import security
 from fedjax_sec.runs import config as config_lib
 
+KRUM = {"name": "multi_krum", "num_byzantine": 1, "num_selected": 5}
+
 
 def fedml_config(**changes):
     """FedML's example of ResNet20 on CIFAR-10; `changes` are keys of whatever section."""
@@ -269,7 +271,7 @@ def test_the_first_example_is_the_papers_default():
         },
         "threat": {"num_malicious": 1, "redraw": True},
         "attack": {"name": "label_flip", "pairs": [[3, 9], [2, 1]]},
-        "defense": {"name": "multi_krum", "num_byzantine": 1, "num_selected": 5},
+        "defense": KRUM | {"weighted": True},
         "evaluation": {"every": 1},
         "rounds": 100,
         "seed": 0,
@@ -561,7 +563,7 @@ RULE = {
     "diff_clipping": (CLIPPED, CLIPPED),
     "robust_learning_rate": (["mean", {"name": "rlr", "threshold": 4.0}],) * 2,
     "krum": ({"name": "krum", "num_byzantine": 1},) * 2,
-    "multikrum": ({"name": "multi_krum", "num_byzantine": 1, "num_selected": 5},) * 2,
+    "multikrum": (KRUM | {"weighted": True}, KRUM),
     "slsgd": (
         {"name": "slsgd", "alpha": 0.95, "num_byzantine": 1} | FEDML,
         {"name": "slsgd", "alpha": 0.95, "num_byzantine": 1},

@@ -764,10 +764,12 @@ def test_every_experiment_of_fedsecurity_is_a_set_of_valid_experiments(scale, st
         if name == "exp6" and part.file == "femnist":
             users = {"text": 10, "config": 3400 if scale == "paper" else 200}[statement]
             assert one.data.num_clients == users and one.clients_per_round == 10
+            threat = rows[-1][1][0].experiment.threat
+            assert (threat.num_malicious, threat.redraw) == (1, True)
         if name == "exp10":
             krum = rows[-1][1][0].experiment
             (rule,) = krum.defense.stages
-            assert (rule.num_byzantine, rule.num_selected) == (7, 35)
+            assert (rule.num_byzantine, rule.num_selected, rule.weighted) == (7, 35, True)
             assert (krum.data.num_clients, krum.threat.num_malicious) == (70, 7)
     assert {name: len(rows) for name, rows in numbers.items()} == {
         "exp1": 5,
