@@ -425,9 +425,14 @@ def test_what_the_theorem_says_nothing_of(changes, words):
 def test_other_training_rules_and_networks():
     client = crfl_run()["client"]
     momentum = {"optimizer": {"name": "sgd", "learning_rate": 0.1, "momentum": 0.9}}
-    for change in (momentum, {"clip_gradient": 1.0}):
-        with pytest.raises(ConfigError, match="plain SGD with a learning rate alone"):
+    beside = {"clip_gradient": 1.0, "max_norm": 2.0, "l2": 0.001, "augmentation": "flip"}
+    for field, change in [("optimizer", momentum), *((f, {f: v}) for f, v in beside.items())]:
+        with pytest.raises(ConfigError, match=rf"a learning rate alone; client\.{field} is"):
             report.check(config.from_mapping(crfl_run(client=client | change)))
+    followed = {"name": "gradient_sign", "malicious_follow": True}
+    for stage in (followed, "fl_wbc", "gradient_noise"):
+        with pytest.raises(ConfigError, match="of the run's defence change what clients do"):
+            report.check(config.from_mapping(crfl_run(defense=[stage, "mean", "crfl"])))
     network = prepare(config.from_mapping(crfl_run(model={"name": "mlp", "hidden": [4]})))
     with pytest.raises(ConfigError, match="the network is 'mlp'; give one \\(--lipschitz\\)"):
         report.terms_of(network)

@@ -191,7 +191,9 @@ def _votes(prepared: Prepared, flat, name, images, copies, std, seed) -> np.ndar
     run = jax.jit(
         functools.partial(
             theorem.votes,
-            lambda params, x: task.outputs(params, task.inputs.decode(x)),
+            lambda params, x: task.outputs(
+                core.with_statistics(task.space, params, flat), task.inputs.decode(x)
+            ),
             num_classes=shape[1],
             copies=copies,
             std=std,
@@ -201,6 +203,10 @@ def _votes(prepared: Prepared, flat, name, images, copies, std, seed) -> np.ndar
 
 
 # --- A run's own numbers --------------------------------------------------------------------------
+
+
+#: Fields of `sgd` with which its steps are no plain SGD's.
+BESIDE_SGD = ("clip_gradient", "max_norm", "l2", "augmentation")
 
 
 def check(experiment: Experiment, name: str = "certify") -> None:
@@ -245,11 +251,21 @@ def check(experiment: Experiment, name: str = "certify") -> None:
             f"{name}: the theorem is of FedAvg with SGD, this is {algorithm!r} with "
             f"{client.registered_name!r}."
         )
-    if client.optimizer.rate is None or client.clip_gradient is not None:
+    if client.optimizer.rate is None:
         raise ConfigError(
-            f"{name}: the theorem is of plain SGD with a learning rate alone and without clipped "
-            f"gradients; client.optimizer is {client.optimizer.dump_spec()}, client.clip_gradient "
-            f"{client.clip_gradient}."
+            f"{name}: the theorem is of plain SGD with a learning rate alone; client.optimizer is "
+            f"{client.optimizer.dump_spec()}."
+        )
+    for field in BESIDE_SGD:
+        if value := core.dump(getattr(client, field)):
+            raise ConfigError(
+                f"{name}: the theorem is of plain SGD with a learning rate alone; client.{field} "
+                f"is {value}, leave it out."
+            )
+    if local := [stage.registered_name for stage in experiment.defense.client_stages]:
+        raise ConfigError(
+            f"{name}: the theorem is of plain SGD, and {local} of the run's defence change what "
+            f"clients do; train with defense: [mean, crfl]."
         )
     if (last := stages[1].rounds) != rounds:
         raise ConfigError(
