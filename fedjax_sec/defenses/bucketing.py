@@ -59,7 +59,11 @@ class Bucketing(Stage):
         count = used.sum(axis=1)
         # Divided first: in float16 a sum of huge updates would be infinite.
         share = used / jnp.maximum(count, 1)[:, None]
-        merged = share @ jnp.where(view.valid[:, None], updates, 0.0)
+        merged = jnp.matmul(
+            share,
+            jnp.where(view.valid[:, None], updates, 0.0),
+            precision=jax.lax.Precision.HIGHEST,
+        )
         view = view._replace(
             valid=count > 0, weights=used @ view.weights, members=used @ view.members
         )

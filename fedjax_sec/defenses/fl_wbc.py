@@ -36,15 +36,17 @@ class FlWbc(Stage):
     Malicious clients do not follow the defence, as in the author code, where theirs is another
     branch; `malicious_follow` lets them.
 
-    Raises: `ConfigError` where the client's optimizer has no learning rate, and where nothing could
-    happen: with one local step in a round, or strength 0.
+    Raises: `ConfigError` where the client's optimizer has no learning rate or `client.max_norm`
+    projects its steps, and where nothing could happen: with one local step in a round, or strength
+    0.
 
     Source: Sun et al. 2021 (FL-WBC: enhancing robustness against model poisoning attacks in
     federated learning from a client perspective). Of its text only the abstract was at hand: that
     s is a standard deviation is from the README of the author code (jeremy313/FL-WBC), the
     criterion from FedML's restatement of the algorithm (`core/security/defense/wbc_defense.py`).
     Signs, kernels, the default of s and `author`: the author code (`src/update.py`,
-    `update_weights`; `src/options.py`); its example for CIFAR10 takes s = 0.4.
+    `update_weights`; `src/options.py`), which tells kernels by the name `weight`, that factors of a
+    batch norm bear in PyTorch too: they are perturbed there. Its example for CIFAR10 takes s = 0.4.
 
     Example:
         >>> from fedjax_sec.core import registry
@@ -68,6 +70,11 @@ class FlWbc(Stage):
             raise ConfigError(
                 f"{path}: fl_wbc adds noise in units of the client's learning rate; give "
                 f"client.optimizer a number or a schedule over rounds as learning_rate."
+            )
+        if setting.client is not None and value_of(setting.client, "max_norm") is not None:
+            raise ConfigError(
+                f"{path}: fl_wbc compares each local step with the last, and client.max_norm = "
+                f"{value_of(setting.client, 'max_norm')} projects between them; leave one out."
             )
 
     def idle(self, setting):

@@ -25,8 +25,9 @@ from fedjax_sec.core import (
 class EdgeCase(UpdateAttack):
     r"""Malicious clients train on edge-case and clean examples, staying close to the global model.
 
-    The adversary's set holds the examples of `backdoor` and `num_clean` examples of its clients'
-    data, both drawn once. From the global parameters w a malicious client takes `epochs` passes
+    The adversary's set holds the examples of `backdoor`, drawn once, and `num_clean` examples of
+    the data of its clients in the round, by a key that is drawn once: they are the same wherever
+    the same clients attack. From the global parameters w a malicious client takes `epochs` passes
     over the set by SGD and sends what it has learned, :math:`\Delta = X - w`. `updates [K, D] ->
     [K, D]`. By `mode`:
 
