@@ -1,6 +1,7 @@
 """Configurations of FedML's FedSecurity as ours: every example, every key, every trap."""
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -471,6 +472,81 @@ def test_the_probability_of_an_attack_has_no_counterpart():
     )
     made = fedml.convert(attacked("byzantine", **keys, attack_prob=1))
     assert "attack_prob" not in said(made, "missing")
+
+
+@pytest.mark.parametrize("keys", [{}, {"gaussian_mu": 0.0, "gaussian_sigma": 1}])
+def test_numbers_of_a_mask_that_fedml_does_not_read_are_said(keys):
+    made = fedml.convert(attacked("lazy_worker", lazy_worker_num=1, attack_mode="gaussian", **keys))
+    assert ("gaussian_sigma: FedML reads the two" in said(made, "idle")) == bool(keys)
+
+
+def test_attacks_that_never_happen_are_said():
+    never = fedml.convert(fedml_config(**FLIPPING, poison_start_round_id=5, poison_end_round_id=3))
+    assert "poison_end_round_id: FedML never poisons" in said(never, "idle")
+    keys = {"attack_mode": "zero", "byzantine_client_num": 1, "attack_prob": 0.0}
+    never = said(fedml.convert(attacked("byzantine", **keys)))
+    assert "attack_prob: FedML never attacks" in never and "with that probability" not in never
+    for kind in (None, ["byzantine"]):
+        assert "FedML stops with an error" in said(fedml.convert(attacked(kind)), "idle")
+
+
+# --- No key goes unsaid ---------------------------------------------------------------------------
+
+
+def asked(**changes) -> set[str]:
+    """The keys that a conversion asks for."""
+    args, seen = security.Arguments, set()
+
+    class Listening(args):
+        def get(self, key, default=None):
+            seen.add(key)
+            return super().get(key, default)
+
+    conversion = sys.modules[fedml.convert.__module__]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(conversion, "Arguments", Listening)
+        fedml.convert(fedml_config(**changes))
+    return seen
+
+
+def kinds_of_configurations():
+    numbers = {"byzantine_client_num": 1, "lazy_worker_num": 1, "backdoor_client_num": 1}
+    numbers |= {"poisoned_client_num": 1, "attack_mode": "random"}
+    for kind in security.ATTACKS:
+        needed = FLIPPING if kind == "label_flipping" else numbers
+        if kind == "lazy_worker":
+            needed = needed | {"attack_mode": "gaussian"}
+        yield needed | {"enable_attack": True, "attack_type": kind}
+    for kind in security.DEFENSES:
+        needed = {"option_type": 2, "trim_param_b": 1, "clip_threshold": 3.5}
+        yield needed | {"enable_defense": True, "defense_type": kind}
+    for name in ("FedAvg", "FedProx", "SCAFFOLD", "FedOpt"):
+        for optimizer in ("adam", "sgd") if name == "FedOpt" else (None,):
+            yield {"federated_optimizer": name} | (
+                {"server_optimizer": optimizer} if optimizer else {}
+            )
+
+
+def test_every_key_acts_or_is_named():
+    """Whatever key a conversion may ask for: it changes ours, is refused, or has a note."""
+    cases = list(kinds_of_configurations())
+    universe = set().union(*(asked(**case) for case in cases))
+    assert len(universe) > 60
+    plain = {key for part in fedml_config().values() for key in part}
+    unsaid = []
+    for case in cases:
+        base = fedml.convert(fedml_config(**case))
+        for key in sorted(universe - plain - set(case)):
+            for value in (7, 0.37, "odd"):
+                try:
+                    made = fedml.convert(fedml_config(**case, **{key: value}))
+                except ConfigError as error:
+                    if key not in str(error):
+                        unsaid.append((case, key, value, str(error)))
+                    continue
+                if made.spec == base.spec and not re.search(rf"\b{key}\b", said(made)):
+                    unsaid.append((case, key, value))
+    assert not unsaid
 
 
 # --- Where FedML runs -----------------------------------------------------------------------------

@@ -37,6 +37,8 @@ def import_fedml(
 
     if out is not None and out.exists():
         raise ConfigError(f"{str(out)!r} exists; choose another name, or remove it.")
+    if out is not None and not out.parent.is_dir():
+        raise ConfigError(f"{str(out)!r}: there is no folder {str(out.parent)!r}; create it first.")
     made = fedml.convert(config, convention=convention.value)
     for line in made.lines():
         errors.print(escape(line), soft_wrap=True, highlight=False)

@@ -13,6 +13,8 @@ from fedjax_sec.core import ConfigError, shown, suggestion
 from fedjax_sec.fedml.arguments import Arguments
 
 CONVENTIONS = ("fedsecurity", "paper")
+#: Its training platforms (`constants.py`); with any other name FedML stops (`runner.py`).
+PLATFORMS = ("simulation", "cross_silo", "cross_device", "cross_cloud", "fedml_serving")
 
 
 class Place(NamedTuple):
@@ -32,12 +34,19 @@ class Place(NamedTuple):
 def place_of(args: Arguments, clients: int, registered: int, exact: bool) -> Place:
     """Which of FedML's hooks its training platform calls."""
     platform = args.text("training_type", "simulation")
+    if platform not in PLATFORMS:
+        raise ConfigError(
+            f"{args.at('training_type')} must be one of {', '.join(PLATFORMS)}, got "
+            f"{shown(platform)}; FedML stops.{suggestion(platform, PLATFORMS)}"
+        )
     backend = args.text("backend", "sp") if platform == "simulation" else ""
     optimizer = args.text("federated_optimizer", "FedAvg")
     engine = args.text("ml_engine", "torch")
     if engine in ("tf", "jax", "mxnet"):
         why = f"with ml_engine {engine} FedML switches attacks and defences off"
         return Place("nowhere", clients, registered, exact, why)
+    if "ml_engine" in args:
+        args.note("place", args.at("ml_engine"), "")
     if platform != "simulation" and platform != "cross_device":
         return Place("server", clients, registered, exact)
     if platform == "simulation" and (backend, optimizer) == ("MPI", "FedAvg"):
@@ -72,12 +81,17 @@ def attack(args: Arguments, place: Place) -> tuple[Any, dict]:
             near = suggestion(kind, ATTACKS)
             text = f"{shown(kind)} is none of FedML's attacks, and none is carried out.{near}"
             args.note("missing", key, text)
-        args.note("idle", key, "FedML carries out no attack of this name, and says nothing")
+        text = "FedML carries out no attack of this name, and says nothing"
+        if not isinstance(args.get("attack_type"), str):
+            text = "FedML stops with an error: with enable_attack it asks for a name"
+        args.note("idle", key, text)
         return None, {}
     convert, here = ATTACKS[kind]
     made = convert(args, place)
     _say_where_it_acts(args, key, kind, here, place)
-    if args.number("attack_prob", 1, only=float) != 1:
+    if args.number("attack_prob", 1, only=float) == 0:
+        args.note("idle", args.at("attack_prob"), "FedML never attacks")
+    elif args.number("attack_prob", 1, only=float) != 1:
         args.note(
             "missing",
             args.at("attack_prob"),
@@ -155,6 +169,8 @@ def _label_flipping(args: Arguments, place: Place) -> Attacked | None:
         for name, default in (("start", 0), ("end", None))
     )
     rounds = args.count("comm_round", low=1)
+    if end is not None and end < start:
+        args.note("idle", args.at("poison_end_round_id"), "FedML never poisons: it ends before")
     if end is not None and end < rounds - 1:
         args.note(
             "missing", args.at("poison_end_round_id"), "here the attack goes on to the last round"
@@ -197,8 +213,13 @@ def _pairs(args: Arguments) -> list[list[int]]:
 
 def _model_replacement(args: Arguments, place: Place) -> Attacked:
     key = args.at("attack_type")
-    args.get("byzantine_client_num")
-    if type(args.get("malicious_client_id")) is int:
+    place_of_attacker = args.get("malicious_client_id")
+    if "malicious_client_id" in args and not isinstance(place_of_attacker, int):
+        text = (
+            f"FedML reads an integer only, so {shown(place_of_attacker)} is not read; it draws one"
+        )
+        args.note("idle", args.at("malicious_client_id"), text)
+    elif place_of_attacker is not None:
         args.note(
             "missing",
             args.at("malicious_client_id"),
@@ -246,10 +267,21 @@ def _lazy_worker(args: Arguments, place: Place) -> Attacked:
             f"{shown(mask)}.{suggestion(mask, masks)}"
         )
     base = "global" if args.text("attack_base") == "global" else "client"
+    if args.text("attack_base", base) != base:
+        text = "FedML takes the clients' models for whatever is not 'global', so for "
+        text += f"{shown(args.get('attack_base'))} too"
+        args.note("idle", args.at("attack_base"), text)
     spec = {"name": "lazy_worker", "base": base, "mask": masks[mask]}
     if mask == "gaussian":
         mean, std = (args.get(f"gaussian_{name}") for name in ("mu", "sigma"))
         given = isinstance(mean, float) and isinstance(std, float)
+        if not given:
+            for name in ("gaussian_mu", "gaussian_sigma"):
+                if name in args:
+                    text = (
+                        "FedML reads the two where both are numbers with a point; 0.0 and 1.0 here"
+                    )
+                    args.note("idle", args.at(name), f"{text}, as there")
         spec |= {"mean": mean, "scale": std} if given else {"mean": 0.0, "scale": 1.0}
     if place.exact:
         spec["convention"] = "fedsecurity"
@@ -264,7 +296,7 @@ def _alie_backdoor(args: Arguments, place: Place) -> Attacked:
 
 
 def _edge_case(args: Arguments, place: Place) -> Attacked:
-    if "backdoor_sample_percentage" in args:
+    if args.get("backdoor_sample_percentage") is not None:
         args.note(
             "missing",
             args.at("backdoor_sample_percentage"),
@@ -290,8 +322,10 @@ def _reconstruction(args: Arguments, place: Place) -> None:
         f"`fedjax-sec reconstruct FILE attack={ours}`, or the monitor `reconstruction`; "
         f"the run is without an attack",
     )
-    for name in ("protected_layers", "attack_iteration_idxs"):
-        args.get(name)
+    for name in ("attack_round_num", "protected_layers", "attack_iteration_idxs"):
+        if args.get(name) is not None:
+            text = "of the reconstruction, whose rounds and tensors are chosen there"
+            args.note("missing", args.at(name), text)
     if args.get("attack_round_num") is None and args.text("attack_type") == "dlg":
         text = "FedML stops with an error: attack_round_num is missing"
         args.note("idle", args.at("attack_type"), text)
@@ -514,8 +548,15 @@ def _three_sigma(variant: str) -> Callable:
         rounds = args.number("pretraining_round_num", 2, only=int)
         if rounds != 2:
             spec["calibration_rounds"] = max(1, rounds - 1)
+        if rounds < 2:
+            does = "drops nobody, ever" if variant == "foolsgold" else "drops all, and then stops"
+            text = f"without a round to learn from FedML's bounds stay 0: it {does}; here 1 round"
+            args.note("idle", args.at("pretraining_round_num"), text)
         higher = args.get("to_keep_higher_scores", variant == "foolsgold")
-        if higher is not (variant == "foolsgold"):
+        if not isinstance(higher, bool):
+            text = f"FedML reads true and false only, so {shown(higher)} is not read"
+            args.note("idle", args.at("to_keep_higher_scores"), text)
+        elif higher is not (variant == "foolsgold"):
             text = f"`three_sigma` keeps {'high' if variant == 'foolsgold' else 'low'} scores"
             args.note("missing", args.at("to_keep_higher_scores"), text)
         if args.number("bucketing_batch_size", 1, only=int) != 1:
@@ -543,7 +584,8 @@ def _residual(args: Arguments, place: Place) -> Any:
 
 def _wbc(args: Arguments, place: Place) -> Any:
     for name in ("client_idx", "batch_idx"):
-        args.get(name)
+        if args.get(name) is not None:
+            args.note("missing", args.at(name), "`fl_wbc` acts in every client and step")
     args.note(
         "differs",
         args.at("defense_type"),

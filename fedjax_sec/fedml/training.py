@@ -216,14 +216,22 @@ def client(args: Arguments) -> dict:
     return ours | ({"l2": decay} if decay else {})
 
 
+#: Keys of the server, and the algorithms that read them.
+_READERS = {
+    "server_optimizer": ("FedOpt",),
+    "server_lr": ("FedOpt", "SCAFFOLD"),
+    "server_momentum": ("FedOpt",),
+    "fedprox_mu": ("FedProx",),
+}
+
+
 def algorithm(args: Arguments) -> tuple[Any, dict]:
     """(our algorithm, our server optimizer or nothing)."""
     name, at = args.text("federated_optimizer", "FedAvg"), args.at("federated_optimizer")
-    server = {key: args.get(key) for key in ("server_optimizer", "server_lr", "server_momentum")}
+    for key, readers in _READERS.items():
+        if name not in readers and args.get(key) is not None:
+            args.note("idle", args.at(key), f"{name} does not read it")
     if name == "FedAvg":
-        for key, value in server.items():
-            if value is not None:
-                args.note("idle", args.at(key), "FedAvg does not read it")
         return "fedavg", {}
     if args.text("training_type", "simulation") != "simulation":
         args.note("idle", at, f"FedML stops: its cross-silo server has FedAvg, not {name}")
@@ -238,10 +246,18 @@ def algorithm(args: Arguments) -> tuple[Any, dict]:
         )
         return "scaffold", {"name": "sgd", "learning_rate": rate}
     if name == "FedOpt":
+        if args.get("server_optimizer") is None:
+            raise ConfigError(
+                f"{args.at('server_optimizer', 'train_args')} is missing, which FedOpt asks for; "
+                f"FedML stops."
+            )
         step = {"name": args.text("server_optimizer").lower(), "learning_rate": rate}
         momentum = args.number("server_momentum", 0.0)
         if momentum and step["name"] == "sgd":
             step["momentum"] = momentum
+        elif momentum:
+            text = f"momentum is of sgd alone, not of {step['name']}; left out"
+            args.note("missing", args.at("server_momentum"), text)
         return "fedavg", step
     known = ("FedAvg", "FedProx", "FedOpt", "SCAFFOLD")
     raise ConfigError(
