@@ -414,7 +414,10 @@ def test_memory_and_copies_are_checked():
         (lambda models: [(1, {"model": np.array(["a"] * 5)})], "must hold numbers of shape"),
         (lambda models: [], "left no model to average"),
         (lambda models: 1 / 0, r"fails \(ZeroDivisionError"),
-        (lambda models: [(1, {"model": np.full(5, np.nan)})], "the aggregate is not finite"),
+        (lambda models: [(1, {"model": np.full(5, np.nan)})], "model of .* holds NaN or infinity"),
+        (lambda models: [("x", models[0][1])], "numbers of examples >= 0, got 'x' at position 0"),
+        (lambda models: [(-1, models[0][1])], "numbers of examples >= 0, got -1 at position 0"),
+        (lambda models: [(np.nan, models[0][1])], "numbers of examples >= 0, got nan"),
     ],
 )
 def test_what_hooks_return_is_checked(output, said):
@@ -424,6 +427,13 @@ def test_what_hooks_return_is_checked(output, said):
 
     with pytest.raises(ConfigError, match=said):
         fedjax_sec.aggregate(stack(), wrap(Wrong()))
+
+
+def test_either_side_refuses_the_other():
+    with pytest.raises(ConfigError, match="defense must be a defense, and 'fedml_attack' is an"):
+        fedjax_sec.aggregate(stack(), wrap(Zero()))
+    with pytest.raises(ConfigError, match="attack must be an attack, and 'fedml_defense' is a"):
+        fedjax_sec.attack(stack(), wrap(Krum(1, 1)), malicious=MALICIOUS)
 
 
 def test_an_attack_returns_a_model_for_each_client():

@@ -17,7 +17,7 @@ from typing import Any
 from fedjax_sec.core import host, objects, plugins
 from fedjax_sec.core.advice import shown, suggestion
 from fedjax_sec.core.builder import build, rebuild
-from fedjax_sec.core.components import with_defaults
+from fedjax_sec.core.components import STAGES, with_defaults
 from fedjax_sec.core.fields import ConfigError, pytree
 from fedjax_sec.core.values import name_of, own_name, plain
 
@@ -147,6 +147,7 @@ class Registry:
         2
         """
         path, spec = path or self.kind, objects.held(self.kind, spec)
+        self._refuse_others(spec, path)
         cls = spec if isinstance(spec, type) else type(spec)
         if not own_name(cls) and objects.is_component(cls, self.kind):
             spec = objects.instance(spec, self.kind, path)
@@ -174,6 +175,18 @@ class Registry:
         fields = dict(spec)
         cls = self.get(plain(fields.pop("name")), f"{path}.name")
         return build(cls, fields, path, BUILDERS)
+
+    def _refuse_others(self, spec, path: str) -> None:
+        """Raises `ConfigError` for an object whose stage is another kind's."""
+        stage, kinds = getattr(spec, "stage", None), STAGES
+        if isinstance(spec, Mapping | str) or stage in kinds.get(self.kind, (stage,)):
+            return
+        for kind, stages in kinds.items():
+            if stage in stages:
+                other = KINDS[kind]._one
+                name = spec.__name__ if isinstance(spec, type) else type(spec).__name__
+                name = getattr(spec, "registered_name", name)
+                raise ConfigError(f"{path} must be {self._one}, and {name!r} is {other}.")
 
     def _advice(self, given) -> str:
         """Advice on the value to give in place of an object, or of nothing."""

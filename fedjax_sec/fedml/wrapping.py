@@ -304,7 +304,15 @@ def _clients(output: Any, form: Form, what: str) -> list[tuple[float, np.ndarray
                 f"position {i}."
             )
         number, model = client
-        clients.append((float(number), form.join(model, f"model {i} of {what}")))
+        try:
+            count = float(number)
+        except (TypeError, ValueError):
+            count = np.nan
+        if not 0 <= count < np.inf:
+            raise ConfigError(
+                f"{what} must return numbers of examples >= 0, got {shown(number)} at position {i}."
+            )
+        clients.append((count, form.join(model, f"model {i} of {what}")))
     return clients
 
 
@@ -452,7 +460,11 @@ def _defended(calls: _Calls, form: Form, updates, weights, params):
     if calls.has(AFTER):
         name = AFTER
         model = calls(AFTER, {"global_model": model})
-    return form.join(model, f"the model of {calls.of}.{name or BEFORE}"), shares
+    whose = f"the model of {calls.of}.{name or BEFORE}"
+    vector = form.join(model, whose)
+    if not np.isfinite(vector).all():
+        raise ConfigError(f"{whose} holds NaN or infinity, which it was not given.")
+    return vector, shares
 
 
 @pytree
