@@ -842,6 +842,17 @@ def test_orderings_are_written_with_the_mean_of_the_last_evaluations(tmp_path):
         assert said in (tmp_path / name).read_text()
 
 
+def test_orderings_of_rows_that_are_left_out_do_not_stay(tmp_path):
+    def write(*only):
+        plan = FEDSECURITY.plan("smoke", 1, only=only)
+        engine.regenerate(FEDSECURITY, plan, ["exp7"], tmp_path, run=fake_run())
+        assert "Percent, the last evaluation. " in (tmp_path / "exp7.md").read_text()
+        return {path.name for path in tmp_path.glob("exp7_orderings*")}
+
+    assert write() == {"exp7_orderings.md", "exp7_orderings.csv"}
+    assert write("1 malicious") == set()
+
+
 def test_each_data_set_of_experiment_6_is_headed_by_its_figure(tmp_path):
     """A file's heading names its figure, not all figures of the experiment."""
     engine.regenerate(FEDSECURITY, FEDSECURITY.plan("smoke", 1), ["exp6"], tmp_path, run=fake_run())

@@ -276,7 +276,11 @@ CLAIMS = {
 def accuracy_of(results: Sequence[Result]) -> np.ndarray:
     """Percent: each seed's mean accuracy over the last evaluations, at most half of them."""
     values = [100 * np.asarray(one.metrics["accuracy"][1:]) for one in results]
-    return np.array([one[-min(TAIL, max(len(one) // 2, 1)) :].mean() for one in values])
+    return np.array([one[-_tail(len(one)) :].mean() for one in values])
+
+
+def _tail(evaluations: int) -> int:
+    return min(TAIL, max(evaluations // 2, 1))
 
 
 # --- Writers ------------------------------------------------------------------------------------
@@ -294,6 +298,11 @@ def _describe(report: Report) -> str:
     )
 
 
+def _averaged(report: Report) -> str:
+    number = _tail(len(report.last.metrics["accuracy"]) - 1)
+    return f"mean of the last {number} evaluations" if number > 1 else "the last evaluation"
+
+
 def _panels(report: Report) -> dict:
     panels: dict[str, dict] = {}
     for entry in report.entries:
@@ -308,8 +317,8 @@ _TABLE = writers.Table(
     ("run", "attack"),
     lambda report, entry: {"accuracy": accuracy_of(entry.results)},
     lambda report: (
-        f"{_describe(report)}, {report.over}. Percent, mean of the last {TAIL} evaluations. The "
-        f"paper prints no number."
+        f"{_describe(report)}, {report.over}. Percent, {_averaged(report)}. The paper prints no "
+        f"number."
     ),
 )
 _PLAIN_TABLE = writers.Table(("run",), _TABLE.measure, _TABLE.caption)
@@ -330,7 +339,10 @@ def write_orderings(report: Report) -> list:
             if failed := [f"{row}: {said}" for row, said in failed.items() if said]:
                 line["diverged"] = "; ".join(failed)
             lines.append(line)
-    if not lines:
+    path = report.path.with_name(f"{report.path.name}_orderings")
+    if not lines:  # of earlier rows, which are no longer in the table
+        for suffix in (".md", ".csv"):
+            path.with_suffix(suffix).unlink(missing_ok=True)
         return []
     if report.plan.seeds > 1:
         limit = (
@@ -343,7 +355,6 @@ def write_orderings(report: Report) -> list:
     head = (
         f"# {report.heading}: the text's orderings\n\n{about} ordering holds, {limit}.{report.note}"
     )
-    path = report.path.with_name(f"{report.path.name}_orderings")
     return writers.write_table(pd.DataFrame(lines), head, path)
 
 
