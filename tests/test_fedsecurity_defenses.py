@@ -777,7 +777,7 @@ def foolsgold_logits(memory):
             if i != j and largest[i] < largest[j]:
                 cs[i, j] *= largest[i] / largest[j]
     alpha = np.minimum(1 - cs.max(axis=1), 1.0)
-    alpha[alpha <= 1e-6] = 1e-15
+    alpha[alpha <= 0] = 1e-15
     alpha = alpha / alpha.max()
     alpha[alpha == 1] = 0.999999
     return np.log(alpha / (1 - alpha)) + 0.5
@@ -1029,6 +1029,22 @@ def test_foolsgold_of_fedsecurity(memory):
         np.testing.assert_allclose(out, expected, rtol=1e-2, atol=1e-2)
         between += (alpha < 0.95).sum()
     assert between
+
+
+@pytest.mark.parametrize("apart", [0.02, 2e-3, 2e-4])
+def test_foolsgold_of_fedsecurity_tells_near_models_apart(apart):
+    """As models of a low rate are: differences of cosines from 1 that float32 has not."""
+    rng = np.random.default_rng(18)
+    model = rng.normal(size=40)
+    updates = apart * np.linspace(0.5, 1.2, 9)[:, None] * rng.normal(size=(9, 40))
+    updates[1] = updates[0] + 0.1 * apart * rng.normal(size=40)  # sybils
+    rows = np.float32(updates).astype(np.float64)
+    expected = foolsgold_weights(model.astype(np.float32) + rows)
+    assert expected[:2].max() == 0 and expected[2:].max() == 1 and len(set(expected)) > 3
+    spec = {"name": "foolsgold", "convention": "fedsecurity"}
+    got = aggregate(rows, spec, params=model)
+    want = expected @ rows / expected.sum()
+    np.testing.assert_allclose(got, want, rtol=0.02, atol=0.02 * apart)
 
 
 def test_aggregate_takes_the_model_that_foolsgold_compares():

@@ -14,7 +14,6 @@ from fedjax_sec.core import (
 )
 from fedjax_sec.defenses import _foolsgold
 from fedjax_sec.defenses._layers import models
-from fedjax_sec.ops.distances import cosine_similarities
 from fedjax_sec.ops.moments import finite_rows, weighted_mean
 
 
@@ -41,7 +40,7 @@ class FoolsGold(Stage):
 
     `kept` is alpha. Where all clients are alike, all alpha are zero and the division by their
     maximum is not defined: then everybody gets 1, a choice (the author code gives NaN). An alpha
-    below 1e-5 counts as zero under every convention, a choice: in float32 it is rounding. Clients
+    below 1e-5 counts as zero, a choice: in float32 it is rounding. Clients
     whose update is not finite are left out, and their history stays as it is.
 
     The history has one row for each of the N registered clients, whoever takes part: N D numbers of
@@ -53,9 +52,9 @@ class FoolsGold(Stage):
 
     `convention="fedsecurity"` is FedSecurity's (`foolsgold_defense.py`): it compares the last
     layers of models, nearly parallel vectors, whose sums over the rounds it keeps by the position
-    in the round, another client's where clients are sampled; alpha is at least 1e-15, and 1 becomes
-    0.999999; updates are added up `normalised`. `features`, `memory` and `combine` set each by
-    itself.
+    in the round, another client's where clients are sampled; alpha is at least 1e-15, however near
+    the models are, and 1 becomes 0.999999; updates are added up `normalised`. `features`, `memory`
+    and `combine` set each by itself.
 
     Raises: `ConfigError` when `num_features` exceeds D or stands beside `last_layer`, or a stage
     before it merges clients.
@@ -161,7 +160,7 @@ class FoolsGold(Stage):
         history = state[ids]
         history = jnp.where(view.valid[:, None], history + recent.astype(state.dtype), history)
         usable = view.valid & finite_rows(history)  # a sum of huge updates may overflow
-        alpha = self.weights(cosine_similarities(history, usable), usable)
+        alpha = self.weights(history, usable)
         alpha = alpha.astype(updates.dtype)
         state = state.at[ids].set(history)
         if combine == "sum":
@@ -174,8 +173,8 @@ class FoolsGold(Stage):
                 aggregate = aggregate * ((alpha * counts).sum() / jnp.where(total > 0, total, 1.0))
         return aggregate, state, {"kept": alpha}
 
-    def weights(self, cosines, usable):
-        """alpha [K] in [0, 1] from the cosines [K, K]; zero for clients that are not usable."""
-        logit, some = _foolsgold.logits(cosines, usable, self.convention)
+    def weights(self, history, usable):
+        """alpha [K] in [0, 1] from the histories [K, F]; zero for clients that are not usable."""
+        logit, some = _foolsgold.logits(history, usable, self.convention)
         weight = jnp.clip(self.confidence * logit, 0.0, 1.0)
         return jnp.where(usable, jnp.where(some, weight, 1.0), 0.0)

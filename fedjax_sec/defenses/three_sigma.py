@@ -18,7 +18,6 @@ from fedjax_sec.core import (
 )
 from fedjax_sec.defenses import _anomaly, _fedsecurity, _foolsgold
 from fedjax_sec.defenses._layers import last_layers
-from fedjax_sec.ops.distances import cosine_similarities
 from fedjax_sec.ops.moments import finite_rows, weighted_mean
 
 #: lambda, by variant.
@@ -131,7 +130,7 @@ class ThreeSigma(Stage):
             history = jnp.where(rows[:, None], history + features.astype(history.dtype), history)
             reference = reference.at[view.client_ids].set(history)
             rows = rows & finite_rows(history)
-            logit, _ = _foolsgold.logits(cosine_similarities(history, rows), rows, "fedsecurity")
+            logit, _ = _foolsgold.logits(history, rows, "fedsecurity")
             scores = jnp.where(rows, -logit, 0.0)  # the low ones are far off
         else:
             reference = jnp.where(state.known, reference, self._reference(features, rows))
