@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from fedjax_sec.core import files
 from fedjax_sec.report import paper_writers as writers
 from fedjax_sec.report.paper import Case, Item, Option, Paper, Part, Report, Row
 from fedjax_sec.runs.experiment import Result
@@ -341,8 +342,7 @@ def write_orderings(report: Report) -> list:
             lines.append(line)
     path = report.path.with_name(f"{report.path.name}_orderings")
     if not lines:  # of earlier rows, which are no longer in the table
-        for suffix in (".md", ".csv"):
-            path.with_suffix(suffix).unlink(missing_ok=True)
+        files.remove_files(path.with_suffix(suffix) for suffix in (".md", ".csv"))
         return []
     if report.plan.seeds > 1:
         limit = (
