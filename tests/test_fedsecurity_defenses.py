@@ -470,12 +470,12 @@ def test_batches_are_made_of_the_clients_that_are_left():
     sent[2, 0] = np.nan
     rest = np.delete(updates, 2, axis=0)
     means = np.stack([rest[batch].mean(axis=0) for batch in batches_of(7, 3)])
-    out, metrics = Rule({"name": "median_of_means", "num_byzantine": 1}, 8, 3)(sent)
+    out, metrics = Rule({"name": "median_of_means", "num_byzantine": 1}, 8, 3, None)(sent)
     np.testing.assert_allclose(out, true_median(means), atol=2e-3)
     assert metrics["kept"][2] == 0 and metrics["kept"].max() == 1
     only = np.full((8, 3), np.nan)
     only[[1, 4]] = [[1.0, 1.0, 1.0], [3.0, 1.0, 1.0]]  # fewer than batches
-    out, _ = Rule({"name": "median_of_means", "num_byzantine": 1}, 8, 3)(only)
+    out, _ = Rule({"name": "median_of_means", "num_byzantine": 1}, 8, 3, None)(only)
     np.testing.assert_allclose(out, [2, 1, 1], atol=1e-5)
 
 
