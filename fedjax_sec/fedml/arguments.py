@@ -35,15 +35,15 @@ class Arguments:
     (2, 'defense_args.f', 'FedML reads defense_args.f = 2, which comes later')
     """
 
-    def __init__(self, config: Mapping):
+    def __init__(self, config: Mapping, source: str = ""):
         self.notes: list[Note] = []
         self._values: dict[str, Any] = {}
         self._sections: dict[str, str] = {}
         self._read: set[str] = set()
         if not isinstance(config, Mapping) or not config:
             raise ConfigError(
-                f"A configuration of FedML is a mapping of sections such as attack_args, got "
-                f"{shown(config)}."
+                f"{source or 'config'}: a configuration of FedML is a mapping of sections such as "
+                f"attack_args, got {shown(config) if config else 'nothing'}."
             )
         for section, values in config.items():
             if not isinstance(values, Mapping):
@@ -83,11 +83,12 @@ class Arguments:
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise ConfigError(f"{self.at(key)} must be a number, got {shown(value)}.")
         if only is not None and not isinstance(value, only):
+            instead = "none" if default is None else shown(default)
             self.note(
                 "idle",
                 self.at(key),
                 f"FedML reads {'an integer' if only is int else 'a number with a point'} only, so "
-                f"{shown(value)} is not read; {shown(default)} here, as there",
+                f"{shown(value)} is not read; {instead} here, as there",
             )
             return default
         return value

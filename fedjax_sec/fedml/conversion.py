@@ -104,9 +104,11 @@ def convert(
             f"convention must be one of {security.CONVENTIONS}, got {shown(convention)}."
             f"{suggestion(convention, security.CONVENTIONS) if isinstance(convention, str) else ''}"
         )
+    source = ""
     if not isinstance(config, Mapping):
-        config = parse(read_text(config), str(config))
-    args = Arguments(config)
+        source = str(config)
+        config = parse(read_text(config), source)
+    args = Arguments(config, source)
     data, registered, clients = training.data(args)
     algorithm, step = training.algorithm(args)
     spec: dict[str, Any] = {

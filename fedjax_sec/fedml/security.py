@@ -151,13 +151,14 @@ def _label_flipping(args: Arguments, place: Place) -> Attacked | None:
             f"{key} must be a number with a point in [0, 1], got {shown(share)}; FedML stops."
         )
     number = min(max(1, round(share * place.clients)), place.clients) if share else 0
-    args.note(
-        "differs",
-        key,
-        f"FedML draws for every client and round by itself whether it poisons, with probability "
-        f"{share:g} and the number of calls as the seed; here exactly {number} of "
-        f"{place.clients} do in every round, drawn anew",
-    )
+    if number:
+        args.note(
+            "differs",
+            key,
+            f"FedML draws for every client and round by itself whether it poisons, with "
+            f"probability {share:g} and the number of calls as the seed; here exactly {number} of "
+            f"{place.clients} do in every round, drawn anew",
+        )
     args.note(
         "differs",
         args.at("attack_type"),
