@@ -509,14 +509,19 @@ def asked(**changes) -> set[str]:
     return seen
 
 
+#: Keys without which an attack is refused.
+ASKED_FOR = {
+    "byzantine": {"attack_mode": "random", "byzantine_client_num": 1},
+    "label_flipping": FLIPPING,
+    "lazy_worker": {"attack_mode": "gaussian", "lazy_worker_num": 1},
+    "backdoor": {"backdoor_client_num": 1},
+    "edge_case_backdoor": {"poisoned_client_num": 1},
+}
+
+
 def kinds_of_configurations():
-    numbers = {"byzantine_client_num": 1, "lazy_worker_num": 1, "backdoor_client_num": 1}
-    numbers |= {"poisoned_client_num": 1, "attack_mode": "random"}
     for kind in security.ATTACKS:
-        needed = FLIPPING if kind == "label_flipping" else numbers
-        if kind == "lazy_worker":
-            needed = needed | {"attack_mode": "gaussian"}
-        yield needed | {"enable_attack": True, "attack_type": kind}
+        yield ASKED_FOR.get(kind, {}) | {"enable_attack": True, "attack_type": kind}
     for kind in security.DEFENSES:
         needed = {"option_type": 2, "trim_param_b": 1, "clip_threshold": 3.5}
         yield needed | {"enable_defense": True, "defense_type": kind}
