@@ -242,7 +242,7 @@ def test_classes_that_are_no_components_are_refused():
         (Unfinished(), "defense: Unfinished: a defense must define apply"),
         (Silent(), "defense: its rule reports no 'kept', which diagnostics show"),
         (object(), "derive its class from Stage of fedjax_sec.core and give an instance"),
-        (Flip(), "To use a defense of your own"),
+        (Flip(), r"defense must be a defense, and '.*Flip' is an attack"),
         (Stage, "To use a defense of your own"),
     ):
         with pytest.raises(ConfigError, match=words):
