@@ -184,8 +184,8 @@ class Registry:
         for kind, stages in kinds.items():
             if stage in stages:
                 other = KINDS[kind]._one
-                name = spec.__name__ if isinstance(spec, type) else type(spec).__name__
-                name = getattr(spec, "registered_name", name)
+                cls = spec if isinstance(spec, type) else type(spec)
+                name = getattr(spec, "registered_name", "") or cls.__name__
                 raise ConfigError(f"{path} must be {self._one}, and {name!r} is {other}.")
 
     def _advice(self, given) -> str:
