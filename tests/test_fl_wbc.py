@@ -354,6 +354,13 @@ def test_what_would_do_nothing_is_refused(changes, words):
         experiment.check(capacity=9)
 
 
+def test_a_projection_between_the_steps_is_refused():
+    base = small(defense=["fl_wbc", "mean"])
+    base["client"] = base["client"] | {"steps": 2, "max_norm": 1.0}
+    with pytest.raises(ConfigError, match=r"client.max_norm = 1.0 projects between them"):
+        config.from_mapping(base)
+
+
 def test_epochs_are_counted():
     """Of three epochs of one batch, the paper's rule skips one step, the author's all of them."""
     setting = Setting(4, capacity=9, client=view_of(steps=None, epochs=3, batch_size=9).client)

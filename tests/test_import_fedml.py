@@ -1007,7 +1007,22 @@ def test_what_is_no_configuration_of_fedmls_is_refused(config, text):
         fedml.convert(fedml_config(), convention="papr")
 
 
+def test_platforms_and_server_optimizers_without_which_fedml_stops():
+    with pytest.raises(ConfigError, match="training_type must be one of .* Did you mean 'simul"):
+        fedml.convert(fedml_config(training_type="simulaton"))
+    with pytest.raises(ConfigError, match="server_optimizer is missing, which FedOpt asks for"):
+        fedml.convert(fedml_config(federated_optimizer="FedOpt"))
+
+
 # --- The command ----------------------------------------------------------------------------------
+
+
+def test_the_command_asks_for_the_folder_of_what_it_writes(tmp_path):
+    path = tmp_path / "theirs.yaml"
+    path.write_text(yaml.safe_dump(defended("wise_median", **MNIST), sort_keys=False))
+    out = tmp_path / "nowhere" / "ours.yaml"
+    ran = CliRunner().invoke(app, ["import-fedml", str(path), "--out", str(out)])
+    assert ran.exit_code != 0 and "there is no folder" in " ".join(ran.output.split())
 
 
 def test_the_command_writes_a_configuration(tmp_path):
