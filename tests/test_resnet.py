@@ -12,7 +12,7 @@ import fedjax_sec
 from fedjax_sec.core import registry
 from fedjax_sec.core.types import LocalData
 from fedjax_sec.evaluation.batches import in_batches
-from fedjax_sec.models._residual import Normalization, normalized
+from fedjax_sec.models._residual import Normalization, Order, normalized
 from fedjax_sec.ops.client_axis import Layout
 from fedjax_sec.round import Pool, make_task
 
@@ -70,19 +70,20 @@ def test_what_an_example_is_normalised_with(kind, train, alone):
     assert (np.abs(first - second).max() < 1e-5) == alone
 
 
-def test_batch_norm_is_flaxs():
+@pytest.mark.parametrize("order", [Order(False), Order(True)])
+def test_batch_norm_is_flaxs(order):
     x = 2 + 3 * jax.random.normal(jax.random.key(0), (6, 5, 4, 3))
     theirs, how = nn.BatchNorm(momentum=0.9, epsilon=1e-5), Normalization("batch", 1, True, 0.9)
     params = {"scale": jnp.array([1.0, 2.0, 3.0]), "bias": jnp.arange(3.0)}
     statistics = {"mean": jnp.zeros(3), "var": jnp.ones(3)}
     variables = {"params": params, "batch_stats": statistics}
-    outcome, moved = normalized(x, params | statistics, how, None, True)
+    outcome, moved = normalized(order.turned(x), params | statistics, how, None, True, order)
     expected, held = theirs.apply(variables, x, use_running_average=False, mutable=["batch_stats"])
-    np.testing.assert_allclose(outcome, expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(order.turned(outcome), expected, rtol=1e-4, atol=1e-4)
     close(moved, dict(held["batch_stats"]), rtol=1e-5, atol=0)
-    outcome, _ = normalized(x, params | moved, how, None, False)
+    outcome, _ = normalized(order.turned(x), params | moved, how, None, False, order)
     expected = theirs.apply(variables | held, x, use_running_average=True)
-    np.testing.assert_allclose(outcome, expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(order.turned(outcome), expected, rtol=1e-4, atol=1e-4)
 
 
 def task_of(kind, count=12):

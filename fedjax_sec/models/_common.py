@@ -12,9 +12,12 @@ from fedjax_sec.ops import convolution, polyphase
 from fedjax_sec.ops.backend import on_cpu
 
 INITS = ("pytorch", "lecun", "glorot", "he")
+#: The lowerings that can pay for a network that pools, and for one that does not.
+POOLING = ("xla", "patches", "rows", "polyphase")
+UNPOOLED = ("xla", "patches", "rows", "chwn")
 
 
-def convolution_field(lowerings: tuple[str, ...] = convolution.LOWERINGS) -> Any:
+def convolution_field(lowerings: tuple[str, ...] = POOLING) -> Any:
     """The field by which a network's user chooses how its convolutions are computed.
 
     `lowerings` are those that can pay for the network; the fastest is looked for among them.

@@ -42,6 +42,52 @@ class Normalization(NamedTuple):
     unbiased: bool = False
 
 
+class Order(NamedTuple):
+    """Where images have their channels and their batch: first and last, or last and first.
+
+    Rows and columns are the axes 1 and 2 of either.
+    """
+
+    channels_first: bool
+
+    @property
+    def examples(self) -> int:
+        """The axis of the examples, also of means over rows and columns."""
+        return -1 if self.channels_first else 0
+
+    def turned(self, x):
+        """[B, H, W, C] in this order, or back."""
+        return x.transpose(3, 1, 2, 0) if self.channels_first else x
+
+    def of_channels(self, values):
+        """[C], to be broadcast against images."""
+        return values[:, None, None, None] if self.channels_first else values[None, None, None]
+
+    def of_examples(self, values):
+        """[B], to be broadcast against means over rows and columns."""
+        return values[None] if self.channels_first else values[:, None]
+
+    def conv(self, x, kernel, lowering: str, stride: int):
+        """A convolution whose output is as large as its input, divided by the stride."""
+        around = (kernel.shape[0] - 1) // 2
+        if self.channels_first:
+            return convolution.conv2d_chwn(x, kernel, stride, around)
+        if around:
+            x = jnp.pad(x, ((0, 0), (around, around), (around, around), (0, 0)))
+        return convolution.conv2d(x, kernel, lowering, stride)
+
+    def widened(self, x, more: int):
+        """With `more` channels of zeros on either side."""
+        around = [(0, 0)] * 4
+        around[0 if self.channels_first else 3] = (more, more)
+        return jnp.pad(x, around)
+
+    def pooled(self, x):
+        """[B, C], the means over rows and columns."""
+        x = x.mean((1, 2))
+        return x.T if self.channels_first else x
+
+
 class _Kernel(nn.Module):
     """The kernel of a convolution without bias, not applied."""
 
@@ -75,21 +121,22 @@ class _Norm(nn.Module):
         return held
 
 
-def normalized(x, held: dict, how: Normalization, mask, train: bool):
-    """(x [B, H, W, C] normalised, the running statistics as this batch moves them).
+def normalized(x, held: dict, how: Normalization, mask, train: bool, order: Order):
+    """(x normalised, the running statistics as this batch moves them).
 
     Statistics are over the examples of `mask` [B] (None: all).
     """
     kept = {name: held[name] for name in ("mean", "var") if name in held}
     if how.norm == "group":
         layer = nn.GroupNorm(how.groups, epsilon=1e-5, parent=None)
-        return layer.apply({"params": held}, x), kept
+        return order.turned(layer.apply({"params": held}, order.turned(x))), kept
     if train or not how.keeps_statistics:
-        member = jnp.ones(x.shape[0]) if mask is None else mask.astype(x.dtype)
-        share = (member / jnp.maximum(member.sum(), 1))[:, None]
-        mean = jnp.sum(share * x.mean((1, 2)), axis=0)
-        apart = jnp.square(x - mean[None, None, None])
-        var = jnp.sum(share * apart.mean((1, 2)), axis=0)
+        examples = order.examples
+        member = jnp.ones(x.shape[examples]) if mask is None else mask.astype(x.dtype)
+        share = order.of_examples(member / jnp.maximum(member.sum(), 1))
+        mean = jnp.sum(share * x.mean((1, 2)), axis=examples)
+        apart = jnp.square(x - order.of_channels(mean))
+        var = jnp.sum(share * apart.mean((1, 2)), axis=examples)
         if kept:
             count = member.sum() * (x.shape[1] * x.shape[2])
             factor = count / jnp.maximum(count - 1, 1) if how.unbiased else 1.0
@@ -101,7 +148,7 @@ def normalized(x, held: dict, how: Normalization, mask, train: bool):
     # An aggregate of variances that attackers had a part in may be negative.
     factor = held["scale"] * jax.lax.rsqrt(jnp.maximum(var, 0.0) + 1e-5)
     shift = held["bias"] - mean * factor
-    return x * factor[None, None, None] + shift[None, None, None], kept
+    return x * order.of_channels(factor) + order.of_channels(shift), kept
 
 
 class Residual(nn.Module):
@@ -124,13 +171,7 @@ class Residual(nn.Module):
     @nn.compact
     def __call__(self, x, train=False, mask=None):
         images, how = Convolutional(self.lowering, self.scheme), self.normalization
-        lowering = images.lowering
-
-        def conv(x, kernel, stride=1):
-            around = (kernel.shape[0] - 1) // 2
-            if around:
-                x = jnp.pad(x, ((0, 0), (around, around), (around, around), (0, 0)))
-            return convolution.conv2d(x, kernel, lowering, stride)
+        order = Order(channels_first=images.lowering == "chwn")
 
         def declare(name, size, inputs, width):
             kernel = _Kernel(size, inputs, width, self.kernels, name=f"conv_{name}")()
@@ -138,7 +179,8 @@ class Residual(nn.Module):
             return {"kernel": kernel, **norm}
 
         def layer(x, held, stride=1):
-            return normalized(conv(x, held["kernel"], stride), held, how, mask, train)
+            x = order.conv(x, held["kernel"], images.lowering, stride)
+            return normalized(x, held, how, mask, train, order)
 
         def residual(x, layers, stride):
             """(the block's output, its layers' statistics)"""
@@ -149,12 +191,11 @@ class Residual(nn.Module):
             if "s" in layers:
                 x, moved["s"] = layer(x, layers["s"], stride)
             elif x.shape != y.shape:
-                more = (y.shape[-1] - x.shape[-1]) // 2
-                x = jnp.pad(x[:, ::stride, ::stride], ((0, 0),) * 3 + ((more, more),))
+                x = order.widened(x[:, ::stride, ::stride], (outputs - inputs) // 2)
             return nn.relu(y + x), moved
 
         stem = declare("0", 3, x.shape[-1], WIDTHS[0])
-        x, moved = layer(x, _values(stem))
+        x, moved = layer(order.turned(x), _values(stem))
         self._keep(stem, moved, train)
         x, inputs = nn.relu(x), WIDTHS[0]
         for stage, width in enumerate(WIDTHS):
@@ -179,7 +220,7 @@ class Residual(nn.Module):
             x, moved = _in_turn(lambda x, layers: residual(x, layers, 1), x, equal)
             for layers, one in zip(equal, moved, strict=True):
                 self._keep(layers, one, train)
-        return images.dense(self.num_classes, x.mean((1, 2)), "output")
+        return images.dense(self.num_classes, order.pooled(x), "output")
 
     def _keep(self, held: dict, moved: dict, train: bool) -> None:
         """Puts the moved statistics where `held` has variables."""

@@ -3,7 +3,7 @@
 import dataclasses
 
 from fedjax_sec.core import ConfigError, Network, registry, static
-from fedjax_sec.models._common import INITS, convolution_field, flax_model
+from fedjax_sec.models._common import INITS, UNPOOLED, convolution_field, flax_model
 from fedjax_sec.models._residual import Normalization, Residual, kernels_of
 
 #: block -> convolutions in a block.
@@ -61,7 +61,7 @@ class FedmlResNet(Network):
     )
     momentum: float = static(0.9, "What running statistics keep of themselves.", low=0, below=1)
     init: str = static("fedml", "Initial weights.", choices=("fedml", *INITS))
-    convolution: str = convolution_field(("xla", "patches", "rows"))  # nothing is pooled
+    convolution: str = convolution_field(UNPOOLED)
 
     def shortened(self):
         return dataclasses.replace(self, depth=3 * _LAYERS[self.block] + 2)

@@ -3,7 +3,7 @@
 import dataclasses
 
 from fedjax_sec.core import ConfigError, Network, registry, static
-from fedjax_sec.models._common import INITS, convolution_field, flax_model, kernel_init
+from fedjax_sec.models._common import INITS, UNPOOLED, convolution_field, flax_model, kernel_init
 from fedjax_sec.models._residual import Normalization, Residual
 
 
@@ -58,7 +58,7 @@ class ResNet(Network):
     groups: int = static(8, "Groups of channels, with norm `group`.", low=1, high=16)
     momentum: float = static(0.9, "What running statistics keep of themselves.", low=0, below=1)
     init: str = static("he", "Initial weights.", choices=INITS)
-    convolution: str = convolution_field(("xla", "patches", "rows"))  # nothing is pooled
+    convolution: str = convolution_field(UNPOOLED)
 
     def shortened(self):
         return dataclasses.replace(self, depth=8)
