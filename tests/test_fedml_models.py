@@ -257,12 +257,24 @@ def test_deep_networks_say_so_and_have_a_short_form():
     assert mlp.shortened() is mlp and not mlp.make((8, 8, 3), 4).deep
 
 
+def lowerings_of(name):
+    return [one for one in choices(registry.models.build(name), "convolution") if one != "auto"]
+
+
 def test_of_a_deep_network_only_convolutions_are_compared_on_a_cpu():
-    lowerings = ["xla", "patches", "rows"]
+    lowerings = lowerings_of("fedml_resnet")
     deep = candidates("auto", None, "auto", 51, lowerings, True)
-    assert deep == [Choice("map", None, "patches"), Choice("map", None, "rows")]
+    assert deep == [Choice("map", None, one) for one in ("chwn", "patches", "rows")]
     assert candidates("vmap", None, "auto", 51, lowerings, True)[0].clients == "vmap"
-    assert len(candidates("auto", None, "auto", 51, lowerings)) == 5
+    assert len(candidates("auto", None, "auto", 51, lowerings)) == 7
+
+
+def test_channels_first_is_compared_on_a_cpu_only(monkeypatch):
+    lowerings = lowerings_of("resnet")
+    for module in ("runs.tuning", "ops.convolution"):
+        monkeypatch.setattr(f"fedjax_sec.{module}.on_cpu", lambda: False)
+    elsewhere = {one.convolution for one in candidates("auto", None, "auto", 51, lowerings, True)}
+    assert elsewhere == {"xla", "patches", "rows"}
 
 
 # --- cnn_dropout and lenet ------------------------------------------------------------------------
@@ -453,6 +465,8 @@ def test_a_bidirectional_network_does_not_see_what_it_is_to_predict():
     [
         ({"name": "fedml_resnet", "depth": 8}, (6, 5, 3)),
         ({"name": "fedml_resnet", "depth": 11, "block": "bottleneck"}, (6, 5, 3)),
+        ({"name": "resnet", "depth": 8}, (6, 5, 3)),
+        ({"name": "resnet", "depth": 8, "norm": "group"}, (6, 5, 3)),
         ({"name": "cnn_dropout"}, (7, 8, 1)),
         ({"name": "cnn_dropout", "drops": "channels"}, (7, 8, 1)),
         ({"name": "lenet"}, (6, 5, 3)),

@@ -12,12 +12,9 @@ from fedjax_sec.ops import convolution, polyphase
 from fedjax_sec.ops.backend import on_cpu
 
 INITS = ("pytorch", "lecun", "glorot", "he")
-#: The lowerings that can pay for a network that pools, and for one that does not.
-POOLING = ("xla", "patches", "rows", "polyphase")
-UNPOOLED = ("xla", "patches", "rows", "chwn")
 
 
-def convolution_field(lowerings: tuple[str, ...] = POOLING) -> Any:
+def convolution_field(lowerings: tuple[str, ...] = convolution.POOLING) -> Any:
     """The field by which a network's user chooses how its convolutions are computed.
 
     `lowerings` are those that can pay for the network; the fastest is looked for among them.
@@ -107,8 +104,9 @@ class Convolutional:
     `polyphase.Phases`, so a network must not look at the axes itself.
     """
 
-    def __init__(self, lowering: str, init: str):
-        self.lowering = convolution.rule_lowering() if lowering == "auto" else lowering
+    def __init__(self, lowering: str, init: str, lowerings=convolution.POOLING):
+        by_rule = lowering == "auto"
+        self.lowering = convolution.rule_lowering(lowerings) if by_rule else lowering
         self.init = init
 
     def enter(self, x, pooled: int):

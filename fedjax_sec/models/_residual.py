@@ -170,7 +170,8 @@ class Residual(nn.Module):
 
     @nn.compact
     def __call__(self, x, train=False, mask=None):
-        images, how = Convolutional(self.lowering, self.scheme), self.normalization
+        images = Convolutional(self.lowering, self.scheme, convolution.UNPOOLED)
+        how = self.normalization
         order = Order(channels_first=images.lowering == "chwn")
 
         def declare(name, size, inputs, width):

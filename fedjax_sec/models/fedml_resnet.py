@@ -3,8 +3,9 @@
 import dataclasses
 
 from fedjax_sec.core import ConfigError, Network, registry, static
-from fedjax_sec.models._common import INITS, UNPOOLED, convolution_field, flax_model
+from fedjax_sec.models._common import INITS, convolution_field, flax_model
 from fedjax_sec.models._residual import Normalization, Residual, kernels_of
+from fedjax_sec.ops.convolution import UNPOOLED
 
 #: block -> convolutions in a block.
 _LAYERS = {"basic": 2, "bottleneck": 3}

@@ -3,8 +3,9 @@
 import dataclasses
 
 from fedjax_sec.core import ConfigError, Network, registry, static
-from fedjax_sec.models._common import INITS, UNPOOLED, convolution_field, flax_model, kernel_init
+from fedjax_sec.models._common import INITS, convolution_field, flax_model, kernel_init
 from fedjax_sec.models._residual import Normalization, Residual
+from fedjax_sec.ops.convolution import UNPOOLED
 
 
 @registry.models.register("resnet")

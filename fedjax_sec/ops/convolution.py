@@ -8,6 +8,7 @@ Images are [B, H, W, C], as everywhere; two other arrangements of them are quick
 """
 
 import functools
+from collections.abc import Sequence
 
 import jax.numpy as jnp
 from jax import lax
@@ -18,14 +19,20 @@ from fedjax_sec.ops.backend import on_cpu
 
 #: How `conv2d` can be computed.
 LOWERINGS = ("xla", "patches", "rows", "polyphase", "chwn")
+#: Those that can pay for a network that pools, and for one that does not.
+POOLING = ("xla", "patches", "rows", "polyphase")
+UNPOOLED = ("xla", "patches", "rows", "chwn")
 
 
-def rule_lowering() -> str:
-    """What `auto` means where nothing is measured: `patches` on CPU, `xla` elsewhere.
+def rule_lowering(lowerings: Sequence[str] = POOLING) -> str:
+    """What `auto` means where nothing is measured.
 
-    See docs/performance.md for the measurements behind it.
+    On a CPU `chwn` for networks that can be computed so, `patches` for others; `xla` elsewhere. See
+    docs/performance.md for the measurements behind it.
     """
-    return "patches" if on_cpu() else "xla"
+    if not on_cpu():
+        return "xla"
+    return "chwn" if "chwn" in lowerings else "patches"
 
 
 def conv2d(

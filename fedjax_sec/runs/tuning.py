@@ -17,7 +17,7 @@ from fedjax_sec.core.advice import shown
 from fedjax_sec.core.caching import cache_folder, usable_cores
 from fedjax_sec.ops.backend import on_cpu
 from fedjax_sec.ops.client_axis import rule_strategy
-from fedjax_sec.ops.convolution import LOWERINGS, rule_lowering
+from fedjax_sec.ops.convolution import POOLING, rule_lowering
 
 #: Raised whenever a change of the code makes candidates faster or slower: kept times are old then.
 GENERATION = 2
@@ -94,17 +94,18 @@ def candidates(
     chunk: int | None,
     convolution: str | None,
     num_clients: int,
-    lowerings: Sequence[str] = LOWERINGS,
+    lowerings: Sequence[str] = POOLING,
     deep: bool = False,
 ) -> list[Choice]:
     """All ways that the fields `execution` and `model.convolution` leave open, the rule's first.
 
     `sharded` is never a candidate, since how many devices a run shall take is the user's to say;
     where it is asked for, the rule decides the rest. Nor is XLA's own convolution on a CPU, whose
-    gradients for several kernels are many times slower than all others. `convolution` is None for
-    networks without; `lowerings` are those that the network's own field allows. Of a `deep` network
-    on a CPU the rule decides the layout: each candidate takes long to compile, and clients one
-    after another were as fast as others. `num_clients` are those that are measured.
+    gradients for several kernels are many times slower than all others, nor `chwn` elsewhere, which
+    gains on a CPU. `convolution` is None for networks without; `lowerings` are those that the
+    network's own field allows. Of a `deep` network on a CPU the rule decides the layout: each
+    candidate takes long to compile, and clients one after another were as fast as others.
+    `num_clients` are those that are measured.
 
     >>> candidates("map", None, None, 51)
     [Choice(clients='map', chunk=None, convolution=None)]
@@ -113,12 +114,13 @@ def candidates(
     by_rule = Choice(
         rule_strategy(convolves) if clients == "auto" else clients,
         chunk,
-        rule_lowering() if convolution == "auto" else convolution,
+        rule_lowering(lowerings) if convolution == "auto" else convolution,
     )
     if clients == "sharded":
         return [by_rule]
     if convolution == "auto":
-        lowerings = [one for one in lowerings if one != "xla" or not on_cpu()]
+        hopeless = "xla" if on_cpu() else "chwn"
+        lowerings = [one for one in lowerings if one != hopeless]
     else:
         lowerings = [convolution]
     layouts = (("vmap", None), ("map", None)) if clients == "auto" else ((clients, chunk),)
