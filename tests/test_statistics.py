@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import close
 
+import fedjax_sec
 from fedjax_sec.core import ServerData, ServerView, Setting, registry, tree_space
 from fedjax_sec.testing import defenses, fields
 
@@ -138,3 +140,57 @@ def test_m_krum_of_fedml_weights_the_chosen_by_examples():
     counts = np.where(np.asarray(metrics["kept"]) > 0, COUNTS, 0.0)
     assert (counts > 0).sum() == 5 and len(set(counts[counts > 0])) > 1
     np.testing.assert_allclose(aggregate, counts @ rows / counts.sum(), rtol=1e-4, atol=1e-5)
+
+
+# --- Attacks --------------------------------------------------------------------------------------
+
+#: Attacks on updates that need no model and no data, and the rule that the adaptive ones aim at.
+ATTACKS = {
+    name: {"fltrust_adaptive": "fltrust", "gradient_adaptive": "median"}.get(name)
+    for name in registry.attacks.names()
+    if registry.attacks.get(name).stands_alone
+    and registry.attacks.get(name).stage == "update"
+    and "task" not in registry.attacks.build(name).needs
+}
+
+
+def as_tree(row):
+    kernel = row[5:].reshape(3, 2)
+    return {"batch_stats": row[:STATISTICS], "params": {"bias": row[3:5], "kernel": kernel}}
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_statistics_steer_no_attack(name):
+    """What the malicious clients send of the trained parameters, whatever statistics are."""
+    rows, malicious, crafted = updates(), np.arange(K) < 4, []
+    for scale in (1.0, 1000.0):
+        wide = np.where(np.arange(SPACE.dim) < STATISTICS, scale * rows, rows)
+        more = {}
+        if rule := ATTACKS[name]:
+            more["defense"] = rule
+        if rule == "fltrust":
+            more["server_update"] = as_tree(wide[-1])
+            del more["defense"]
+        sent = fedjax_sec.attack(
+            [as_tree(row) for row in wide],
+            name,
+            malicious=malicious,
+            knowledge="omniscient",
+            key=jax.random.key(0),
+            **more,
+        )
+        crafted.append([sent[i]["params"] for i in np.flatnonzero(malicious)])
+    close(crafted[1], crafted[0], rtol=1e-5, atol=1e-6)
+    honest = [as_tree(row)["params"] for row in rows[malicious]]
+    moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), crafted[0], honest)
+    assert max(jax.tree.leaves(moved)) > 1e-3
+
+
+def test_the_gradient_adaptive_attack_leaves_statistics():
+    rows, malicious = updates(), np.arange(K) < 4
+    attack = {"name": "gradient_adaptive", "begin": "own"}
+    sent = fedjax_sec.attack(
+        [as_tree(row) for row in rows], attack, malicious=malicious, defense="mean"
+    )
+    for one, row in zip(sent, rows, strict=True):
+        np.testing.assert_array_equal(one["batch_stats"], row[:STATISTICS])

@@ -4,7 +4,14 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_sec.attacks.update._directed import away, beyond, direction, sees_all, stand_ins
-from fedjax_sec.core import UpdateAttack, numeric, registry, static
+from fedjax_sec.core import (
+    UpdateAttack,
+    numeric,
+    registry,
+    static,
+    trained_part,
+    with_statistics,
+)
 from fedjax_sec.ops.moments import row_norms, unit_rows
 
 
@@ -22,8 +29,9 @@ class GradientAdaptive(UpdateAttack):
 
     r being the longest update taken for honest and :math:`\Pi` the projection to vectors no longer
     than `max_norm` r. A step that does not raise h is taken back, and the step size halved; so h
-    never falls. Where the rule has no
-    gradient (only a row that is selected, only votes) the start is what is sent.
+    never falls. Where the rule has no gradient (only a row that is selected, only votes) the start
+    is what is sent. Lengths, h and the ascent are of the trained parameters; running statistics
+    stay as at the start.
 
     `updates [K, D] -> [K, D]`. Metrics: h at the start and at the end. With `threat.knowledge:
     corrupted` the rows that are not seen are replaced by the malicious clients' own updates, in
@@ -71,14 +79,23 @@ class GradientAdaptive(UpdateAttack):
         if view.server_update is None:
             guess = jnp.sum(jnp.where(view.corrupted[:, None], updates, 0.0), axis=0) / count
 
+        place = trained_part(view.space, updates.shape[1])
+
+        def lengths(rows):
+            return row_norms(rows[:, place])
+
+        def learned(vectors):
+            return with_statistics(view.space, vectors, jnp.zeros_like(vectors))
+
         clean = view.defend(stack, guess)
-        sign = jnp.where(clean < 0, -1.0, 1.0).astype(updates.dtype)
-        longest = jnp.max(jnp.where(known, row_norms(updates), 0.0))
+        sign = learned(jnp.where(clean < 0, -1.0, 1.0).astype(updates.dtype))
+        longest = jnp.max(jnp.where(known, lengths(updates), 0.0))
         limit = self.max_norm * longest
 
         def project(rows):
-            norms = row_norms(rows)
-            return jnp.where((norms > limit)[:, None], limit * unit_rows(rows, norms), rows)
+            norms = lengths(rows)
+            short = jnp.where((norms > limit)[:, None], limit * unit_rows(rows, norms), rows)
+            return with_statistics(view.space, short, rows)
 
         def worth(rows):
             return sign @ (clean - view.defend(jnp.where(bad, rows, stack), guess))
@@ -103,7 +120,7 @@ class GradientAdaptive(UpdateAttack):
         def step(_, carry):
             rows, best, size = carry
             gradient = jnp.where(bad, jax.grad(worth)(rows), 0.0)
-            gradient = jnp.where(jnp.isfinite(gradient), gradient, 0.0)
+            gradient = learned(jnp.where(jnp.isfinite(gradient), gradient, 0.0))
             moved = project(rows + size * longest * unit_rows(gradient, row_norms(gradient)))
             value = worth(moved)
             better = value > best
