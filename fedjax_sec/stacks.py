@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float
 
 from fedjax_sec.core import ConfigError, Space, tree_space
@@ -193,9 +192,8 @@ def _stack_trees(clients) -> Stack:
             )
         trees.append(_arrays(client, f"updates[{i}]"))
         _same_form(trees[i], trees[0], f"updates[{i}]", "updates[0]")
-    vectors, restores = zip(*(ravel_pytree(tree) for tree in trees), strict=True)
     space = tree_space(trees[0], clients[0])
-    return Stack(jnp.stack(vectors), trees[0], restores[0], space)
+    return Stack(jnp.stack([space.split(tree)[0] for tree in trees]), trees[0], space.join, space)
 
 
 def _arrays(tree, name):
@@ -239,14 +237,14 @@ def _same_form(tree, like, name, other):
 
 def as_vector(value: Any, name: str, stack: Stack) -> Float[Array, " D"]:
     """A value of the form of one client's update as a vector in the stack's type; all finite."""
-    if stack.like is None:
+    if stack.space is None:
         vector = floats(value, name)
         if vector.shape != stack.rows.shape[1:]:
             raise ConfigError(f"{name} must be {stack.one}, got shape {vector.shape}.")
     else:
         tree = _arrays(value, name)
         _same_form(tree, stack.like, name, "updates[0]")
-        vector = ravel_pytree(tree)[0]
+        vector = stack.space.split(tree)[0]
     vector = vector.astype(stack.rows.dtype)
     if not bool(jnp.all(jnp.isfinite(vector))):
         raise ConfigError(f"{name} must be finite in {stack.rows.dtype}, got NaN or infinity.")

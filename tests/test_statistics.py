@@ -1,6 +1,7 @@
 """Running statistics judge nobody: norms and distances are of what is trained."""
 
 import functools
+from collections import OrderedDict
 
 import jax
 import jax.numpy as jnp
@@ -194,3 +195,72 @@ def test_the_gradient_adaptive_attack_leaves_statistics():
     )
     for one, row in zip(sent, rows, strict=True):
         np.testing.assert_array_equal(one["batch_stats"], row[:STATISTICS])
+
+
+# --- Models of other libraries --------------------------------------------------------------------
+
+
+def state_dict(row, scale=1.0):
+    """A row as PyTorch holds it, whose running statistics are neither first nor together."""
+    return OrderedDict(
+        [
+            ("conv.weight", row[:2].reshape(2, 1)),
+            ("bn.running_mean", scale * row[2:4]),
+            ("bn.num_batches_tracked", np.int64(round(scale))),
+            ("bn.bias", row[4:5]),
+            ("bn.running_var", scale * row[5:6]),
+            ("fc.weight", row[6:].reshape(1, -1)),
+        ]
+    )
+
+
+def test_pytorchs_statistics_come_first():
+    space = tree_space(state_dict(np.arange(9.0)))
+    assert list(space.slices)[:3] == ["bn.running_mean", "bn.num_batches_tracked", "bn.running_var"]
+    assert (space.observed, space.trained) == (slice(0, 4), slice(4, 10))
+    assert space.last == "fc.weight"
+    state = jax.tree.map(jnp.float32, state_dict(np.arange(9.0)))
+    close(space.join(space.split(state)[0]), state, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"name": "multi_krum", "num_byzantine": 4, "num_selected": 5},
+        "geometric_median",
+        "foolsgold",
+        [{"name": "clip_norm", "max_norm": 1.0}, "mean"],
+    ],
+)
+def test_pytorchs_statistics_judge_nobody(spec):
+    rows = updates()
+    plain, wide = (
+        fedjax_sec.aggregate([state_dict(row, scale) for row in rows], spec)
+        for scale in (1.0, 1000.0)
+    )
+    for name in ("conv.weight", "bn.bias", "fc.weight"):
+        np.testing.assert_allclose(wide[name], plain[name], rtol=1e-4, atol=1e-5)
+    for name in ("bn.running_mean", "bn.running_var"):
+        np.testing.assert_allclose(wide[name], 1000.0 * plain[name], rtol=1e-4)
+    assert list(wide) == list(state_dict(rows[0]))
+
+
+class _Averages:
+    """FedML's mean, by the names that it sees."""
+
+    def defend_on_aggregation(
+        self, raw_client_grad_list, base_aggregation_func, extra_auxiliary_info
+    ):
+        total = sum(count for count, _ in raw_client_grad_list)
+        names = list(raw_client_grad_list[0][1])
+        return {n: sum(c * m[n] for c, m in raw_client_grad_list) / total for n in names}
+
+
+def test_fedmls_objects_see_each_tensor_under_its_name():
+    rows = updates()
+    states = [state_dict(row) for row in rows]
+    params = jax.tree.map(np.zeros_like, states[0])
+    average = fedjax_sec.aggregate(states, fedjax_sec.fedml.wrap(_Averages()), params=params)
+    expected = state_dict(rows.mean(axis=0))
+    assert list(average) == list(expected)
+    close(dict(average), dict(expected), rtol=1e-5, atol=1e-6)

@@ -67,6 +67,7 @@ from fedjax_sec.core.schedule import (
     resolve,
 )
 from fedjax_sec.core.space import (
+    in_vector_order,
     last_layer,
     make_space,
     tensors,
@@ -160,6 +161,7 @@ __all__ = [
     "fill_defaults",
     "given",
     "has_schedules",
+    "in_vector_order",
     "init_stage",
     "is_list",
     "last_layer",

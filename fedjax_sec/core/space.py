@@ -1,6 +1,7 @@
 """The space of parameters: which of a model's variables are trained, observed and frozen."""
 
 import functools
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,10 @@ from fedjax_sec.core.types import Model, Space
 
 #: The collection of running statistics, which no gradient moves.
 STATISTICS = "batch_stats"
+#: What PyTorch and Keras call them, the last part of a tensor's name.
+_ELSEWHERE = frozenset(
+    {"running_mean", "running_var", "num_batches_tracked", "moving_mean", "moving_variance"}
+)
 
 
 def make_space(model: Model) -> Space:
@@ -85,9 +90,10 @@ def make_space(model: Model) -> Space:
 def tree_space(tree: Any, made: Any = None) -> Space:
     """The space of a pytree of arrays, such as what one client sends: one slice a leaf.
 
-    Names are the leaves' paths. Leaves below `batch_stats` are observed where they come first.
-    Equal trees have one space, so that what is compiled for it serves them all. `made` is the same
-    tree as it was made, where `tree` has lost the order in which its mappings hold their layers.
+    Names are the leaves' paths. Running statistics are observed and come first in the vector, see
+    `in_vector_order`. Equal trees have one space, so that what is compiled for it serves them all.
+    `made` is the same tree as it was made, where `tree` has lost the order in which its mappings
+    hold their layers.
 
     >>> space = tree_space([np.ones((2, 3)), np.ones(3)])
     >>> dict(space.slices), space.last
@@ -96,7 +102,7 @@ def tree_space(tree: Any, made: Any = None) -> Space:
     leaves, form = jax.tree.flatten_with_path(tree)
     names = _names(leaves)
     order = _by_making(tree if made is None else made)
-    kept = [i for i in order if not _is_statistic(names[i])]
+    kept = [i for i in order if not _is_observed(names[i])]
     last = _last([(names[i], np.ndim(leaves[i][1])) for i in kept])
     kinds = tuple(
         (np.shape(leaf), str(jax.dtypes.canonicalize_dtype(leaf.dtype))) for _, leaf in leaves
@@ -107,35 +113,56 @@ def tree_space(tree: Any, made: Any = None) -> Space:
         return _space_of.__wrapped__(form, kinds, tuple(names), last)
 
 
+def in_vector_order(tree: Any) -> list[tuple[Any, Any]]:
+    """(path, leaf) of a pytree's leaves, in the order in which they lie in its vector.
+
+    Running statistics come first: what lies below `batch_stats`, and tensors whose names end as
+    PyTorch's (`running_mean`, `running_var`, `num_batches_tracked`) or Keras's do. The others
+    follow, both in JAX's order.
+
+    >>> state = {"bn.running_mean": 0.0, "bn.bias": 1.0, "fc.weight": 2.0}
+    >>> [path[0].key for path, _ in in_vector_order(state)]
+    ['bn.running_mean', 'bn.bias', 'fc.weight']
+    """
+    leaves = jax.tree.leaves_with_path(tree)
+    return [leaves[i] for i in _observed_first(_names(leaves))]
+
+
+def _observed_first(names: Sequence[str]) -> list[int]:
+    return sorted(range(len(names)), key=lambda i: not _is_observed(names[i]))
+
+
 @functools.lru_cache(maxsize=256)
 def _space_of(form, kinds, names, last) -> Space:
-    stops = np.cumsum([int(np.prod(shape)) for shape, _ in kinds]).tolist()
-    slices = {
-        name: slice(start, stop)
-        for name, start, stop in zip(names, [0, *stops[:-1]], stops, strict=True)
-    }
-    observed = 0
-    for name in names:
-        if not _is_statistic(name):
-            break
-        observed = slices[name].stop
-    zeros = [jnp.zeros(shape, dtype) for shape, dtype in kinds]
-    unravel = ravel_pytree(jax.tree.unflatten(form, zeros))[1]
+    order = _observed_first(names)
+    slices, shapes, start, observed = {}, {}, 0, 0
+    for i in order:
+        shapes[names[i]] = kinds[i][0]
+        slices[names[i]] = slice(start, start := start + int(np.prod(kinds[i][0])))
+        observed = start if _is_observed(names[i]) else observed
+    unravel = ravel_pytree([jnp.zeros(*kinds[i]) for i in order])[1]
+    places = np.argsort(order).tolist()
 
     def join(vector, frozen=()):
-        return unravel(vector)
+        parts = unravel(vector)
+        return jax.tree.unflatten(form, [parts[place] for place in places])
 
     def split(variables):
-        return ravel_pytree(variables)[0], ()
+        values = jax.tree.leaves(variables)
+        return ravel_pytree([values[i] for i in order])[0], ()
 
-    dim = stops[-1]
-    shapes = dict(zip(names, (shape for shape, _ in kinds), strict=True))
-    observed, trained = slice(0, observed), slice(observed, dim)
-    return Space(dim, observed, trained, slices, join, split, last, shapes)
+    return Space(
+        start, slice(0, observed), slice(observed, start), slices, join, split, last, shapes
+    )
 
 
 def _is_statistic(name: str) -> bool:
     return f"{name}/".startswith(f"{STATISTICS}/")
+
+
+def _is_observed(name: str) -> bool:
+    """The same of a caller's pytree, which may hold another library's model."""
+    return _is_statistic(name) or re.split(r"[/.]", name)[-1] in _ELSEWHERE
 
 
 def _names(leaves) -> list[str]:

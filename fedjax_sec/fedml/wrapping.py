@@ -19,6 +19,7 @@ from fedjax_sec.core import (
     ConfigError,
     Stage,
     UpdateAttack,
+    in_vector_order,
     one_line,
     pytree,
     shown,
@@ -263,7 +264,7 @@ def form_of(tree: Any) -> Form:
     >>> form_of({"w": np.ones((2, 3)), "b": np.ones(3)})
     Form(names=('b', 'w'), shapes=((3,), (2, 3)), order=(1, 0))
     """
-    leaves = jax.tree.leaves_with_path(tree)
+    leaves = in_vector_order(tree)
     names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves]
     made = [".".join(path) for path in _paths(tree)]
     order = range(len(names))

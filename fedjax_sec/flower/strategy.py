@@ -29,21 +29,21 @@ class _Model:
         arrays = {name: array.numpy() for name, array in record.items()}
         self.order = tuple(arrays)
         self.wanted = {n: jax.ShapeDtypeStruct(a.shape, a.dtype) for n, a in arrays.items()}
-        # A pytree's leaves are sorted by name; the space knows which tensor was made last.
+        # A pytree's leaves are sorted by name; the space knows which tensor was made last, and
+        # which ones are running statistics.
         self.space = tree_space(dict(sorted(arrays.items())), arrays)
         self.vector = self.flat(arrays)
 
     def flat(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
         """Arrays as a vector [D] of float64, in which differences keep all digits of float32."""
-        return np.concatenate([np.ravel(arrays[name]).astype(float) for name in sorted(arrays)])
+        return np.concatenate([np.ravel(arrays[name]).astype(float) for name in self.space.slices])
 
     def record(self, vector: np.ndarray) -> ArrayRecord:
         """A vector [D] as arrays with the model's names, shapes and dtypes, in its order."""
-        arrays, start = {}, 0
-        for name in sorted(self.order):
+        arrays = {}
+        for name, place in self.space.slices.items():
             shape, dtype = self.wanted[name].shape, self.wanted[name].dtype
-            part = vector[start : start + math.prod(shape)].reshape(shape)
-            start += part.size
+            part = vector[place].reshape(shape)
             arrays[name] = (np.rint(part) if dtype.kind in "iu" else part).astype(dtype)
         return ArrayRecord({name: Array(np.asarray(arrays[name])) for name in self.order})
 

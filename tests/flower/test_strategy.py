@@ -197,3 +197,39 @@ def test_fltrust_reads_the_servers_update():
         bad = Defended("fltrust", server_update=lambda arrays: {"a": np.zeros(2)})
         replies = [answer(*one) for one in zip(ask(bad), map(model, rows), strict=True)]
         bad.aggregate_train(1, replies)
+
+
+def test_running_statistics_of_pytorch_judge_nobody():
+    """They lie between the weights by name, and keep their places."""
+    before = {
+        "bn.bias": np.zeros(3, np.float32),
+        "bn.running_var": np.ones(2, np.float32),
+        "fc.weight": np.zeros((1, 2), np.float32),
+    }
+    rows = np.random.default_rng(4).normal(size=(len(NODES), 7)).astype(np.float32)
+    results = []
+    for scale in (1.0, 1000.0):
+        strategy = Defended({"name": "krum", "num_byzantine": 1}, fraction_evaluate=0.0)
+        asked = strategy.configure_train(1, record(before), ConfigRecord({}), Grid())
+        asked = sorted(asked, key=lambda message: message.metadata.dst_node_id)
+        replies = [
+            answer(
+                message,
+                {
+                    "bn.bias": row[:3],
+                    "bn.running_var": scale * row[3:5],
+                    "fc.weight": row[5:].reshape(1, 2),
+                },
+            )
+            for message, row in zip(asked, rows, strict=True)
+        ]
+        arrays, _ = strategy.aggregate_train(1, replies)
+        results.append({name: array.numpy() for name, array in arrays.items()})
+    learned = rows[:, [0, 1, 2, 5, 6]]
+    chosen = np.asarray(fedjax_sec.aggregate(learned, {"name": "krum", "num_byzantine": 1}))
+    place = int(np.argmin(np.abs(learned - chosen).sum(axis=1)))
+    for scale, result in zip((1.0, 1000.0), results, strict=True):
+        assert list(result) == list(before)
+        np.testing.assert_allclose(result["bn.bias"], rows[place, :3], atol=1e-5)
+        np.testing.assert_allclose(result["bn.running_var"], scale * rows[place, 3:5], rtol=1e-5)
+        np.testing.assert_allclose(result["fc.weight"][0], rows[place, 5:], atol=1e-5)
