@@ -223,6 +223,14 @@ def test_pytorchs_statistics_come_first():
     close(space.join(space.split(state)[0]), state, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("name", ["batch_stats", "bn.running_mean"])
+def test_where_there_is_nothing_else_statistics_count(name):
+    rows = updates()
+    alone = fedjax_sec.aggregate([{name: row} for row in rows], "krum", num_byzantine=4)[name]
+    expected = fedjax_sec.aggregate(rows, "krum", num_byzantine=4)
+    np.testing.assert_array_equal(alone, expected)
+
+
 @pytest.mark.parametrize(
     "spec",
     [

@@ -140,6 +140,8 @@ def _space_of(form, kinds, names, last) -> Space:
         shapes[names[i]] = kinds[i][0]
         slices[names[i]] = slice(start, start := start + int(np.prod(kinds[i][0])))
         observed = start if _is_observed(names[i]) else observed
+    if observed == start:  # there is nothing else to measure
+        observed = 0
     unravel = ravel_pytree([jnp.zeros(*kinds[i]) for i in order])[1]
     places = np.argsort(order).tolist()
 
