@@ -145,19 +145,26 @@ def test_m_krum_of_fedml_weights_the_chosen_by_examples():
 
 # --- Attacks --------------------------------------------------------------------------------------
 
-#: Attacks on updates that need no model and no data, and the rule that the adaptive ones aim at.
-ATTACKS = {
-    name: {"fltrust_adaptive": "fltrust", "gradient_adaptive": "median"}.get(name)
+#: Attacks on updates that need no model and no data.
+ATTACKS = [
+    name
     for name in registry.attacks.names()
     if registry.attacks.get(name).stands_alone
     and registry.attacks.get(name).stage == "update"
     and "task" not in registry.attacks.build(name).needs
-}
+]
 
 
 def as_tree(row):
     kernel = row[5:].reshape(3, 2)
     return {"batch_stats": row[:STATISTICS], "params": {"bias": row[3:5], "kernel": kernel}}
+
+
+def aims_at(name, rows):
+    """What an adaptive attack needs besides the clients' updates."""
+    if name == "fltrust_adaptive":
+        return {"server_update": as_tree(rows[-1])}
+    return {"defense": "median"} if name == "gradient_adaptive" else {}
 
 
 @pytest.mark.parametrize("name", ATTACKS)
@@ -166,19 +173,13 @@ def test_statistics_steer_no_attack(name):
     rows, malicious, crafted = updates(), np.arange(K) < 4, []
     for scale in (1.0, 1000.0):
         wide = np.where(np.arange(SPACE.dim) < STATISTICS, scale * rows, rows)
-        more = {}
-        if rule := ATTACKS[name]:
-            more["defense"] = rule
-        if rule == "fltrust":
-            more["server_update"] = as_tree(wide[-1])
-            del more["defense"]
         sent = fedjax_sec.attack(
             [as_tree(row) for row in wide],
             name,
             malicious=malicious,
             knowledge="omniscient",
             key=jax.random.key(0),
-            **more,
+            **aims_at(name, wide),
         )
         crafted.append([sent[i]["params"] for i in np.flatnonzero(malicious)])
     close(crafted[1], crafted[0], rtol=1e-5, atol=1e-6)
@@ -253,22 +254,24 @@ def test_pytorchs_statistics_judge_nobody(spec):
     assert list(wide) == list(state_dict(rows[0]))
 
 
-class _Averages:
-    """FedML's mean, by the names that it sees."""
+class _ConvolutionAlone:
+    """FedML's mean of one tensor, by the name that it sees, and nothing of the others."""
 
     def defend_on_aggregation(
         self, raw_client_grad_list, base_aggregation_func, extra_auxiliary_info
     ):
         total = sum(count for count, _ in raw_client_grad_list)
-        names = list(raw_client_grad_list[0][1])
-        return {n: sum(c * m[n] for c, m in raw_client_grad_list) / total for n in names}
+        mean = {name: 0.0 * value for name, value in raw_client_grad_list[0][1].items()}
+        mean["conv.weight"] = sum(c * m["conv.weight"] for c, m in raw_client_grad_list) / total
+        return mean
 
 
 def test_fedmls_objects_see_each_tensor_under_its_name():
     rows = updates()
     states = [state_dict(row) for row in rows]
     params = jax.tree.map(np.zeros_like, states[0])
-    average = fedjax_sec.aggregate(states, fedjax_sec.fedml.wrap(_Averages()), params=params)
-    expected = state_dict(rows.mean(axis=0))
-    assert list(average) == list(expected)
-    close(dict(average), dict(expected), rtol=1e-5, atol=1e-6)
+    sent = fedjax_sec.aggregate(states, fedjax_sec.fedml.wrap(_ConvolutionAlone()), params=params)
+    mean = state_dict(rows.mean(axis=0))["conv.weight"]
+    expected = jax.tree.map(np.zeros_like, states[0]) | {"conv.weight": mean}
+    assert list(sent) == list(states[0])
+    close(dict(sent), dict(expected), rtol=1e-5, atol=1e-6)
