@@ -44,6 +44,7 @@ LAYERS = (
     ("flower",),
     ("bench", "testing"),
     ("cli",),
+    ("__main__",),
 )
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 REMOVING = {"rmtree", "unlink", "rmdir", "remove", "rename", "mkdtemp"}

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import re
+import runpy
+import sys
 
 import numpy as np
 import pandas as pd
@@ -37,6 +39,13 @@ def file(tmp_path):
     path = tmp_path / "experiment.yaml"
     path.write_text(config.dump_yaml(small(rounds=2)))
     return path
+
+
+def test_the_module_is_the_command(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["fedjax_sec", "list", "attacks"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_module("fedjax_sec", run_name="__main__")
+    assert end.value.code == 0 and "sign_flip" in capsys.readouterr().out
 
 
 def test_run(invoke, file, tmp_path):
