@@ -728,7 +728,7 @@ def _watching(
         yield given
         return
     with progress_lib.choose() as display:
-        watch = progress_lib.OfSweep(display, cells, sweeps.unfinished(cells, out))
+        watch = progress_lib.OfSweep(display, cells, sweeps.unfinished(cells, out), out)
         yield {
             "on_group": _both(watch.on_group, on_group),
             "on_wait": _both(watch.on_wait, on_wait),

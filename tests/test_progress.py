@@ -16,6 +16,7 @@ from fedjax_sec.cli import app
 from fedjax_sec.core import ConfigError
 from fedjax_sec.progress import State
 from fedjax_sec.runs import config
+from fedjax_sec.sweeps import groups as groups_lib
 
 BASE = small(rounds=3)
 
@@ -66,11 +67,13 @@ def test_a_runs_states():
     assert display.states[-1].note == "accuracy 50.0%, attack success rate 25.0%, loss 1"
 
 
-def test_a_sweeps_states():
+def test_a_sweeps_states(tmp_path):
     cells = sweeps.make_cells(BASE, {"client.l2": [0.0, 0.1]}, seeds=(0, 1))
+    sweeps.plan(cells[1:], tmp_path, group_size=2)  # one and two seeds
     display = Recorded()
-    times = (0.0, 5.0, 9.0, 9.0, 11.0, 11.0)  # 5 to prepare, 2 to compile, 1 for each round of two
-    watch = progress.OfSweep(display, cells, cells[1:], clock_of(*times))
+    # 5 to prepare, 2 to compile, 1 for each round of two
+    times = clock_of(0.0, 5.0, 5.0, 9.0, 9.0, 11.0, 11.0)
+    watch = progress.OfSweep(display, cells, cells[1:], tmp_path, times)
     assert watch.done == 3  # of the run that was finished before
     look = watch.on_group(0, 2, cells[2:])
     look(0, [{"round": 0, "accuracy": 0.0}] * 2)
@@ -82,6 +85,27 @@ def test_a_sweeps_states():
     assert begun.left is None
     assert second.left == pytest.approx(7 * 4.0 / 2 + 5.0)  # compiling is taken for a round yet
     assert third.left == pytest.approx(3 * 2.0 / 4 + 5.0 + 4.0 - 1 * 2.0 / 2)
+
+
+def test_a_sweep_counts_what_other_processes_do(tmp_path):
+    cells = sweeps.make_cells(BASE, {"client.l2": [0.0, 0.1, 0.2, 0.3]})
+    groups = sweeps.plan(cells, tmp_path, group_size=1)
+    display = Recorded()
+    # 4 to prepare, 4 to compile, 1 for each round
+    times = clock_of(0.0, 4.0, 4.0, 9.0, 9.0, 10.0, 10.0, 20.0)
+    watch = progress.OfSweep(display, cells, cells, tmp_path, times)
+    look = watch.on_group(0, 4, cells[:1])
+    look(0, [{}])
+    sweeps.work(tmp_path, groups[1])
+    with groups_lib.take(tmp_path, groups[2].name):  # as a process that works on it
+        look(1, [{}])  # too early to look again
+        look(2, [{}])
+    _, _, alone, shared = display.states
+    assert (alone.done, alone.left) == (1, pytest.approx(11 * 5.0 + 3 * 4.0))
+    assert (shared.done, shared.left) == (2 + 3, pytest.approx((7 * 1.0 + 1 * 8.0) / 2))
+    sweeps.work(tmp_path, groups[2])
+    watch.on_wait(cells[3:])
+    assert display.states[-1].done == 2 + 3 + 3
 
 
 # --- Displays -----------------------------------------------------------------------------------

@@ -134,7 +134,7 @@ def run_with_progress(
     from fedjax_sec import sweeps as sweep_lib
 
     with interruptible(again or ["python", *sys.argv]), progress.choose(errors) as display:
-        watch = progress.OfSweep(display, cells, sweep_lib.unfinished(cells, out))
+        watch = progress.OfSweep(display, cells, sweep_lib.unfinished(cells, out), out)
 
         def on_status(status):
             """All workers in one line; another where a run has failed."""

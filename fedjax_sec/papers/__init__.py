@@ -70,7 +70,7 @@ def regenerate(
         if not progress.in_notebook():
             return sweeps.run_cells(cells, folder)
         with progress.choose() as display:
-            watch = progress.OfSweep(display, cells, sweeps.unfinished(cells, folder))
+            watch = progress.OfSweep(display, cells, sweeps.unfinished(cells, folder), folder)
             return sweeps.run_cells(cells, folder, on_group=watch.on_group, on_wait=watch.on_wait)
 
     return engine.regenerate(paper, plan, _items(paper, items), Path(out).absolute(), run=run)
