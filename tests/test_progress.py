@@ -91,8 +91,8 @@ def test_a_sweep_counts_what_other_processes_do(tmp_path):
     cells = sweeps.make_cells(BASE, {"client.l2": [0.0, 0.1, 0.2, 0.3]})
     groups = sweeps.plan(cells, tmp_path, group_size=1)
     display = Recorded()
-    # 4 to prepare, 4 to compile, 1 for each round
-    times = clock_of(0.0, 4.0, 4.0, 9.0, 9.0, 10.0, 10.0, 20.0)
+    # 40 to prepare and compile, half a second for the first round, 19.5 for the second one
+    times = clock_of(0.0, 40.0, 40.0, 40.5, 40.5, 60.0, 60.0, 80.0)
     watch = progress.OfSweep(display, cells, cells, tmp_path, times)
     look = watch.on_group(0, 4, cells[:1])
     look(0, [{}])
@@ -101,8 +101,8 @@ def test_a_sweep_counts_what_other_processes_do(tmp_path):
         look(1, [{}])  # too early to look again
         look(2, [{}])
     _, _, alone, shared = display.states
-    assert (alone.done, alone.left) == (1, pytest.approx(11 * 5.0 + 3 * 4.0))
-    assert (shared.done, shared.left) == (2 + 3, pytest.approx((7 * 1.0 + 1 * 8.0) / 2))
+    assert (alone.done, alone.left) == (1, pytest.approx(11 * 0.5 + 3 * 40.0))
+    assert (shared.done, shared.left) == (2 + 3, pytest.approx((7 * 19.5 + 1 * 21.0) / 2))
     sweeps.work(tmp_path, groups[2])
     watch.on_wait(cells[3:])
     assert display.states[-1].done == 2 + 3 + 3

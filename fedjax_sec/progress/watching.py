@@ -14,7 +14,7 @@ from fedjax_sec.sweeps.status import RunStatus, Status
 
 #: Seconds between two looks at what other processes have done; at least `_REST` times what a look
 #: took, since a folder may hold thousands of runs.
-_PAUSE, _REST = 10.0, 50
+_PAUSE, _REST = 1.0, 50
 
 
 class OfRun:
