@@ -112,10 +112,9 @@ class OfSweep:
         """What the folder says of the runs that this process has not started."""
         if now < self._next_look:
             return
-        begin = time.monotonic()
+        begin, names = time.monotonic(), self._unfinished - self._here
         with contextlib.suppress(ConfigError, OSError):  # to show something must stop no run
-            runs = survey(self._out).runs
-            self._others = [one for one in runs if one.name in self._unfinished - self._here]
+            self._others = [run for run in survey(self._out).runs if run.name in names]
         self._next_look = now + max(_PAUSE, _REST * (time.monotonic() - begin))
 
     def _groups_in(self, state: str) -> set[str]:
