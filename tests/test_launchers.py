@@ -1,5 +1,6 @@
 """Sweeps on several processes, local, Ray's and submitit's: deaths, hangs, errors, full disks."""
 
+import contextlib
 import json
 import os
 import random
@@ -303,24 +304,37 @@ def test_a_task_of_ray_works_in_the_folder_of_its_launcher(tmp_path, monkeypatch
 # --- Killed at random moments ---------------------------------------------------------------------
 
 
+def rounds_done(out):
+    """How many rounds of all runs are measured so far."""
+    try:
+        return sum(run.done for run in sweeps.survey(out).runs)
+    except ConfigError:  # the folder is not written yet
+        return 0
+
+
 def kill_some(process, out, kills, number=signal.SIGKILL):
-    """Kills workers that hold groups at random moments; gives how many were killed."""
-    rng, done = random.Random(0), 0
-    while done < kills and process.poll() is None:
-        time.sleep(rng.uniform(0.2, 5.0))
-        known = []
+    """Kills workers that hold groups, at random moments; gives how many were killed.
+
+    Moments are counts of rounds, the last one before three quarters of all: the machine's speed
+    doesn't decide how many kills the sweep lasts for.
+    """
+    rng, killed = random.Random(0), set()
+    rounds = SWEEP["experiment"]["rounds"] * 24
+    moments = sorted(rng.uniform(0, 0.75 * rounds) for _ in range(kills))
+    while len(killed) < kills and process.poll() is None:
+        time.sleep(0.05)
+        if rounds_done(out) < moments[len(killed)]:
+            continue
+        known = set()
         for path in out.glob(f"groups/*/{groups.WORKER}"):
-            try:
-                known.append(int(files.read_json(path)["where"].rpartition(" ")[2]))
-            except (ConfigError, KeyError, ValueError):
-                continue
-        if known:
-            try:
-                os.kill(rng.choice(known), number)
-                done += 1
-            except ProcessLookupError:
-                continue
-    return done
+            with contextlib.suppress(ConfigError, KeyError, ValueError):
+                known.add(int(files.read_json(path)["where"].rpartition(" ")[2]))
+        if alive := sorted(known - killed):
+            with contextlib.suppress(ProcessLookupError):
+                pid = rng.choice(alive)
+                os.kill(pid, number)
+                killed.add(pid)
+    return len(killed)
 
 
 SWEEP = {
