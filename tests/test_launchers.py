@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import random
 import signal
@@ -319,7 +320,8 @@ def kill_some(process, out, kills, number=signal.SIGKILL):
     doesn't decide how many kills the sweep lasts for.
     """
     rng, killed = random.Random(0), set()
-    rounds = SWEEP["experiment"]["rounds"] * 24
+    runs = len(SWEEP["seeds"]) * math.prod(map(len, SWEEP["grid"].values()))
+    rounds = runs * SWEEP["experiment"]["rounds"]
     moments = sorted(rng.uniform(0, 0.75 * rounds) for _ in range(kills))
     while len(killed) < kills and process.poll() is None:
         time.sleep(0.05)
