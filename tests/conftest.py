@@ -31,6 +31,9 @@ install_import_hook([f"fedjax_sec.{name}" for name in CHECKED], "beartype.bearty
 # The rule decides how local training is computed; tests of the measuring switch it on.
 os.environ["FEDJAX_SEC_TUNING"] = "off"
 
+#: The names of all tests that pytest collected, before any was left out.
+COLLECTED = pytest.StashKey[frozenset[str]]()
+
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)
 # The models are tiny, so nearly all time is compilation: optimise little, compile nothing twice.
@@ -61,9 +64,10 @@ def subprocess_env(compilation_cache):
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
     """Listed tests are slow; tests marked `gpu` are skipped where JAX has none."""
     listed = set(LISTED.read_text().splitlines())
+    config.stash[COLLECTED] = frozenset(item.nodeid for item in items)
     for item in items:
         if item.nodeid in listed:
             item.add_marker(pytest.mark.slow)

@@ -713,7 +713,15 @@ class MeanImage(core.PrivacyAttack):
 @component
 class TooManyImages(MeanImage):
     def reconstruct(self, key, message, params, task, known):
-        return jnp.full((9, *task.inputs.shape), 0.5), jnp.zeros(9, jnp.int32)
+        _, y = super().reconstruct(key, message, params, task, known)
+        return jnp.full((9, *task.inputs.shape), 0.5), y
+
+
+@component
+class TooManyTargets(MeanImage):
+    def reconstruct(self, key, message, params, task, known):
+        x, _ = super().reconstruct(key, message, params, task, known)
+        return x, jnp.zeros(9, jnp.int32)
 
 
 @component
@@ -724,7 +732,12 @@ class BeyondWhite(MeanImage):
 
 
 @pytest.mark.parametrize(
-    ("cls", "words"), [(TooManyImages, "inputs have shape"), (BeyondWhite, "leaves its range")]
+    ("cls", "words"),
+    [
+        (TooManyImages, "inputs have shape"),
+        (TooManyTargets, "targets have shape"),
+        (BeyondWhite, "leaves its range"),
+    ],
 )
 def test_broken_privacy_attack(cls, words):
     assert looking.check_privacy_attack(MeanImage(), "pixels") is None

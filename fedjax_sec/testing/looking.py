@@ -162,7 +162,7 @@ def check_privacy_attack(attack, kind: str) -> None:
 
     x, y = both_ways(reconstruct, message.vector, rtol=1e-2, atol=1e-2)
     told = task.task.labels_of(y) is not None
-    expect(y.shape[0] == known.count and (y.ndim == 1 or not told), f"targets: {y.shape}")
+    expect(y.shape[0] == known.count and (y.ndim == 1 or not told), f"targets have shape {y.shape}")
     expect(jnp.issubdtype(y.dtype, jnp.integer), f"targets are {y.dtype}")
     expect(((y >= 0) & (y < place.classes)).all(), f"a target is not below {place.classes}")
     if x is not None:
