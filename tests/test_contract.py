@@ -32,7 +32,9 @@ EVERYTHING = [
     if known.get(name).stands_alone  # others are checked where their objects are made
 ]
 UPDATE_ATTACKS = [
-    name for name in registry.attacks.names() if registry.attacks.get(name).stage == "update"
+    name
+    for name, cls in ((name, registry.attacks.get(name)) for name in registry.attacks.names())
+    if cls.stage == "update" and cls.stands_alone
 ]
 
 

@@ -353,7 +353,9 @@ SWEEP = {
 def launch(spec, out, launcher):
     """Starts a sweep in a process of its own."""
     code = (
-        "import json, sys, fedjax_sec\n"
+        "import json, signal, sys, fedjax_sec\n"
+        # A shell lets what it starts in the background ignore interrupts, tests included.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "spec, out, launcher = sys.argv[1:]\n"
         "fedjax_sec.sweep(json.loads(spec), out=out, launcher=json.loads(launcher))"
     )

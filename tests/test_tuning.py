@@ -4,6 +4,7 @@ import dataclasses
 import json
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
@@ -333,10 +334,35 @@ def test_the_level_reaches_the_compiler(optimizing, monkeypatch):
 
     for level in (1, None):
         program = program_of(from_mapping(small()), tuning=Tuning(A, {}, level))
-        program._lowered["key"] = Lowered(), 0.0
+        program._lowered["key"] = Lowered(), 0.0, threading.Lock()
         program.finish()
     lighter = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 1}
     assert options == [lighter if on_cpu() else None, None]
+
+
+def test_two_threads_compile_a_program_once():
+    """Groups of a sweep may share a program, and each compiles it in a thread of its own."""
+    started, compiled = threading.Event(), []
+
+    class Compiled:
+        def memory_analysis(self):
+            return None
+
+    class Lowered:
+        def compile(self, given):
+            started.set()
+            time.sleep(0.2)
+            compiled.append(given)
+            return Compiled()
+
+    program = program_of(from_mapping(small()))
+    program._lowered["key"] = Lowered(), 0.0, threading.Lock()
+    with ThreadPoolExecutor(3) as threads:
+        callers = [threads.submit(program.finish)]
+        assert started.wait(60)
+        callers += [threads.submit(program._finish, "key"), threads.submit(program.finish)]
+        assert [caller.exception() for caller in callers] == [None, None, None]
+    assert len(compiled) == 1 and not program._lowered
 
 
 @pytest.mark.skipif(not on_cpu(), reason="these options are a CPU's")

@@ -5,6 +5,7 @@ a single run is one replica.
 """
 
 import functools
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -75,7 +76,9 @@ class Program:
         self.compiled: dict[str, dict] = {}
         self.compile_seconds = 0.0
         self._functions: dict = {}
-        self._lowered: dict = {}  # traced, and not yet compiled, with the seconds that it took
+        # Traced, not yet compiled: with the seconds that it took, and a lock for who compiles it.
+        self._lowered: dict = {}
+        self._finishing = threading.Lock()  # groups may share a program, each in a thread
         self._fitting: set = set()
 
     def _over_replicas(self, fn: Callable, *stacked):
@@ -115,16 +118,22 @@ class Program:
             if self.replicated:  # where the arguments lie now says nothing
                 args = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), args)
             lowered = jitted.lower(*args)
-            self._lowered[key] = lowered, time.perf_counter() - start
+            self._lowered[key] = lowered, time.perf_counter() - start, threading.Lock()
         return key
 
     def _finish(self, key) -> None:
-        """Lets XLA compile what was traced."""
-        start, (lowered, seconds) = time.perf_counter(), self._lowered[key]
-        options = compiler_options(self.tuning.optimization)
-        self._functions[key] = function = lowered.compile(options or None)
-        del self._lowered[key]
-        self._record(key[0], seconds + time.perf_counter() - start, function)
+        """Lets XLA compile what was traced, unless another thread has; waits for one that does."""
+        if (traced := self._lowered.get(key)) is None:
+            return
+        lowered, seconds, lock = traced
+        with lock:
+            if key in self._functions:
+                return
+            start = time.perf_counter()
+            options = compiler_options(self.tuning.optimization)
+            self._functions[key] = function = lowered.compile(options or None)
+            del self._lowered[key]
+            self._record(key[0], seconds + time.perf_counter() - start, function)
 
     def _record(self, name, seconds, function=None):
         entry = self.compiled.setdefault(name, {"seconds": 0.0})
@@ -160,11 +169,12 @@ class Program:
         return self
 
     def finish(self) -> "Program":
-        """Compiles what `lower` has traced, side by side; in any thread."""
-        begin, keys = time.perf_counter(), list(self._lowered)
-        with ThreadPoolExecutor(len(keys) or 1) as threads:
-            list(threads.map(self._finish, keys))
-        self.compile_seconds += time.perf_counter() - begin
+        """Compiles what `lower` has traced, side by side; in any thread, and in several."""
+        with self._finishing:  # so that the time counts once
+            begin, keys = time.perf_counter(), list(self._lowered)
+            with ThreadPoolExecutor(len(keys) or 1) as threads:
+                list(threads.map(self._finish, keys))
+            self.compile_seconds += time.perf_counter() - begin
         return self
 
     def init(
