@@ -5,7 +5,7 @@ import os
 
 import jax
 import pytest
-from choose_slow import LISTED
+from choose_slow import COLLECTED, LISTED
 from jaxtyping import install_import_hook
 
 #: Components of other people's, loaded by `--import`, and tests whose library is not installed.
@@ -30,9 +30,6 @@ install_import_hook([f"fedjax_sec.{name}" for name in CHECKED], "beartype.bearty
 
 # The rule decides how local training is computed; tests of the measuring switch it on.
 os.environ["FEDJAX_SEC_TUNING"] = "off"
-
-#: The names of all tests that pytest collected, before any was left out.
-COLLECTED = pytest.StashKey[frozenset[str]]()
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)

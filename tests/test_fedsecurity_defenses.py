@@ -23,7 +23,7 @@ from fedjax_sec.core import (
     tree_space,
 )
 from fedjax_sec.core.types import ServerView
-from fedjax_sec.defenses import _anomaly, _fedsecurity, three_sigma
+from fedjax_sec.defenses import _anomaly, _fedsecurity, _foolsgold, three_sigma
 from fedjax_sec.ops.moments import weighted_mean
 from fedjax_sec.testing import defenses as testing
 
@@ -1005,6 +1005,20 @@ def test_anomaly_detection_refuses(name):
 
 def foolsgold_weights(memory):
     return np.clip(foolsgold_logits(memory), 0, 1)
+
+
+def test_two_clients_nearest_to_each_other_have_one_logit():
+    """Both have the largest alpha where they are least like the others."""
+    rng, ties = np.random.default_rng(20), 0
+    scores = jax.jit(lambda rows: _foolsgold.logits(rows, jnp.ones(6, bool), "fedsecurity")[0])
+    for _ in range(200):
+        rows = rng.normal(size=(6, 4)).astype(np.float32)
+        expected = foolsgold_logits(rows.astype(float))
+        top = expected > 13.8  # the ceiling's 14.3, and more where float64 tells the two apart
+        ties += top.sum() > 1
+        actual = np.asarray(scores(rows))
+        np.testing.assert_allclose(actual[top], np.log(999999) + 0.5, rtol=1e-4)
+    assert ties > 20
 
 
 @pytest.mark.parametrize("memory", ["auto", "client"])

@@ -3,8 +3,7 @@
 from pathlib import Path
 
 import pytest
-from choose_slow import LISTED
-from conftest import COLLECTED
+from choose_slow import COLLECTED, LISTED
 
 ROOT = Path(__file__).parent.parent
 

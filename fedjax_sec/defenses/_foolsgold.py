@@ -5,7 +5,8 @@ import jax.numpy as jnp
 from fedjax_sec.ops import distances
 from fedjax_sec.ops.moments import row_norms, unit_rows
 
-#: 1 - cosine below this is rounding in float32, and counts as no difference at all.
+#: 1 - cosine, or 1 - an alpha relative to the largest, below this is rounding in float32, and
+#: counts as no difference at all.
 ROUNDING = 1e-5
 #: Replaces an alpha of 1 before the logit; the paper leaves it.
 CEILINGS = {"author": 0.99, "fedsecurity": 0.999999}
@@ -30,6 +31,8 @@ def logits(rows, usable, convention: str):
         alpha = _alpha(rows, usable, others, 1e-5 if convention == "author" else 0.0)
     top = alpha.max()
     share = alpha / jnp.where(top > 0, top, 1.0)
+    # Two clients nearest to each other have one alpha, and rounding would tell their logits apart.
+    share = jnp.where(share > 1.0 - ROUNDING, 1.0, share)
     odds = share / jnp.where(share < 1.0, 1.0 - share, 1.0)
     epsilon, best = 1e-5 if convention == "author" else 0.0, jnp.inf
     if (ceiling := CEILINGS.get(convention)) is not None:

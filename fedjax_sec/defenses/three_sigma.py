@@ -64,8 +64,10 @@ class ThreeSigma(Stage):
     Where nobody is left the aggregate is zero (FedML stops with an error). `kept` is 1 for
     survivors. Clients whose update is not finite are left out. A score that exceeds the threshold
     by a millionth of the mean is equal to it, a choice: rounding would otherwise drop all of
-    several equal clients. In `aggregate` the last layer is the last leaf with two axes of the
-    clients' pytrees; of plain vectors the whole vector. Without `params` there, w is zero.
+    several equal clients; likewise FoolsGold's alpha is the largest where it is so but for a
+    hundred-thousandth, else rounding would tell two clients apart that are nearest to each other.
+    In `aggregate` the last layer is the last leaf with two axes of the clients' pytrees; of plain
+    vectors the whole vector. Without `params` there, w is zero.
 
     Raises: `ConfigError` with fewer than 3 clients; for `foolsgold` behind a stage that merges
     clients; for `calibration_rounds` where nothing is calibrated.
